@@ -1,0 +1,109 @@
+"""The record of an episode: what the rollout writes, and the only thing that batching, reports and cards read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import Any
+
+
+class StopReason(str, Enum):
+    """
+    Why an episode ended, recorded when it is known and carried to the bootstrap term, the metrics and the card.
+
+    `terminated` ends the task itself; every other reason but `ERROR` cuts it. `bootstraps` says whether the return
+    beyond the cut is estimated by the critic: it is where somebody outside the task cut it, and it is not where the
+    limit belongs to the task (the prompt shows it) or where no next state exists.
+    """
+
+    SOLVED = "solved"  # the task is over and its goal was reached
+    TERMINATED = "terminated"  # the task is over without its goal
+    TASK_BUDGET = "task_budget"  # a limit that the prompt shows, such as Sokoban's number of actions
+    TURN_LIMIT = "turn_limit"  # the trainer's `max_turns`
+    TOKEN_LIMIT = "token_limit"  # the next prompt fills the episode's token budget: no room for a response
+    TIME_LIMIT = "time_limit"  # a limit outside the task, such as Gymnasium's TimeLimit wrapper
+    OVERLONG = "overlong"  # the next prompt does not fit: bootstrapped from the longest prefix that fits
+    CUT_RESPONSE = "cut_response"  # the response used up the episode's token budget unfinished: no next state
+    ERROR = "error"  # the environment failed: dropped from every statistic, counted
+
+    @property
+    def terminated(self) -> bool:
+        return self in (StopReason.SOLVED, StopReason.TERMINATED)
+
+    @property
+    def truncated(self) -> bool:
+        return not self.terminated and self is not StopReason.ERROR
+
+    @property
+    def bootstraps(self) -> bool:
+        return self in (StopReason.TURN_LIMIT, StopReason.TOKEN_LIMIT, StopReason.TIME_LIMIT, StopReason.OVERLONG)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """
+    One generation call and the environment's reply.
+
+    Example, for a model that saw a board of 40 tokens and answered "Up" with an end-of-turn token:
+    `Turn(prompt_ids=(...40 ids), completion_ids=(7, 2), sampling_logprobs=(-0.4, -0.01), observation="##...",
+    completion="Up", action="Up", reward=-0.1, penalty=0.0, finish_reason="stop")`.
+    """
+
+    prompt_ids: tuple[int, ...]  # everything the model was conditioned on, generation prompt included
+    completion_ids: tuple[int, ...]  # exactly what was sampled, the end-of-turn token included where it was sampled
+    sampling_logprobs: tuple[float, ...]  # nats, parallel to `completion_ids`
+    observation: str  # the environment's text this turn answers
+    completion: str  # `completion_ids` as text, without the end-of-turn token
+    action: str  # what the environment executed; empty where nothing was understood
+    reward: float  # the environment's own reward for this turn, undiscounted
+    penalty: float  # format penalty (zero or negative), kept apart from `reward`
+    finish_reason: str  # "stop" or "length": why this one completion ended
+    value: float | None = None  # the critic's V of the state before the turn; None where it was not scored
+    advantage: float | None = None  # before whitening; None where it was not scored
+    turn_return: float | None = None  # advantage + value, the critic's target; None where it was not scored
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """An episode: its turns in order and why it ended. Serialises to JSON through `to_dict` and `from_dict`."""
+
+    task: Mapping[str, Any]  # the dataset row that started it
+    environment: str  # Gymnasium id or the name of the factory
+    seed: int  # the environment was reset with it
+    turns: tuple[Turn, ...]  # in order; empty only where `stop_reason` is ERROR
+    stop_reason: StopReason
+    bootstrap_ids: tuple[int, ...] | None = None  # the state after the last turn, for reasons that bootstrap
+    bootstrap_value: float | None = None  # the critic's V of `bootstrap_ids`; None where it was not scored
+    group: int = 0  # episodes of the same task in one rollout batch share this number
+    error: str | None = None  # what failed, where `stop_reason` is ERROR
+    metrics: Mapping[str, float] = field(default_factory=dict)  # e.g. solved, num_actions, from the last `info`
+
+    @property
+    def total_reward(self) -> float:
+        """Undiscounted sum of the environment's rewards, without format penalties: the figure that scores report."""
+        return sum(turn.reward for turn in self.turns)
+
+    @property
+    def total_penalty(self) -> float:
+        return sum(turn.penalty for turn in self.turns)
+
+    @property
+    def solved(self) -> bool:
+        return self.stop_reason is StopReason.SOLVED
+
+    def to_dict(self) -> dict[str, Any]:
+        record = asdict(self)
+        record["stop_reason"] = self.stop_reason.value
+        return record
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Trajectory:
+        turns = tuple(
+            Turn(**{name: tuple(item) if isinstance(item, list) else item for name, item in turn.items()})
+            for turn in record["turns"]
+        )
+        bootstrap_ids = record.get("bootstrap_ids")
+        fields = {**record, "turns": turns, "stop_reason": StopReason(record["stop_reason"])}
+        fields["bootstrap_ids"] = None if bootstrap_ids is None else tuple(bootstrap_ids)
+        return cls(**fields)

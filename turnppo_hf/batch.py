@@ -1,0 +1,303 @@
+"""Trajectories in, one `TurnBatch` out: rows of tokens, tables of turns, and the way from one to the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+
+from turnppo_hf.trajectory import StopReason, Trajectory
+
+
+@dataclass(frozen=True)
+class TurnBatch:
+    """
+    `B` trajectories of up to `N` turns, laid out in `R` rows of up to `T` tokens.
+
+    Consecutive turns share a row as long as each prompt extends what was read and written before; a trajectory whose
+    template rewrites history has several rows. Credit lives in the `(B, N)` tables and never sees rows.
+
+    Example: a trajectory with P0=(1, 2), C0=(3, 4), P1=(1, 2, 3, 4, 5), C1=(6,) is one row
+
+        input_ids        1  2  3  4  5  6
+        completion_mask  0  0  1  1  0  1
+        turn_ids        -1 -1  0  0 -1  1      turn_positions = (1, 4)
+    """
+
+    input_ids: torch.Tensor  # (R, T) padded on the right with 0
+    attention_mask: torch.Tensor  # (R, T) 1 = real token
+    completion_mask: torch.Tensor  # (R, T) 1 = sampled by the actor
+    turn_ids: torch.Tensor  # (R, T) turn within its trajectory, -1 where `completion_mask` is 0
+    sampling_logprobs: torch.Tensor  # (R, T) nats, 0 where `completion_mask` is 0
+    old_logprobs: torch.Tensor  # (R, T) before the update: the sampling ones until somebody recomputes them
+    row_trajectories: torch.Tensor  # (R,) trajectory of a row; rows of one trajectory follow each other in turn order
+    turn_mask: torch.Tensor  # (B, N) 1 = real turn
+    turn_rewards: torch.Tensor  # (B, N) reward + penalty
+    turn_lengths: torch.Tensor  # (B, N) sampled tokens
+    turn_rows: torch.Tensor  # (B, N) row of the turn's state; 0 where `turn_mask` is 0
+    turn_positions: torch.Tensor  # (B, N) last prompt token in that row: the state before the action
+    bootstrap_mask: torch.Tensor  # (B,) 1 = the state after the last turn has a value
+    bootstrap_rows: torch.Tensor  # (B,) row of that state; 0 where `bootstrap_mask` is 0
+    bootstrap_positions: torch.Tensor  # (B,) its last token
+    groups: torch.Tensor  # (B,) episodes of the same task share a number
+
+    def __len__(self) -> int:
+        return len(self.turn_mask)
+
+    @property
+    def num_turns(self) -> int:
+        return int(self.turn_mask.sum())
+
+    @property
+    def num_tokens(self) -> int:
+        """Sampled tokens."""
+        return int(self.turn_lengths.sum())
+
+    def to(self, device: torch.device) -> TurnBatch:
+        """Move every tensor."""
+        return TurnBatch(**{item.name: getattr(self, item.name).to(device) for item in fields(self)})
+
+    def sum_per_turn(self, values: torch.Tensor) -> torch.Tensor:
+        """Add per-token `values` `(R, T)` over each turn's sampled tokens: `(B, N)`, differentiable."""
+        flat = values.new_zeros(self.turn_mask.numel())
+        return flat.index_add(0, self._turn_of_token(), values[self.completion_mask.bool()]).view(self.turn_mask.shape)
+
+    def to_tokens(self, turn_values: torch.Tensor) -> torch.Tensor:
+        """Give each sampled token its turn's value: `(B, N)` -> `(R, T)`, 0 elsewhere."""
+        tokens = turn_values.new_zeros(self.input_ids.shape)
+        tokens[self.completion_mask.bool()] = turn_values.reshape(-1)[self._turn_of_token()]
+        return tokens
+
+    def at_turns(self, values: torch.Tensor) -> torch.Tensor:
+        """Read per-token `values` `(R, T)` where turns start: `(B, N)`, 0 where there is no turn."""
+        return values[self.turn_rows, self.turn_positions] * self.turn_mask
+
+    def at_bootstrap(self, values: torch.Tensor) -> torch.Tensor:
+        """Read per-token `values` `(R, T)` at the states after the last turns: `(B,)`, 0 where there is none."""
+        return values[self.bootstrap_rows, self.bootstrap_positions] * self.bootstrap_mask
+
+    def pack_tokens(self, values: torch.Tensor) -> torch.Tensor:
+        """Line up the sampled tokens of each trajectory, observations left out: `(R, T)` -> `(B, M)`, differentiable."""
+        trajectory, place, width = self._packing()
+        packed = values.new_zeros(len(self), width)
+        return packed.index_put((trajectory, place), values[self.completion_mask.bool()])
+
+    def unpack_tokens(self, packed: torch.Tensor) -> torch.Tensor:
+        """Undo `pack_tokens`: `(B, M)` -> `(R, T)`, 0 where nothing was sampled."""
+        trajectory, place, _ = self._packing()
+        values = packed.new_zeros(self.input_ids.shape)
+        values[self.completion_mask.bool()] = packed[trajectory, place]
+        return values
+
+    def select(self, trajectories: Sequence[int] | torch.Tensor) -> TurnBatch:
+        """Take some trajectories, in that order, with their rows, cut to the width they need."""
+        picked = torch.as_tensor(trajectories, dtype=torch.long, device=self.turn_mask.device)
+        rows = torch.cat(
+            [(self.row_trajectories == trajectory).nonzero()[:, 0] for trajectory in picked] or [picked.new_zeros(0)]
+        )
+        new_row = torch.zeros_like(self.row_trajectories).index_copy(
+            0, rows, torch.arange(len(rows), device=rows.device)
+        )
+        new_trajectory = torch.zeros(len(self), dtype=torch.long, device=rows.device).index_copy(
+            0, picked, torch.arange(len(picked), device=rows.device)
+        )
+        width = int(self.attention_mask[rows].sum(1).max()) if len(rows) else 1
+        turns = max(int(self.turn_mask[picked].sum(1).max()), 1) if len(picked) else 1
+        cut = {}
+        for item in fields(self):
+            tensor = getattr(self, item.name)
+            if item.name in (
+                "input_ids",
+                "attention_mask",
+                "completion_mask",
+                "turn_ids",
+                "sampling_logprobs",
+                "old_logprobs",
+            ):
+                cut[item.name] = tensor[rows, :width]
+            elif item.name != "row_trajectories":
+                tensor = tensor[picked]
+                cut[item.name] = tensor[:, :turns] if tensor.dim() == 2 else tensor
+        cut["row_trajectories"] = new_trajectory[self.row_trajectories[rows]]
+        cut["turn_rows"] = new_row[cut["turn_rows"]] * cut["turn_mask"]
+        cut["bootstrap_rows"] = new_row[cut["bootstrap_rows"]] * cut["bootstrap_mask"]
+        return TurnBatch(**cut)
+
+    def micro_batches(self, max_tokens: int) -> list[torch.Tensor]:
+        """
+        Cut into groups of whole trajectories of similar length, each within `max_tokens` padded tokens.
+
+        A trajectory that is longer on its own is a group of its own. The cut never changes a gradient: every weight
+        and denominator belongs to the optimizer step.
+        """
+        lengths = self.attention_mask.sum(1)
+        longest = lengths.new_zeros(len(self)).scatter_reduce(0, self.row_trajectories, lengths, "amax")
+        num_rows = torch.bincount(self.row_trajectories, minlength=len(self))
+        groups: list[list[int]] = []
+        rows_in_group = 0
+        for trajectory in longest.argsort(descending=True, stable=True).tolist():
+            rows = int(num_rows[trajectory])
+            # the first of a group is its longest, so it fixes the width
+            if groups and int(longest[groups[-1][0]]) * (rows_in_group + rows) <= max_tokens:
+                groups[-1].append(trajectory)
+                rows_in_group += rows
+            else:
+                groups.append([trajectory])
+                rows_in_group = rows
+        return [torch.tensor(group, device=self.turn_mask.device) for group in groups]
+
+    def _turn_of_token(self) -> torch.Tensor:
+        """Flat index into `(B, N)` of each sampled token, in row order."""
+        index = self.row_trajectories[:, None] * self.turn_mask.shape[1] + self.turn_ids
+        return index[self.completion_mask.bool()]
+
+    def _packing(self) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Trajectory and place of each sampled token, in row order, and the width that holds them."""
+        trajectory = self.row_trajectories[:, None].expand_as(self.input_ids)[self.completion_mask.bool()]
+        counts = self.turn_lengths.sum(1)
+        starts = counts.cumsum(0) - counts
+        place = torch.arange(len(trajectory), device=trajectory.device) - starts[trajectory]
+        return trajectory, place, max(int(counts.max()), 1) if len(counts) else 1
+
+
+@dataclass
+class _Row:
+    """A row under construction."""
+
+    trajectory: int
+    ids: list[int]
+    turn_ids: list[int]
+    logprobs: list[float]
+
+    def extend(self, ids: Sequence[int], turn: int = -1, logprobs: Sequence[float] = ()) -> None:
+        self.ids += ids
+        self.turn_ids += [turn] * len(ids)
+        self.logprobs += logprobs or [0.0] * len(ids)
+
+    def holds_prefix_of(self, ids: Sequence[int]) -> bool:
+        return len(ids) > len(self.ids) and list(ids[: len(self.ids)]) == self.ids
+
+
+def stack(trajectories: Sequence[Trajectory], *, bootstrap_truncated: bool | None = None) -> TurnBatch:
+    """
+    Lay trajectories out as a batch.
+
+    Args:
+        trajectories (`Sequence[Trajectory]`):
+            At least one turn each, none that ended with `StopReason.ERROR`.
+        bootstrap_truncated (`bool`, *optional*):
+            Overrides the stop reason's own answer to whether the state after a cut has a value. Where no such state was
+            recorded the value is 0 either way.
+
+    Raises:
+        `ValueError`: a failed episode, a turn without sampled tokens, or log-probs that do not match them.
+    """
+    rows: list[_Row] = []
+    num_turns = max((len(trajectory.turns) for trajectory in trajectories), default=1)
+    shape = (len(trajectories), max(num_turns, 1))
+    table = {
+        name: torch.zeros(shape, dtype=torch.float32 if name == "turn_rewards" else torch.long)
+        for name in ("turn_mask", "turn_rewards", "turn_lengths", "turn_rows", "turn_positions")
+    }
+    vector = {
+        name: torch.zeros(len(trajectories), dtype=torch.long)
+        for name in ("bootstrap_mask", "bootstrap_rows", "bootstrap_positions", "groups")
+    }
+    for index, trajectory in enumerate(trajectories):
+        _check(index, trajectory)
+        vector["groups"][index] = trajectory.group
+        row = None
+        for number, turn in enumerate(trajectory.turns):
+            row = _row_for(rows, row, index, turn.prompt_ids)
+            table["turn_mask"][index, number] = 1
+            table["turn_rewards"][index, number] = turn.reward + turn.penalty
+            table["turn_lengths"][index, number] = len(turn.completion_ids)
+            table["turn_rows"][index, number] = len(rows) - 1
+            table["turn_positions"][index, number] = len(row.ids) - 1
+            row.extend(turn.completion_ids, number, turn.sampling_logprobs)
+        bootstraps = trajectory.stop_reason.bootstraps if bootstrap_truncated is None else bootstrap_truncated
+        if bootstraps and trajectory.stop_reason.truncated and trajectory.bootstrap_ids is not None:
+            row = _row_for(rows, row, index, trajectory.bootstrap_ids)
+            vector["bootstrap_mask"][index] = 1
+            vector["bootstrap_rows"][index] = len(rows) - 1
+            vector["bootstrap_positions"][index] = len(row.ids) - 1
+    return TurnBatch(**_pad(rows), **table, **vector)
+
+
+def _row_for(rows: list[_Row], row: _Row | None, trajectory: int, prompt_ids: Sequence[int]) -> _Row:
+    """Continue the row where the prompt extends it, else start one."""
+    if row is None or not row.holds_prefix_of(prompt_ids):
+        row = _Row(trajectory, [], [], [])
+        rows.append(row)
+    row.extend(prompt_ids[len(row.ids) :])
+    return row
+
+
+def _pad(rows: Sequence[_Row]) -> dict[str, torch.Tensor]:
+    width = max((len(row.ids) for row in rows), default=1)
+    padded = {
+        "input_ids": torch.zeros(len(rows), width, dtype=torch.long),
+        "attention_mask": torch.zeros(len(rows), width, dtype=torch.long),
+        "turn_ids": torch.full((len(rows), width), -1, dtype=torch.long),
+        "sampling_logprobs": torch.zeros(len(rows), width),
+    }
+    for index, row in enumerate(rows):
+        length = len(row.ids)
+        padded["input_ids"][index, :length] = torch.tensor(row.ids)
+        padded["attention_mask"][index, :length] = 1
+        padded["turn_ids"][index, :length] = torch.tensor(row.turn_ids)
+        padded["sampling_logprobs"][index, :length] = torch.tensor(row.logprobs)
+    padded["old_logprobs"] = padded["sampling_logprobs"].clone()
+    padded["completion_mask"] = (padded["turn_ids"] >= 0).long()
+    padded["row_trajectories"] = torch.tensor([row.trajectory for row in rows], dtype=torch.long)
+    return padded
+
+
+def _check(index: int, trajectory: Trajectory) -> None:
+    if trajectory.stop_reason is StopReason.ERROR or not trajectory.turns:
+        raise ValueError(
+            f"Trajectory {index} has the stop reason {trajectory.stop_reason.value} and {len(trajectory.turns)} turns. "
+            "A failed or empty episode says nothing about the policy. Drop it before stacking."
+        )
+    for number, turn in enumerate(trajectory.turns):
+        if not turn.prompt_ids or not turn.completion_ids or len(turn.completion_ids) != len(turn.sampling_logprobs):
+            raise ValueError(
+                f"Turn {number} of trajectory {index} has {len(turn.prompt_ids)} prompt tokens, "
+                f"{len(turn.completion_ids)} sampled tokens and {len(turn.sampling_logprobs)} log-probs. Each turn needs "
+                "a prompt, at least one sampled token and a log-prob for each. Record them as the generator returned them."
+            )
+
+
+def check_turn_ids(turn_ids: torch.Tensor, completion_mask: torch.Tensor) -> None:
+    """
+    Check that turns can be told apart in rows that somebody else laid out.
+
+    Args:
+        turn_ids (`torch.Tensor` of shape `(R, T)`): Turn of each sampled token, -1 elsewhere.
+        completion_mask (`torch.Tensor` of shape `(R, T)`): 1 = sampled by the actor.
+
+    Raises:
+        `ValueError`: an id is missing on a sampled token, stands on another, runs backwards, or a turn is split.
+    """
+    sampled = completion_mask.bool()
+    if bool((turn_ids[sampled] < 0).any()):
+        raise ValueError(
+            "`turn_ids` is negative on a sampled token, so its turn is unknown. Number every sampled token."
+        )
+    if bool((turn_ids[~sampled] >= 0).any()):
+        raise ValueError("`turn_ids` numbers a token that the actor did not sample. Use -1 outside `completion_mask`.")
+    for row, mask in zip(turn_ids, sampled, strict=True):
+        ids = row[mask]
+        if bool((ids.diff() < 0).any()):
+            raise ValueError(
+                f"`turn_ids` runs backwards ({ids.tolist()}): a turn would be credited with rewards from before it. "
+                "Lay turns out in the order they were played."
+            )
+        runs = (mask.long().diff() == 1).nonzero()[:, 0] + 1
+        starts = ([0] if bool(mask[0]) else []) + runs.tolist()
+        if len(starts) != len(set(row[starts].tolist())):
+            raise ValueError(
+                f"A turn of `turn_ids` is split by tokens that were not sampled ({row.tolist()}), so its response is not "
+                "contiguous. Give every response its own number."
+            )

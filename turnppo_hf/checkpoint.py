@@ -1,0 +1,88 @@
+"""Actor at the root, `critic/` beside it, the run's record and the pending rollout batch: saved and read back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerBase
+
+from turnppo_hf.actor_critic import ActorCritic
+from turnppo_hf.batch import TurnBatch
+from turnppo_hf.credit import Credit
+
+CRITIC_FOLDER = "critic"
+RECORD_FILE = "turnppo.json"
+SCHEMA_VERSION = 1
+
+
+def save_networks(model: ActorCritic, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any], folder: str) -> None:
+    """
+    Write a folder that plain transformers loads: `AutoModelForCausalLM` at the root, `AutoModelForTokenClassification`
+    in `critic/`, and `turnppo.json` with what is needed to play the same environment again.
+    """
+    path = Path(folder)
+    model.actor.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    if model.critic is not None:
+        model.critic.save_pretrained(path / CRITIC_FOLDER)
+    (path / RECORD_FILE).write_text(json.dumps({"schema_version": SCHEMA_VERSION, **record}, indent=2) + "\n")
+
+
+def load_networks(model: ActorCritic, folder: str) -> None:
+    """
+    Read the weights of a checkpoint into the networks.
+
+    Raises:
+        `FileNotFoundError`: the folder has no critic although the run needs one, or no weights at all.
+    """
+    for name, network in model.networks.items():
+        part = Path(folder) / (CRITIC_FOLDER if name == "critic" else "")
+        if not (part / "config.json").exists():
+            raise FileNotFoundError(
+                f"{part} holds no {name}, so the run cannot continue from it. Point `resume_from_checkpoint` at a "
+                "folder that this trainer saved, or start anew from it with `model=`."
+            )
+        network.load_state_dict(type(network).from_pretrained(part, dtype=network.dtype).state_dict())
+
+
+def read_record(folder: str) -> dict[str, Any]:
+    """
+    Read `turnppo.json` of a checkpoint; empty where there is none.
+
+    Raises:
+        `ValueError`: it was written by a newer version.
+    """
+    path = Path(folder) / RECORD_FILE
+    if not path.exists():
+        return {}
+    record: dict[str, Any] = json.loads(path.read_text())
+    if record.get("schema_version", 0) > SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} has schema version {record['schema_version']}, this version reads up to {SCHEMA_VERSION}. "
+            "Upgrade turnppo-hf."
+        )
+    return record
+
+
+def save_pending(batch: TurnBatch, credit: Credit, advantages: torch.Tensor, file: Path) -> None:
+    """Save a rollout batch that has updates left, so that a resumed run continues with it."""
+    tensors = {f"batch.{item.name}": getattr(batch, item.name).contiguous() for item in fields(batch)}
+    for name in ("advantages", "returns", "values", "mask"):
+        tensors[f"credit.{name}"] = getattr(credit, name).contiguous()
+    save_file({**tensors, "advantages": advantages.contiguous()}, file, metadata={"per": credit.per})
+
+
+def load_pending(file: Path, device: torch.device) -> tuple[TurnBatch, Credit, torch.Tensor]:
+    """Read what `save_pending` wrote."""
+    with safe_open(file, framework="pt") as opened:
+        per = opened.metadata()["per"]
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # not a mapping
+    batch = TurnBatch(**{item.name: tensors[f"batch.{item.name}"] for item in fields(TurnBatch)}).to(device)
+    tables = [tensors[f"credit.{name}"].to(device) for name in ("advantages", "returns", "values", "mask")]
+    return batch, Credit(*tables, per=per), tensors["advantages"].to(device)

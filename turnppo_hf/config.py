@@ -1,0 +1,346 @@
+"""`TurnPPOConfig`: every knob of the trainer, with GRPOConfig's spelling wherever GRPOConfig has the knob."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from turnppo_hf._trl import BaseConfig
+
+ALGORITHMS = ("turn_ppo", "token_ppo", "grpo", "rloo")
+IMPORTANCE_SAMPLING_LEVELS = ("turn", "turn_geometric", "token")
+LOSS_AGGREGATIONS = ("trajectory_tokens", "batch_tokens", "turns")
+WHITENING = ("turns", "tokens", "none")
+KL_ESTIMATORS = ("k1", "k2", "k3")
+
+
+@dataclass
+class TurnPPOConfig(BaseConfig):
+    r"""
+    Configuration of [`TurnPPOTrainer`].
+
+    Only the parameters specific to turn-level PPO and to multi-turn rollouts are listed; for all others see
+    [`~transformers.TrainingArguments`]. Fields that TRL's `GRPOConfig` has keep its name and meaning.
+
+    > [!NOTE]
+    > Defaults that differ from [`~transformers.TrainingArguments`]: `learning_rate` is 1e-6, `logging_steps` is 10,
+    > `remove_unused_columns` is False, and `bf16` and `gradient_checkpointing` follow the device (off on CPU).
+    > `gradient_accumulation_steps` only enters `generation_batch_size`: micro-batches are cut by
+    > `max_tokens_per_micro_batch` and never change the gradient.
+
+    Parameters:
+        > Parameters that control the model
+
+        model_init_kwargs (`dict` or `str`, *optional*):
+            Keyword arguments for `from_pretrained` where `model` is a string.
+        disable_dropout (`bool`, *optional*, defaults to `True`):
+            Switch dropout off in the actor (it is always off in the critic): with dropout the ratio is not 1 before
+            the first update.
+
+        > Parameters that control the algorithm
+
+        algorithm (`str`, *optional*, defaults to `"turn_ppo"`):
+            `"turn_ppo"` (GAE over turns, one ratio per turn), `"token_ppo"` (GAE over tokens), `"grpo"` or `"rloo"`
+            (group baselines, no critic). It sets the defaults of `importance_sampling_level`, `whiten_advantages` and
+            `num_generations`.
+        gamma (`float`, *optional*, defaults to `0.99`):
+            Discount per turn.
+        lam (`float`, *optional*, defaults to `0.9`):
+            GAE's lambda per turn. `lambda` in YAML and on the command line.
+        token_gamma (`float`, *optional*, defaults to `1.0`):
+            Discount per token, used by `token_ppo` only.
+        token_lam (`float`, *optional*, defaults to `1.0`):
+            GAE's lambda per token, used by `token_ppo` only.
+        critic_lr_multiplier (`float`, *optional*, defaults to `10.0`):
+            The critic's learning rate is `learning_rate` times this.
+        critic (`str`, *optional*, defaults to `"separate"`):
+            Kind of critic. `"separate"`, a network of its own, is the only one so far.
+        critic_warmup_steps (`int`, *optional*, defaults to `0`):
+            Optimizer steps at the start in which only the critic is trained.
+        importance_sampling_level (`str`, *optional*):
+            `"turn"` (product over the turn's tokens), `"turn_geometric"` (its length-normalised form) or `"token"`.
+            Defaults to `"turn"` for `turn_ppo`, else `"token"`.
+        loss_aggregation (`str`, *optional*, defaults to `"trajectory_tokens"`):
+            `"trajectory_tokens"` (sum over a trajectory divided by its sampled tokens, mean over trajectories),
+            `"batch_tokens"` (sum divided by all sampled tokens) or `"turns"` (mean over turns).
+        whiten_advantages (`str`, *optional*):
+            `"turns"`, `"tokens"` or `"none"`: over what advantages are whitened, once per rollout batch on all ranks.
+            Defaults to `"turns"` for `turn_ppo`, `"tokens"` for `token_ppo`, `"none"` for the group baselines.
+        scale_rewards (`bool`, *optional*, defaults to `True`):
+            Divide GRPO's advantages by the group's standard deviation.
+        epsilon (`float`, *optional*, defaults to `0.2`):
+            Clip range below 1 of the ratio.
+        epsilon_high (`float`, *optional*):
+            Clip range above 1. Defaults to `epsilon`.
+        cliprange_value (`float`, *optional*):
+            Clip range of the value around its value before the update, in units of return. Off by default.
+        beta (`float`, *optional*, defaults to `0.0`):
+            Coefficient of the KL divergence to the initial model. 0 loads no reference model.
+        kl_estimator (`str`, *optional*, defaults to `"k3"`):
+            `"k1"`, `"k2"` or `"k3"`.
+        entropy_coef (`float`, *optional*, defaults to `0.0`):
+            Coefficient of the entropy bonus (mean over sampled tokens).
+        bootstrap_truncated (`bool`, *optional*):
+            Whether a truncated episode's last turn is bootstrapped with the critic. Unset follows the stop reason:
+            yes for limits from outside the task, no for budgets that the prompt shows.
+
+        > Parameters that control the data
+
+        num_iterations (`int`, *optional*, defaults to `1`):
+            Passes over a rollout batch.
+        num_minibatches (`int`, *optional*, defaults to `1`):
+            Optimizer steps per pass; each takes whole trajectories.
+        generation_batch_size (`int`, *optional*):
+            Episodes per rollout batch over all ranks. Defaults to `per_device_train_batch_size` x ranks x
+            `gradient_accumulation_steps` x `num_minibatches`.
+        num_generations (`int`, *optional*):
+            Episodes per task. Defaults to 1 for PPO (every task in a batch is another one), 8 for `grpo` and `rloo`.
+        max_tokens_per_micro_batch (`int`, *optional*, defaults to `16384`):
+            Padded tokens of one forward and backward pass. Lower it when memory runs out: the gradient stays the same.
+        shuffle_dataset (`bool`, *optional*, defaults to `True`):
+            Shuffle the tasks.
+        max_failed_share (`float`, *optional*, defaults to `0.5`):
+            Training stops, with a checkpoint, when a larger share of a rollout batch's episodes failed.
+
+        > Parameters that control the rollout
+
+        max_turns (`int`, *optional*):
+            Turns per episode, a limit beside the environment's own.
+        max_turn_length (`int`, *optional*):
+            Tokens of one response.
+        max_completion_length (`int`, *optional*, defaults to `2048`):
+            Tokens of one episode after the first prompt, responses and observations together.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Sampling temperature; log-probs are those of the scaled distribution.
+        top_p (`float`, *optional*, defaults to `1.0`):
+            Nucleus sampling; it changes what is drawn, not what is scored.
+        top_k (`int`, *optional*, defaults to `0`):
+            Top-k sampling, 0 for off; it changes what is drawn, not what is scored.
+        max_parallel_episodes (`int`, *optional*, defaults to `256`):
+            Episodes that generate at the same time on one rank; bounds the KV cache.
+        chat_template_kwargs (`dict` or `str`, *optional*):
+            Passed to the chat template, such as `{"enable_thinking": false}`.
+
+        > Parameters that control the logging
+
+        log_completions (`bool`, *optional*, defaults to `False`):
+            Print a table of turns at every logging step and save the trajectories beside the checkpoints.
+        num_completions_to_print (`int`, *optional*):
+            Rows of that table; all by default.
+        eval_temperature (`float`, *optional*, defaults to `0.0`):
+            Temperature of evaluation episodes; 0 is greedy.
+    """
+
+    _VALID_DICT_FIELDS = [*BaseConfig._VALID_DICT_FIELDS, "model_init_kwargs", "chat_template_kwargs"]
+
+    learning_rate: float = field(default=1e-6, metadata={"help": "The actor's initial learning rate for AdamW."})
+    remove_unused_columns: bool | None = field(
+        default=False, metadata={"help": "Must stay False: a row's columns select and configure the environment."}
+    )
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Recompute activations in the backward pass. Unset: on, but off on CPU."}
+    )
+    bf16: bool | None = field(
+        default=None, metadata={"help": "bf16 autocast. Unset: on where the accelerator supports it, off on CPU."}
+    )
+
+    dataloader_pin_memory: bool = field(
+        default=False, metadata={"help": "Rows are tasks, not tensors: there is nothing to pin."}
+    )
+
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Keyword arguments for `from_pretrained` where `model` is a string."}
+    )
+    disable_dropout: bool = field(default=True, metadata={"help": "Switch dropout off in the actor."})
+
+    algorithm: str = field(default="turn_ppo", metadata={"help": f"One of {', '.join(ALGORITHMS)}."})
+    gamma: float = field(default=0.99, metadata={"help": "Discount per turn."})
+    lam: float = field(default=0.9, metadata={"help": "GAE's lambda per turn (`lambda` in YAML and here)."})
+    token_gamma: float = field(default=1.0, metadata={"help": "Discount per token, used by token_ppo only."})
+    token_lam: float = field(default=1.0, metadata={"help": "GAE's lambda per token, used by token_ppo only."})
+    critic_lr_multiplier: float = field(default=10.0, metadata={"help": "Critic's learning rate / actor's."})
+    critic: str = field(default="separate", metadata={"help": "Kind of critic: separate."})
+    critic_warmup_steps: int = field(default=0, metadata={"help": "First optimizer steps that train the critic only."})
+    importance_sampling_level: str | None = field(
+        default=None, metadata={"help": "turn, turn_geometric or token. Unset: turn for turn_ppo, else token."}
+    )
+    loss_aggregation: str = field(
+        default="trajectory_tokens", metadata={"help": f"One of {', '.join(LOSS_AGGREGATIONS)}."}
+    )
+    whiten_advantages: str | None = field(
+        default=None, metadata={"help": "turns, tokens or none. Unset: by algorithm (turns, tokens, none)."}
+    )
+    scale_rewards: bool = field(default=True, metadata={"help": "Divide GRPO's advantages by the group's std."})
+    epsilon: float = field(default=0.2, metadata={"help": "Clip range below 1 of the ratio."})
+    epsilon_high: float | None = field(default=None, metadata={"help": "Clip range above 1. Unset: epsilon."})
+    cliprange_value: float | None = field(default=None, metadata={"help": "Clip range of the value. Unset: off."})
+    beta: float = field(default=0.0, metadata={"help": "KL coefficient; 0 loads no reference model."})
+    kl_estimator: str = field(default="k3", metadata={"help": "k1, k2 or k3."})
+    entropy_coef: float = field(default=0.0, metadata={"help": "Entropy bonus (mean over sampled tokens)."})
+    bootstrap_truncated: bool | None = field(
+        default=None, metadata={"help": "Bootstrap truncated episodes. Unset: by stop reason."}
+    )
+
+    num_iterations: int = field(default=1, metadata={"help": "Passes over a rollout batch."})
+    num_minibatches: int = field(default=1, metadata={"help": "Optimizer steps per pass, of whole trajectories."})
+    generation_batch_size: int | None = field(
+        default=None, metadata={"help": "Episodes per rollout batch over all ranks."}
+    )
+    num_generations: int | None = field(
+        default=None, metadata={"help": "Episodes per task. Unset: 1 for PPO, 8 for grpo and rloo."}
+    )
+    max_tokens_per_micro_batch: int = field(
+        default=16384, metadata={"help": "Padded tokens per forward and backward; never changes the gradient."}
+    )
+    shuffle_dataset: bool = field(default=True, metadata={"help": "Shuffle the tasks."})
+    max_failed_share: float = field(
+        default=0.5, metadata={"help": "Stop, with a checkpoint, when a larger share of a batch's episodes failed."}
+    )
+
+    max_turns: int | None = field(default=None, metadata={"help": "Turns per episode, beside the environment's."})
+    max_turn_length: int | None = field(default=None, metadata={"help": "Tokens of one response."})
+    max_completion_length: int = field(default=2048, metadata={"help": "Tokens of one episode after its prompt."})
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus sampling."})
+    top_k: int = field(default=0, metadata={"help": "Top-k sampling, 0 for off."})
+    max_parallel_episodes: int = field(default=256, metadata={"help": "Episodes that generate at a time per rank."})
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Passed to the chat template."}
+    )
+
+    log_completions: bool = field(default=False, metadata={"help": "Print turns and save trajectories when logging."})
+    num_completions_to_print: int | None = field(default=None, metadata={"help": "Rows of that table."})
+    eval_temperature: float = field(default=0.0, metadata={"help": "Temperature of evaluation; 0 is greedy."})
+
+    def __post_init__(self) -> None:
+        on_accelerator = not self.use_cpu and torch.accelerator.is_available()
+        # transformers 5.23 renamed the field and warns where the old name is set
+        renamed = hasattr(self, "activation_checkpointing")
+        checkpointing = "activation_checkpointing" if renamed else "gradient_checkpointing"
+        if self.gradient_checkpointing is None and getattr(self, checkpointing) is None:
+            setattr(self, checkpointing, on_accelerator)
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and on_accelerator and _supports_bf16()
+        super().__post_init__()
+        self._fill_defaults_of_the_algorithm()
+        self._check_choices()
+        self._check_ranges()
+        self._fold_batch_sizes()
+
+    @property
+    def uses_critic(self) -> bool:
+        return self.algorithm in ("turn_ppo", "token_ppo")
+
+    @property
+    def updates_per_batch(self) -> int:
+        """Optimizer steps per rollout batch."""
+        return self.num_iterations * self.num_minibatches
+
+    @property
+    def tasks_per_batch(self) -> int:
+        """Distinct tasks per rollout batch, over all ranks."""
+        return self.generation_batch_size // self.num_generations  # type: ignore[operator]  # filled in __post_init__
+
+    def _fill_defaults_of_the_algorithm(self) -> None:
+        group_baseline = self.algorithm in ("grpo", "rloo")
+        if self.importance_sampling_level is None:
+            self.importance_sampling_level = "turn" if self.algorithm == "turn_ppo" else "token"
+        if self.whiten_advantages is None:
+            self.whiten_advantages = {"turn_ppo": "turns", "token_ppo": "tokens"}.get(self.algorithm, "none")
+        if self.num_generations is None:
+            self.num_generations = 8 if group_baseline else 1
+        if self.epsilon_high is None:
+            self.epsilon_high = self.epsilon
+
+    def _check_choices(self) -> None:
+        if self.fp16:
+            raise ValueError(
+                "`fp16` is True, but its loss scaling does not survive two losses with a clip per network. Use `bf16`, "
+                "or float32."
+            )
+        for name, choices in (
+            ("algorithm", ALGORITHMS),
+            ("critic", ("separate",)),
+            ("importance_sampling_level", IMPORTANCE_SAMPLING_LEVELS),
+            ("loss_aggregation", LOSS_AGGREGATIONS),
+            ("whiten_advantages", WHITENING),
+            ("kl_estimator", KL_ESTIMATORS),
+        ):
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
+        if self.algorithm == "token_ppo" and self.importance_sampling_level != "token":
+            raise ValueError(
+                f"`importance_sampling_level` is {self.importance_sampling_level!r}, but token_ppo has another "
+                'advantage at every token of a turn, so no ratio per turn exists. Set it to "token".'
+            )
+        if self.algorithm == "token_ppo" and self.whiten_advantages == "turns":
+            raise ValueError(
+                '`whiten_advantages` is "turns", but token_ppo has no advantage per turn. Use "tokens" or "none".'
+            )
+
+    def _check_ranges(self) -> None:
+        unit = "it discounts what comes later"
+        for name, low, high, why in (
+            ("gamma", 0.0, 1.0, unit),
+            ("lam", 0.0, 1.0, unit),
+            ("token_gamma", 0.0, 1.0, unit),
+            ("token_lam", 0.0, 1.0, unit),
+            ("critic_lr_multiplier", 1e-12, math.inf, "the critic would not learn"),
+            ("critic_warmup_steps", 0, math.inf, "it counts optimizer steps"),
+            ("epsilon", 1e-12, 1.0, "the clip range would be empty or reach a negative ratio"),
+            ("epsilon_high", 1e-12, math.inf, "the clip range would be empty"),
+            ("beta", 0.0, math.inf, "a negative KL penalty drives the actor away from the reference"),
+            ("num_iterations", 1, math.inf, "no update would be made"),
+            ("num_minibatches", 1, math.inf, "no update would be made"),
+            ("num_generations", 1, math.inf, "no episode would be played"),
+            ("max_tokens_per_micro_batch", 1, math.inf, "no token would fit"),
+            ("max_failed_share", 0.0, 1.0, "it is a share"),
+            ("max_turns", 1, math.inf, "no turn would be sampled, so no gradient exists"),
+            ("max_turn_length", 1, math.inf, "no token would be sampled, so no gradient exists"),
+            ("max_completion_length", 1, math.inf, "no token would be sampled, so no gradient exists"),
+            ("temperature", 1e-6, math.inf, "a deterministic policy has no gradient"),
+            ("top_p", 1e-6, 1.0, "it is a share of probability"),
+            ("top_k", 0, math.inf, "it counts tokens, 0 for off"),
+            ("max_parallel_episodes", 1, math.inf, "no episode would be played"),
+            ("eval_temperature", 0.0, math.inf, "0 is greedy"),
+            ("cliprange_value", 1e-12, math.inf, "the value could not move"),
+        ):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(
+                    f"`{name}` must be {_describe(low, high)}, got {value}: {why}. Set `{name}` in TurnPPOConfig."
+                )
+        if self.algorithm in ("grpo", "rloo") and self.num_generations < 2:  # type: ignore[operator]
+            raise ValueError(
+                f"`num_generations` must be at least 2 for {self.algorithm}, got {self.num_generations}: its baseline "
+                "is the mean over the other episodes of the same task. Set it to 8, or use an algorithm with a critic."
+            )
+
+    def _fold_batch_sizes(self) -> None:
+        ranks, updates = self.world_size, self.num_minibatches
+        if self.generation_batch_size is None:
+            per_update = self.per_device_train_batch_size * ranks * self.gradient_accumulation_steps
+            self.generation_batch_size = per_update * updates
+        # one training step is one optimizer step here, whatever number of micro-batches it takes
+        self.gradient_accumulation_steps = 1
+        group = ranks * self.num_generations  # type: ignore[operator]
+        for divisor, what in ((ranks * updates, "ranks x num_minibatches"), (group, "ranks x num_generations")):
+            if self.generation_batch_size % divisor:
+                raise ValueError(
+                    f"`generation_batch_size` ({self.generation_batch_size}) must be divisible by {what} ({divisor}): "
+                    "every rank takes the same number of whole episodes and groups. Change one of them."
+                )
+
+
+def _supports_bf16() -> bool:
+    return not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
+
+
+def _describe(low: float, high: float) -> str:
+    if high == math.inf:
+        return "positive" if 0 < low < 1 else f"at least {low:g}"
+    return f"above 0 and at most {high:g}" if 0 < low < 1 else f"between {low:g} and {high:g}"

@@ -1,0 +1,95 @@
+"""Registers the environments with Gymnasium; a name and its arguments go in, a checked text environment comes out."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import gymnasium
+from gymnasium.envs.registration import EnvSpec, load_env_creator
+
+from turnppo_hf.environments.checker import check_environment
+
+__all__ = ["check_environment", "make_environment"]
+
+
+def _register(name: str, entry_point: str, **kwargs: Any) -> None:
+    # Gymnasium's checker would refuse completions outside the sampled alphabet, and its order check is our own.
+    gymnasium.register(f"turnppo_hf/{name}", entry_point, kwargs=kwargs, disable_env_checker=True, order_enforce=False)
+
+
+_register("Sokoban-v0", "turnppo_hf.environments.sokoban:Sokoban")
+_register("SokobanLarge-v0", "turnppo_hf.environments.sokoban:Sokoban", size=8, num_boxes=2)
+
+
+def make_environment(name: str, **kwargs: Any) -> gymnasium.Env[str, str]:
+    """
+    Makes an environment, with the nearest match told where a name is wrong.
+
+    Args:
+        name (`str`):
+            Gymnasium id, e.g. `"turnppo_hf/Sokoban-v0"`; `"module:id"` imports `module` first, which registers it.
+        kwargs:
+            Arguments of the environment's constructor.
+    Returns:
+        `gymnasium.Env`: without passive checker; with the `TimeLimit` its own registration asks for, if any.
+    Raises:
+        `ValueError`: unknown id or argument, or an argument's value is out of range.
+        `TypeError`: observations or actions of the environment are no `gymnasium.spaces.Text`.
+    """
+    module, _, environment_id = name.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"The module of the environment {name!r} cannot be imported: {error}. It is what registers the id. "
+                "Install it, or correct the part before the colon."
+            ) from error
+    spec = gymnasium.registry.get(environment_id)
+    if spec is None:
+        own = [known for known in gymnasium.registry if known.startswith("turnppo_hf/")]
+        near = _nearest(f"turnppo_hf/{environment_id.rpartition('/')[2]}", own, 0.8) or _nearest(
+            environment_id, gymnasium.registry, 0.6
+        )
+        raise ValueError(
+            f"Unknown environment {name!r}{_did_you_mean(near)} No episode can be played without it. Registered here: "
+            f"{', '.join(own)}; write 'module:id' for one that a module of yours registers."
+        )
+    _check_arguments(spec, kwargs)
+    environment = gymnasium.make(spec, disable_env_checker=True, **kwargs)
+    for kind, space in (("observation", environment.observation_space), ("action", environment.action_space)):
+        if not isinstance(space, gymnasium.spaces.Text):
+            raise TypeError(
+                f"The {kind} space of {name!r} is {type(space).__name__}, not gymnasium.spaces.Text. A language model "
+                "reads and writes text. Wrap the environment so that both spaces are Text."
+            )
+    return environment
+
+
+def _check_arguments(spec: EnvSpec, kwargs: dict[str, Any]) -> None:
+    creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    if creator is None:
+        return
+    parameters = inspect.signature(creator).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for argument in kwargs:
+        if argument not in parameters:
+            raise ValueError(
+                f"{spec.id} has no argument {argument!r}{_did_you_mean(_nearest(argument, parameters, 0.5))} It would "
+                f"have no effect. It takes {', '.join(parameters)}."
+            )
+
+
+def _nearest(name: str, known: Iterable[str], cutoff: float) -> str | None:
+    by_lower_case = {candidate.lower(): candidate for candidate in known}
+    near = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=cutoff)
+    return by_lower_case[near[0]] if near else None
+
+
+def _did_you_mean(near: str | None) -> str:
+    return f"; did you mean {near!r}?" if near else "."

@@ -1,0 +1,151 @@
+"""An environment goes in; sentences about what is wrong with it come out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+
+_TRUNCATIONS = ("task_budget", "time_limit")
+
+
+@dataclass(frozen=True)
+class _Episode:
+    observations: list[str]
+    rewards: list[float]
+    ended: bool
+
+
+class _Problem(Exception):
+    """Ends an episode whose replies can no longer be read."""
+
+
+def check_environment(
+    environment: gymnasium.Env[str, str],
+    *,
+    completions: Sequence[str] = (),
+    num_episodes: int = 3,
+    max_turns: int = 50,
+    seed: int = 0,
+) -> list[str]:
+    """
+    Plays some episodes, each of them twice, and tells what breaks the contract that training relies on.
+
+    Checked are: Text spaces; `reset` returns `(observation, info)` and `step` a 5-tuple; observations are non-empty
+    strings; rewards are finite numbers; both flags are `bool`; `info["penalty"]` is at most 0, `info["truncation"]`
+    is `"task_budget"` or `"time_limit"`, `info["action"]` a string and `info["solved"]` a bool where they are given;
+    the same seed and completions give the same observations and rewards; `step` raises after the end.
+
+    Args:
+        environment (`gymnasium.Env`):
+            Any Gymnasium environment with `Text` spaces. It is left in the middle of an episode.
+        completions (`Sequence[str]`, *optional*):
+            What the player writes, over and over. Sampled from the action space by default, which rarely is an
+            action: pass some that are.
+        num_episodes (`int`, *optional*, defaults to `3`):
+            Episodes, with the seeds `seed`, `seed + 1`, ...
+        max_turns (`int`, *optional*, defaults to `50`):
+            Turns after which an episode that does not end is left; that it does not end is no problem.
+        seed (`int`, *optional*, defaults to `0`):
+            First seed.
+    Returns:
+        `list[str]`: one sentence per kind of problem, empty if none was found.
+    """
+    problems: list[str] = []
+    for kind, space in (("observation", environment.observation_space), ("action", environment.action_space)):
+        if not isinstance(space, gymnasium.spaces.Text):
+            problems.append(f"The {kind} space is {type(space).__name__}; it must be gymnasium.spaces.Text.")
+    if problems:
+        return problems
+    for episode_seed in range(seed, seed + num_episodes):
+        environment.action_space.seed(episode_seed)
+        script = [
+            completions[turn % len(completions)] if completions else environment.action_space.sample()
+            for turn in range(max_turns)
+        ]
+        try:
+            first = _play(environment, episode_seed, script, problems)
+            if first.ended:
+                _check_step_after_end(environment, script[0], problems)
+            second = _play(environment, episode_seed, script, problems)
+        except _Problem as problem:
+            problems.append(str(problem))
+            break
+        except Exception as error:
+            problems.append(f"Seed {episode_seed} raised {type(error).__name__}: {error}")
+            break
+        if first != second:
+            problems.append(
+                f"Two episodes with seed {episode_seed} and the same completions differ; all randomness must come "
+                "from `self.np_random`, which `super().reset(seed=seed)` seeds."
+            )
+    return list(dict.fromkeys(problems))
+
+
+def _play(environment: gymnasium.Env[str, str], seed: int, script: Sequence[str], problems: list[str]) -> _Episode:
+    # Typed as Any: what an environment of somebody else returns is what this module is about.
+    reply: Any = environment.reset(seed=seed)
+    if not isinstance(reply, tuple) or len(reply) != 2:
+        raise _Problem(f"`reset` returned {_describe(reply)}; it must return the tuple (observation, info).")
+    observation, info = reply
+    _check_observation("reset", observation, problems)
+    _check_info("reset", info, problems)
+    episode = _Episode([observation], [], False)
+    for completion in script:
+        reply = environment.step(completion)
+        if not isinstance(reply, tuple) or len(reply) != 5:
+            raise _Problem(
+                f"`step` returned {_describe(reply)}; it must return the tuple "
+                "(observation, reward, terminated, truncated, info)."
+            )
+        observation, reward, terminated, truncated, info = reply
+        _check_observation("step", observation, problems)
+        if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
+            raise _Problem(f"`step` returned the reward {reward!r}; it must be a finite float.")
+        for name, flag in (("terminated", terminated), ("truncated", truncated)):
+            if not isinstance(flag, bool):
+                problems.append(f"`step` returned {name} as {type(flag).__name__}; it must be a bool.")
+        _check_info("step", info, problems)
+        episode.observations.append(observation)
+        episode.rewards.append(float(reward))
+        if terminated or truncated:
+            return _Episode(episode.observations, episode.rewards, True)
+    return episode
+
+
+def _check_observation(method: str, observation: Any, problems: list[str]) -> None:
+    if not isinstance(observation, str):
+        raise _Problem(f"`{method}` returned an observation of type {type(observation).__name__}; it must be a str.")
+    if not observation:
+        problems.append(f"`{method}` returned an empty observation; the model would have nothing to answer.")
+
+
+def _check_info(method: str, info: Any, problems: list[str]) -> None:
+    if not isinstance(info, dict):
+        raise _Problem(f"`{method}` returned info as {type(info).__name__}; it must be a dict.")
+    penalty = info.get("penalty", 0.0)
+    if isinstance(penalty, bool) or not isinstance(penalty, int | float) or not -math.inf < penalty <= 0:
+        problems.append(f"`{method}` returned info['penalty'] = {penalty!r}; it must be a finite float of at most 0.")
+    truncation = info.get("truncation", "time_limit")
+    if truncation not in _TRUNCATIONS:
+        problems.append(
+            f"`{method}` returned info['truncation'] = {truncation!r}; it must be one of {', '.join(_TRUNCATIONS)}."
+        )
+    for name, kind in (("action", str), ("solved", bool)):
+        if not isinstance(info.get(name, kind()), kind):
+            problems.append(f"`{method}` returned info[{name!r}] = {info[name]!r}; it must be a {kind.__name__}.")
+
+
+def _check_step_after_end(environment: gymnasium.Env[str, str], completion: str, problems: list[str]) -> None:
+    try:
+        environment.step(completion)
+    except Exception:
+        return
+    problems.append("`step` after the end of an episode does not raise; rewards after the end would go unnoticed.")
+
+
+def _describe(reply: Any) -> str:
+    return f"a tuple of length {len(reply)}" if isinstance(reply, tuple) else type(reply).__name__

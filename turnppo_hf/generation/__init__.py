@@ -1,0 +1,1 @@
+"""The sampler: token ids in, token ids and their log-probs out."""

@@ -1,0 +1,89 @@
+"""A key-value cache of slots: one episode a slot, its tokens contiguous from column 0, rows of any length side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class SlotLayer(CacheLayerMixin):
+    """Keys and values of one layer, `(slots, heads, columns, head size)`; the last column takes what padding writes."""
+
+    def __init__(self, cursor: Cursor) -> None:
+        super().__init__()
+        self.cursor = cursor
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        slots, columns = self.cursor.slots, self.cursor.columns
+        self.keys, self.values = (
+            states.new_zeros(slots, states.shape[1], columns, states.shape[3]) for states in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        rows, positions, width = self.cursor.rows, self.cursor.positions, self.cursor.width
+        read = []
+        for buffer, states in ((self.keys, key_states), (self.values, value_states)):
+            buffer[rows[:, None], :, positions] = states.transpose(1, 2).to(buffer.dtype)
+            read.append(buffer[:, :, :width] if len(rows) == len(buffer) else buffer[rows, :, :width])
+        return read[0], read[1]
+
+    def grow(self) -> None:
+        """Take the cursor's new number of columns, keeping what is there."""
+        if self.is_initialized:
+            missing = self.cursor.columns - self.keys.shape[2]
+            self.keys, self.values = (
+                torch.nn.functional.pad(buffer[:, :, :-1], (0, 0, 0, missing + 1))
+                for buffer in (self.keys, self.values)
+            )
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.cursor.width, 0
+
+    def get_seq_length(self) -> int:
+        return 0  # positions are given explicitly: the model must not shift them
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class Cursor:
+    """Where the next forward writes and how far it reads; one for all layers."""
+
+    def __init__(self, slots: int, columns: int) -> None:
+        self.slots, self.columns = slots, columns
+        self.rows = torch.empty(0, dtype=torch.long)  # (b,) slots of the forward's rows; all of them in order: no copy
+        self.positions = torch.empty(0, 0, dtype=torch.long)  # (b, q) columns written
+        self.width = 0  # columns read
+
+
+class SlotCache(Cache):
+    """
+    The cache that `model.forward(past_key_values=...)` writes through `point`.
+
+    Contiguous rows make a token's column its position, so a slot is cut back to a shared prefix by lowering its length,
+    and neither ragged prompts nor other episodes leave gaps.
+
+    Args:
+        num_layers (`int`): Layers of the model.
+        slots (`int`): Episodes held at a time.
+    """
+
+    def __init__(self, num_layers: int, slots: int) -> None:
+        self.cursor = Cursor(slots, columns=1)
+        super().__init__(layers=[SlotLayer(self.cursor) for _ in range(num_layers)])
+
+    def point(self, rows: torch.Tensor, positions: torch.Tensor, is_padding: torch.Tensor, width: int) -> None:
+        """Aim the next forward at `rows` `(b,)` and `positions` `(b, q)`, reading the first `width` columns."""
+        if width >= self.cursor.columns:
+            self.cursor.columns = max(width + 1, 2 * self.cursor.columns)
+            for layer in self.layers:
+                layer.grow()
+        self.cursor.rows, self.cursor.width = rows, width
+        self.cursor.positions = positions.masked_fill(is_padding, self.cursor.columns - 1)

@@ -1,0 +1,169 @@
+"""What users pass in, checked at the door; networks, environments and tasks out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedModel
+
+from turnppo_hf._trl import create_model_from_path, disable_dropout_in_model
+from turnppo_hf.actor_critic import critic_from_actor
+from turnppo_hf.config import TurnPPOConfig
+from turnppo_hf.environments import make_environment
+from turnppo_hf.rollout import EnvironmentPool
+
+EnvironmentFactory = str | Callable[[], gymnasium.Env]
+
+
+def refuse_unsupported(**arguments: Any) -> None:
+    """
+    Refuse the arguments of `GRPOTrainer` that this version does not act on; ignoring them would change the run.
+
+    Raises:
+        `ValueError`: one of them is set.
+    """
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(
+                f"`{name}` is not supported by this version of TurnPPOTrainer, and ignoring it would train something "
+                "else. Put rewards and tools into the environment's step(), load the model as you need it, and leave "
+                f"`{name}` out."
+            )
+
+
+def load_actor(model: str | PreTrainedModel, args: TurnPPOConfig) -> PreTrainedModel:
+    """
+    Load the actor, or take the one given.
+
+    Raises:
+        `TypeError`: neither an id nor a causal language model.
+        `ValueError`: `model_init_kwargs` beside a model that is loaded already.
+    """
+    if isinstance(model, str):
+        kwargs = {"device_map": None, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
+        actor = create_model_from_path(model, AutoModelForCausalLM, **kwargs)
+    elif args.model_init_kwargs is not None:
+        raise ValueError(
+            "`model_init_kwargs` is set but `model` is loaded already, so they would have no effect. Pass the model's "
+            "id, or drop them."
+        )
+    else:
+        actor = model
+    if not isinstance(actor, PreTrainedModel) or actor.get_output_embeddings() is None:
+        raise TypeError(
+            f"`model` must be an id or a causal language model of transformers, got {type(actor).__name__}. Load it with "
+            "AutoModelForCausalLM."
+        )
+    if args.disable_dropout:
+        disable_dropout_in_model(actor)
+    return actor
+
+
+def load_critic(value_model: str | PreTrainedModel | None, actor: PreTrainedModel) -> PreTrainedModel:
+    """
+    Load the critic, take the one given, or copy the actor's backbone.
+
+    Raises:
+        `ValueError`: it does not give one number per token, or reads another vocabulary than the actor.
+    """
+    if value_model is None:
+        return critic_from_actor(actor)
+    if isinstance(value_model, str):
+        value_model = create_model_from_path(
+            value_model, AutoModelForTokenClassification, device_map=None, num_labels=1, dtype=actor.dtype
+        )
+    sizes = value_model.config.num_labels, value_model.config.get_text_config().vocab_size
+    wanted = 1, actor.config.get_text_config().vocab_size
+    if sizes != wanted:
+        raise ValueError(
+            f"`value_model` has {sizes[0]} labels and a vocabulary of {sizes[1]}, but the critic needs {wanted[0]} and the "
+            f"actor's {wanted[1]}: it reads the actor's own tokens. Load it with num_labels=1 from the same family."
+        )
+    disable_dropout_in_model(value_model)
+    return value_model
+
+
+def open_environments(
+    factory: EnvironmentFactory | Mapping[str, EnvironmentFactory] | None,
+) -> tuple[EnvironmentPool, list[str], dict[str, Any]]:
+    """
+    Build the pool and try one environment of each name.
+
+    Returns:
+        `tuple`: the pool, its names with the default first, and what a checkpoint records: `environment`,
+        `environment_kwargs` of the default environment where Gymnasium knows them.
+
+    Raises:
+        `ValueError`: no factory, or an unknown Gymnasium id.
+        `TypeError`: a factory that returns something without `reset` and `step`.
+    """
+    if factory is None or factory == {}:
+        raise ValueError(
+            '`environment_factory` is missing, so there is nothing to play. Pass a Gymnasium id such as "turnppo_hf/'
+            'Sokoban-v0", a callable that returns an environment, or a dict of these.'
+        )
+    named = dict(factory) if isinstance(factory, Mapping) else {_name_of(factory): factory}
+    pool = EnvironmentPool({name: _callable(item) for name, item in named.items()})
+    record: dict[str, Any] = {"environment": None, "environment_kwargs": {}}
+    for number, name in enumerate(named):
+        environment = pool.take(name)
+        if not callable(getattr(environment, "reset", None)) or not callable(getattr(environment, "step", None)):
+            raise TypeError(
+                f"The environment factory {name!r} returned {type(environment).__name__}, which has no reset() and step(). "
+                "Return a gymnasium.Env with Text spaces."
+            )
+        spec = getattr(environment, "spec", None)
+        if number == 0 and spec is not None:
+            record = {"environment": spec.id, "environment_kwargs": dict(spec.kwargs)}
+        pool.give_back(name, environment)
+    return pool, list(named), record
+
+
+def check_tasks(dataset: Dataset | None, args: TurnPPOConfig, names: list[str]) -> Dataset:
+    """
+    Check that the tasks fill rollout batches; make tasks from seeds where there is no dataset.
+
+    Raises:
+        `ValueError`: an empty dataset, fewer rows than a batch has tasks, an unknown environment in a row, or neither
+        dataset nor `max_steps`.
+    """
+    if dataset is None:
+        if args.max_steps <= 0:
+            raise ValueError(
+                f"There is no `train_dataset` and `max_steps` is {args.max_steps}, so the run has no end. Set `max_steps`, "
+                "or pass a dataset with a column `seed`."
+            )
+        batches = -(-args.max_steps // args.updates_per_batch)
+        return Dataset.from_dict({"seed": range(batches * args.tasks_per_batch)})
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "column_names"):
+        raise ValueError(
+            f"`train_dataset` is a {type(dataset).__name__} without a length. Rollout batches need to know their tasks: "
+            "pass a datasets.Dataset."
+        )
+    if len(dataset) < args.tasks_per_batch:
+        raise ValueError(
+            f"`train_dataset` has {len(dataset)} rows, but a rollout batch takes {args.tasks_per_batch} distinct tasks "
+            f"(`generation_batch_size` {args.generation_batch_size} / `num_generations` {args.num_generations}), so no "
+            "batch would ever be full. Add tasks or lower `generation_batch_size`."
+        )
+    if "environment" in dataset.column_names:
+        unknown = sorted(set(dataset.unique("environment")) - set(names))
+        if unknown:
+            raise ValueError(
+                f"The column `environment` names {', '.join(map(repr, unknown))}, but `environment_factory` has "
+                f"{', '.join(map(repr, names))}. Use these names."
+            )
+    return dataset
+
+
+def _name_of(factory: EnvironmentFactory) -> str:
+    if isinstance(factory, str):
+        return factory
+    return getattr(factory, "__name__", None) or type(factory).__name__
+
+
+def _callable(factory: EnvironmentFactory) -> Callable[[], gymnasium.Env]:
+    return (lambda: make_environment(factory)) if isinstance(factory, str) else factory

@@ -1,0 +1,1 @@
+"""Models inside the package, so that the first run needs no network."""

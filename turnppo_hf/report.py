@@ -1,0 +1,138 @@
+"""`results.json` of finished runs in, a picture of their learning curves out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS_FILE = "results.json"
+
+_COLORS = ("#0b6fb8", "#c8501e", "#00806a", "#8a4fa3", "#a36a00", "#4d4d4d")  # told apart without red and green
+_INK, _MUTED, _PAPER = "#1f2328", "#6b7280", "#fbfbfa"
+
+
+def learning_curve(results_paths: Sequence[str | Path], output: str | Path) -> Path:
+    """
+    Draw held-out success over optimizer steps, with 95 % Wilson bands, beside random and optimal play.
+
+    Args:
+        results_paths (`Sequence[str]`): Folders of runs, or their `results.json`.
+        output (`str`): Picture to write; its suffix chooses the format (.png, .svg, .pdf).
+
+    Returns:
+        `Path`: the picture.
+
+    Raises:
+        `ValueError`: a path without results, or runs on different held-out tasks.
+        `ImportError`: matplotlib is missing.
+    """
+    runs = {_name(path): read_results(path) for path in results_paths}
+    _check_comparable(runs)
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            'Learning curves are drawn with matplotlib, which is not installed: pip install "turnppo-hf[report]".'
+        ) from error
+    figure = Figure(figsize=(7.6, 4.2), dpi=160, facecolor=_PAPER, layout="constrained")
+    axes = figure.add_subplot(facecolor=_PAPER)
+    for (name, run), color in zip(runs.items(), _COLORS * len(runs), strict=False):
+        _draw_run(axes, name if len(runs) > 1 else run["algorithm"], run, color)
+    first = next(iter(runs.values()))
+    for player in ("random", "optimal"):
+        if first.get(player) is not None:
+            _draw_level(axes, player, first[player]["success_rate"])
+    _finish(axes, first)
+    target = Path(output)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, metadata={"Date": None} if target.suffix == ".svg" else None)
+    return target
+
+
+def read_results(path: str | Path) -> dict[str, Any]:
+    """
+    Read a run's `results.json`.
+
+    Raises:
+        `ValueError`: there is none, or it holds no learning curve.
+    """
+    file = Path(path)
+    file = file / RESULTS_FILE if file.is_dir() else file
+    try:
+        results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{str(file)!r} cannot be read ({error}). `turnppo train` writes it when a run ends; name the run's folder."
+        ) from error
+    if not any(point["success_rate"] is not None for point in results.get("learning_curve", ())):
+        raise ValueError(f"{str(file)!r} holds no success rates, so there is no curve to draw. Name another run.")
+    return results
+
+
+def _name(path: str | Path) -> str:
+    file = Path(path)
+    return file.parent.name if file.suffix == ".json" else file.name
+
+
+def _check_comparable(runs: dict[str, dict[str, Any]]) -> None:
+    tasks = {name: json.dumps(run["held_out"], sort_keys=True) for name, run in runs.items()}
+    different = [name for name, held_out in tasks.items() if held_out != next(iter(tasks.values()))]
+    if different:
+        raise ValueError(
+            f"{different[0]!r} was judged on other held-out tasks than {next(iter(tasks))!r}, so their curves do not "
+            "compare. Draw them apart."
+        )
+
+
+def _draw_run(axes: Any, label: str, run: dict[str, Any], color: str) -> None:
+    points = [point for point in run["learning_curve"] if point["success_rate"] is not None]
+    steps = [point["step"] for point in points]
+    low, high = ([point[key] for point in points] for key in ("success_low", "success_high"))
+    axes.fill_between(steps, low, high, color=color, alpha=0.16, linewidth=0)
+    axes.plot(steps, [point["success_rate"] for point in points], color=color, linewidth=2, marker="o", markersize=3.5)
+    axes.annotate(
+        f"{label}  {points[-1]['success_rate']:.2f}",
+        (steps[-1], points[-1]["success_rate"]),
+        xytext=(8, 0),
+        textcoords="offset points",
+        color=color,
+        va="center",
+        fontweight="bold",
+        annotation_clip=False,
+    )
+
+
+def _draw_level(axes: Any, player: str, success_rate: float) -> None:
+    axes.axhline(success_rate, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+    axes.annotate(
+        f"{player}  {success_rate:.2f}",
+        (1, success_rate),
+        xycoords=("axes fraction", "data"),
+        xytext=(8, 0),
+        textcoords="offset points",
+        color=_MUTED,
+        va="center",
+        annotation_clip=False,
+    )
+
+
+def _finish(axes: Any, run: dict[str, Any]) -> None:
+    axes.set_ylim(0, 1.03)
+    axes.margins(x=0.02)
+    axes.set_xlabel("optimizer step", color=_MUTED)
+    axes.set_ylabel("success rate", color=_MUTED)
+    episodes = run["learning_curve"][-1]["episodes"]
+    axes.set_title(
+        f"Success on {episodes} held-out levels, {run['environment'].rpartition('/')[2]} (95 % interval)",
+        color=_INK,
+        loc="left",
+        fontsize=11,
+        pad=12,
+    )
+    axes.grid(axis="y", color=_MUTED, alpha=0.2, linewidth=0.8)
+    axes.tick_params(colors=_MUTED, length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(_MUTED)

@@ -1,0 +1,553 @@
+"""`TurnPPOTrainer`: collect, stack, score, credit, epochs x minibatches, log, save."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import reduce as reduce_over_ranks
+from datasets import Dataset
+from torch.utils.data import Sampler
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    set_seed,
+)
+
+from turnppo_hf._trl import (
+    BaseTrainer,
+    RepeatSampler,
+    get_config_model_id,
+    identity,
+    print_prompt_completions_sample,
+)
+from turnppo_hf.actor_critic import ActorCritic
+from turnppo_hf.batch import TurnBatch, stack
+from turnppo_hf.chat import Chat
+from turnppo_hf.checkpoint import load_networks, load_pending, save_networks, save_pending
+from turnppo_hf.config import TurnPPOConfig
+from turnppo_hf.credit import Credit, whitened, whitening_sample
+from turnppo_hf.generation.transformers_generator import TransformersGenerator
+from turnppo_hf.loading import (
+    EnvironmentFactory,
+    check_tasks,
+    load_actor,
+    load_critic,
+    open_environments,
+    refuse_unsupported,
+)
+from turnppo_hf.metrics import credit_metrics, rollout_metrics, update_metrics
+from turnppo_hf.rollout import Limits, collect_trajectories, plan_episodes
+from turnppo_hf.trajectory import StopReason, Trajectory
+from turnppo_hf.update import Totals, Update
+
+
+@dataclass
+class _RolloutBatch:
+    """A rollout batch and what its updates need. Credit is absent until the critic has read the batch."""
+
+    batch: TurnBatch
+    credit: Credit | None = None
+    advantages: torch.Tensor | None = None  # whitened
+
+
+class TurnPPOTrainer(BaseTrainer):
+    """
+    Trainer for turn-level PPO on multi-turn environments, with token-level PPO, GRPO and RLOO as baselines.
+
+    Example:
+
+    ```python
+    from turnppo_hf import TurnPPOConfig, TurnPPOTrainer
+
+    trainer = TurnPPOTrainer(
+        model="Qwen/Qwen2.5-0.5B-Instruct",
+        args=TurnPPOConfig(output_dir="runs/sokoban", generation_batch_size=64, max_steps=100),
+        environment_factory="turnppo_hf/Sokoban-v0",
+    )
+    trainer.train()
+    ```
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`]):
+            The actor: model id, path, or a causal language model.
+        reward_funcs (*optional*):
+            Not used yet: the environment's own reward is trained on.
+        args ([`TurnPPOConfig`], *optional*):
+            Configuration; defaults to one that writes to `<model name>-TurnPPO`.
+        train_dataset ([`~datasets.Dataset`], *optional*):
+            Tasks. A row's `seed` seeds the environment's reset, `prompt` opens the conversation, `environment` selects one
+            of several, and every other column is an option of the reset. Without it the environment makes its own
+            tasks from seeds, and `max_steps` must be set.
+        eval_dataset ([`~datasets.Dataset`], *optional*):
+            Tasks of the evaluation during training.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer with a chat template; loaded from the model's folder by default.
+        reward_processing_classes, quantization_config, peft_config, tools, rollout_func (*optional*):
+            In `GRPOTrainer`'s place so that calls carry over; not supported yet, and refused.
+        callbacks (`list[TrainerCallback]`, *optional*):
+            As in [`~transformers.Trainer`].
+        optimizers (`tuple`, *optional*, defaults to `(None, None)`):
+            Optimizer and scheduler. The default is the one of [`~transformers.Trainer`] with two learning rates.
+        environment_factory (`str`, `Callable` or `dict`):
+            Gymnasium id, a callable that returns a Gymnasium environment with Text spaces, or a dict of these by the
+            name that the column `environment` gives.
+        value_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
+            The critic, a token classifier with one label; by default a copy of the actor's backbone with a zero head.
+    """
+
+    _tag_names = ["trl", "turn-ppo"]
+    _name = "Turn-PPO"
+    _paper = {
+        "title": "Turn-PPO: Turn-Level Advantage Estimation with PPO for Improved Multi-Turn RL in Agentic LLMs",
+        "id": "2512.17008",
+        "citation": "@article{li2025turnppo,\n    title  = {{Turn-PPO: Turn-Level Advantage Estimation with PPO for Improved "
+        "Multi-Turn RL in Agentic LLMs}},\n    author = {Li and Zhou and Meng and Vadera and Li and Li},\n"
+        "    year   = 2025,\n    eprint = {arXiv:2512.17008}\n}",
+    }
+    # every loss is divided by the optimizer step's own totals
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        reward_funcs: Any = None,
+        args: TurnPPOConfig | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        reward_processing_classes: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: Any = None,
+        peft_config: Any = None,
+        tools: Any = None,
+        rollout_func: Any = None,
+        environment_factory: EnvironmentFactory | Mapping[str, EnvironmentFactory] | None = None,
+        value_model: str | PreTrainedModel | None = None,
+    ) -> None:
+        refuse_unsupported(
+            reward_funcs=reward_funcs,
+            reward_processing_classes=reward_processing_classes,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+            tools=tools,
+            rollout_func=rollout_func,
+        )
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = TurnPPOConfig(f"{name.split('/')[-1]}-TurnPPO")
+        set_seed(args.seed)
+        actor = load_actor(model, args)
+        tokenizer = processing_class or AutoTokenizer.from_pretrained(get_config_model_id(actor.config))
+        self.chat = Chat(tokenizer, args.chat_template_kwargs)  # type: ignore[arg-type]  # a dict after __post_init__
+        self.environments, self.environment_names, self.environment_record = open_environments(environment_factory)
+        train_dataset = check_tasks(train_dataset, args, self.environment_names)
+        critic = load_critic(value_model, actor) if args.uses_critic else None
+        self.ref_model = copy.deepcopy(actor).requires_grad_(False).eval() if args.beta else None
+        self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
+        self._rollout: _RolloutBatch | None = None
+        self._pending_file: Path | None = None
+        self._num_tokens = 0
+        self._last_trajectories: list[Trajectory] = []
+        super().__init__(
+            model=ActorCritic(actor, critic),
+            args=args,
+            data_collator=identity,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        if self.accelerator.distributed_type not in (
+            DistributedType.NO,
+            DistributedType.MULTI_CPU,
+            DistributedType.MULTI_GPU,
+        ):
+            raise ValueError(
+                f"The launch uses {self.accelerator.distributed_type.value}, which this version does not shard over. Use "
+                "a single process or plain data parallelism (`accelerate launch --multi_gpu`)."
+            )
+        actor.add_model_tags(self._tag_names)
+        if self.ref_model is not None:
+            self.ref_model.to(self.accelerator.device)
+        self._autocast = self.accelerator.autocast if args.bf16 else nullcontext
+        self.generator = self._make_generator(args.temperature)
+
+    # --- data ---------------------------------------------------------------------------------------------------
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            self._signature_columns = list(self.train_dataset.column_names)
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        """Load the rows of one rollout batch at a time, once for each of its updates."""
+        return self._get_dataloader(
+            dataset=self.train_dataset,
+            description="Training",
+            batch_size=self.args.generation_batch_size // self.args.world_size,
+            sampler_fn=self._get_train_sampler,
+            is_training=True,
+        )
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+        return RepeatSampler(
+            data_source=self.train_dataset if train_dataset is None else train_dataset,
+            mini_repeat_count=self.args.num_generations,
+            batch_size=self.args.tasks_per_batch,
+            repeat_count=self.args.updates_per_batch,
+            shuffle=self.args.shuffle_dataset,
+            seed=self.args.seed,
+        )
+
+    # --- collect ------------------------------------------------------------------------------------------------
+
+    def _make_generator(self, temperature: float) -> TransformersGenerator:
+        return TransformersGenerator.for_chat(
+            self.model.actor,
+            self.processing_class,
+            temperature=temperature,
+            top_p=self.args.top_p,
+            top_k=self.args.top_k,
+            max_parallel_episodes=self.args.max_parallel_episodes,
+            autocast=self._autocast,
+        )
+
+    @property
+    def _limits(self) -> Limits:
+        return Limits(
+            max_turns=self.args.max_turns,
+            max_turn_length=self.args.max_turn_length,
+            max_completion_length=self.args.max_completion_length,
+            max_context=getattr(self.model.config.get_text_config(), "max_position_embeddings", None),
+        )
+
+    def _collect(self, rows: list[dict[str, Any]], batch_number: int) -> list[Trajectory]:
+        """Play this rank's share of a rollout batch and log what all ranks saw."""
+        start = time.perf_counter()
+        self.generator.reset()
+        episodes = plan_episodes(
+            rows,
+            key=(self.args.seed, 0, batch_number),
+            first=self.accelerator.process_index * len(rows),
+            per_task=self.args.num_generations,
+            default_environment=self.environment_names[0],
+        )
+        trajectories = collect_trajectories(episodes, self.environments, self.generator, self.chat, self._limits)
+        self.generator.reset()  # the cache is of no use to the coming weights, and its memory is to the update
+        everybody = gather_object([trajectories])
+        self._last_trajectories = [trajectory for share in everybody for trajectory in share]
+        self._num_tokens += sum(
+            len(turn.prompt_ids) + len(turn.completion_ids)
+            for trajectory in self._last_trajectories
+            for turn in trajectory.turns[-1:]
+        )
+        self._log_now(
+            {
+                **rollout_metrics(self._last_trajectories),
+                "num_tokens": float(self._num_tokens),
+                "time/rollout_s": time.perf_counter() - start,
+            }
+        )
+        self._stop_if_too_many_failed()
+        return [trajectory for trajectory in trajectories if trajectory.stop_reason is not StopReason.ERROR]
+
+    def _stop_if_too_many_failed(self) -> None:
+        failed = [trajectory for trajectory in self._last_trajectories if trajectory.stop_reason is StopReason.ERROR]
+        if len(failed) > self.args.max_failed_share * len(self._last_trajectories):
+            self._rollout = None
+            self._save_checkpoint(self.model, trial=None)
+            raise RuntimeError(
+                f"{len(failed)} of {len(self._last_trajectories)} episodes failed, more than `max_failed_share` "
+                f"({self.args.max_failed_share}) allows; the first with {failed[0].error!r} in {failed[0].environment!r}. "
+                f"A checkpoint of step {self.state.global_step} was saved in {self.args.output_dir}. Mend the "
+                "environment and resume from it."
+            )
+
+    # --- update -------------------------------------------------------------------------------------------------
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: list[dict[str, Any]], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Make the gradients of one optimizer step, after collecting a rollout batch where the last one is used up."""
+        batch_number, update_number = divmod(self.state.global_step, self.args.updates_per_batch)
+        if update_number == 0 or (self._rollout is None and not self._load_pending()):
+            batch = stack(self._collect(inputs, batch_number), bootstrap_truncated=self.args.bootstrap_truncated)
+            self._rollout = _RolloutBatch(batch.to(self.accelerator.device))
+        assert self._rollout is not None
+        start = time.perf_counter()
+        model.train()
+        if hasattr(self.optimizer, "train"):
+            self.optimizer.train()
+        update = Update(
+            model,
+            self.args,
+            ref_model=self.ref_model,
+            backward=self.accelerator.backward,
+            autocast=self._autocast,
+        )
+        with self.accelerator.no_sync(model) if self.accelerator.num_processes > 1 else nullcontext():
+            sums, totals = self._passes(update, batch_number, update_number)
+        self._sum_gradients_over_ranks()
+        names = sorted({name for share in gather_object([list(sums)]) for name in share})
+        values = torch.stack([sums[name].double() for name in names]) if names else torch.zeros(0)
+        values = self._sum_over_ranks(values.to(self.accelerator.device))
+        reduced = dict(zip(names, values.tolist(), strict=True))
+        self._log_now(update_metrics(reduced, totals.num_tokens))
+        self._log_now({"time/update_s": time.perf_counter() - start})
+        loss = reduced.get("policy_loss", 0.0) + reduced.get("value_loss", 0.0)
+        return torch.tensor(loss, device=self.accelerator.device)
+
+    def _passes(
+        self, update: Update, batch_number: int, update_number: int
+    ) -> tuple[Mapping[str, torch.Tensor], Totals]:
+        """Critic forward and backward, credit and whitening from its values, actor forward and backward."""
+        rollout = self._rollout
+        assert rollout is not None
+        sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.accelerator.device))
+        once = self.args.updates_per_batch == 1
+        if rollout.credit is None and not (once and self.args.uses_critic):
+            self._score(update, rollout)
+        picked = self._minibatch(len(rollout.batch), batch_number, update_number)
+        batch = rollout.batch if once else rollout.batch.select(picked)
+        totals = Totals.of(batch, self._sum_over_ranks)
+        if len(batch) and self.args.uses_critic:
+            known = None if rollout.credit is None else rollout.credit.select(picked, rollout.credit.mask.shape[1])
+            credit, critic_sums = update.critic_pass(batch, known, totals)
+            sums |= critic_sums
+            rollout.credit = credit if rollout.credit is None else rollout.credit
+        if rollout.advantages is None:
+            self._whiten(rollout)
+        if len(batch) and self.state.global_step >= self.args.critic_warmup_steps:
+            assert rollout.credit is not None and rollout.advantages is not None
+            credit = rollout.credit.select(picked, rollout.credit.mask.shape[1])
+            sums |= update.actor_pass(batch, credit, rollout.advantages[picked], totals)
+        return sums, totals
+
+    def _score(self, update: Update, rollout: _RolloutBatch) -> None:
+        """Read values and log-probs before the first of several updates."""
+        if not len(rollout.batch):
+            return
+        if self.args.uses_critic:
+            rollout.credit, _ = update.critic_pass(rollout.batch, None, None)
+        else:
+            rollout.credit = update.credit_without_critic(rollout.batch)
+        if not self.generator.exact and self.args.updates_per_batch > 1:
+            rollout.batch = update.score_logprobs(rollout.batch)
+            sampled = rollout.batch.completion_mask.bool()
+            gap = (rollout.batch.old_logprobs - rollout.batch.sampling_logprobs)[sampled].abs()
+            self._log_now(
+                {"sampling/logprob_gap_mean": float(gap.mean()), "sampling/logprob_gap_max": float(gap.max())}
+            )
+
+    def _whiten(self, rollout: _RolloutBatch) -> None:
+        """Whiten with the statistics of all ranks, and log the credit before it."""
+        batch, credit = rollout.batch, rollout.credit
+        over = str(self.args.whiten_advantages)
+        mine: dict[str, torch.Tensor] = {}
+        if credit is not None:
+            real = credit.mask.bool()
+            turns = (
+                torch.arange(real.shape[1], device=real.device).expand_as(real)
+                if credit.per == "turn"
+                else -real.long()
+            )
+            mine = {
+                "advantages": credit.advantages[real].cpu(),
+                "returns": credit.returns[real].cpu(),
+                "values": credit.values[real].cpu(),
+                "turns": turns[real].cpu(),
+                "sample": whitening_sample(batch, credit, over=over).cpu(),
+            }
+        shares = [share for share in gather_object([mine]) if share]
+        everybody = {name: torch.cat([share[name] for share in shares]) for name in (shares[0] if shares else ())}
+        if credit is not None:
+            reference = everybody["sample"].to(credit.advantages.device)
+            rollout.advantages = whitened(batch, credit, over=over, reference=reference)
+        if everybody:
+            self._log_now(credit_metrics(everybody, with_critic=self.args.uses_critic))
+
+    def _minibatch(self, num_trajectories: int, batch_number: int, update_number: int) -> torch.Tensor:
+        """Pick the trajectories of an update; the order is another one in every pass, and the same after a resume."""
+        iteration, part = divmod(update_number, self.args.num_minibatches)
+        if self.args.updates_per_batch == 1:
+            return torch.arange(num_trajectories, device=self.accelerator.device)
+        seed = (self.args.seed, 2, batch_number, iteration, self.accelerator.process_index)
+        order = np.random.default_rng(seed).permutation(num_trajectories)
+        return torch.from_numpy(np.array_split(order, self.args.num_minibatches)[part]).to(self.accelerator.device)
+
+    def _sum_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
+        return reduce_over_ranks(tensor, reduction="sum")
+
+    def _sum_gradients_over_ranks(self) -> None:
+        """Add the ranks' gradients: each loss is divided by the totals of all ranks, so the sum is the gradient."""
+        if self.accelerator.num_processes == 1:
+            return
+        for network in self.model.networks.values():
+            parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+            flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters])
+            for parameter, gradient in zip(
+                parameters, self._sum_over_ranks(flat).split([p.numel() for p in parameters]), strict=True
+            ):
+                parameter.grad = gradient.view_as(parameter)
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
+        """Clip each network by itself: the critic's norm is many times the actor's and would scale it away."""
+        norms = {
+            name: torch.nn.utils.clip_grad_norm_(network.parameters(), self.args.max_grad_norm)
+            for name, network in self.model.networks.items()
+        }
+        self._log_now({f"grad_norm/{name}": float(norm) for name, norm in norms.items()})
+        return norms["actor"]
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Build one optimizer with the actor's and the critic's learning rate."""
+        if self.optimizer is None:
+            decays = set(self.get_decay_parameter_names(self.model))
+            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            groups = []
+            for name in ("actor", "critic"):  # the first group's rate is the one that is logged as `learning_rate`
+                rate = self.args.learning_rate * (self.args.critic_lr_multiplier if name == "critic" else 1.0)
+                for decay in (True, False):
+                    parameters = [
+                        parameter
+                        for path, parameter in self.model.named_parameters()
+                        if path.startswith(f"{name}.") and parameter.requires_grad and (path in decays) is decay
+                    ]
+                    if parameters:
+                        weight_decay = self.args.weight_decay if decay else 0.0
+                        groups.append({"params": parameters, "lr": rate, "weight_decay": weight_decay})
+            self.optimizer = optimizer_class(groups, **kwargs)
+        return self.optimizer
+
+    # --- evaluate -----------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Play every task of the evaluation dataset once, at `eval_temperature`, and log the episode metrics."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise ValueError("There is no `eval_dataset` to evaluate on. Pass one here or to TurnPPOTrainer.")
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        planned = plan_episodes(dataset, key=(self.args.seed, 1), default_environment=self.environment_names[0])
+        generator = self._make_generator(self.args.eval_temperature)
+        trajectories = collect_trajectories(
+            planned[rank::ranks], self.environments, generator, self.chat, self._limits
+        )
+        everybody = [trajectory for share in gather_object([trajectories]) for trajectory in share]
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in rollout_metrics(everybody).items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # --- log ----------------------------------------------------------------------------------------------------
+
+    def _log_now(self, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._metrics["train"][name].append(value)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the means since the last log to a training log, print the table of turns where asked."""
+        if "loss" in logs:
+            for name, values in self._metrics["train"].items():
+                real = [value for value in values if value == value]
+                logs[name] = values[-1] if name == "num_tokens" else sum(real) / len(real) if real else float("nan")
+            self._metrics["train"].clear()
+            if self.optimizer is not None and self.args.uses_critic:
+                logs["learning_rate_critic"] = self.optimizer.param_groups[-1]["lr"]
+            if self.args.log_completions and self.accelerator.is_main_process:
+                self._log_completions()
+        super().log(logs, start_time)
+
+    def _log_completions(self) -> None:
+        trajectories = self._with_credit()
+        turns = [turn for trajectory in trajectories for turn in trajectory.turns]
+        print_prompt_completions_sample(
+            [turn.observation for turn in turns],
+            [turn.completion for turn in turns],
+            {"reward": [turn.reward for turn in turns], "penalty": [turn.penalty for turn in turns]},
+            None if self._rollout is None else [turn.advantage or 0.0 for turn in turns],
+            self.state.global_step,
+            self.args.num_completions_to_print,
+        )
+        folder = Path(self.args.output_dir) / "trajectories"
+        folder.mkdir(parents=True, exist_ok=True)
+        Dataset.from_list([trajectory.to_dict() for trajectory in trajectories]).to_parquet(
+            str(folder / f"trajectories_{self.state.global_step:05d}.parquet")
+        )
+
+    def _with_credit(self) -> list[Trajectory]:
+        """Write values, advantages and returns into the last trajectories where turns were scored (on one rank)."""
+        played = [item for item in self._last_trajectories if item.stop_reason is not StopReason.ERROR]
+        credit = None if self._rollout is None else self._rollout.credit
+        if credit is None or credit.per != "turn" or self.accelerator.num_processes > 1:
+            return played
+        tables = [table.tolist() for table in (credit.values, credit.advantages, credit.returns)]
+        return [
+            replace(
+                item,
+                turns=tuple(
+                    replace(turn, value=value, advantage=advantage, turn_return=turn_return)
+                    for turn, value, advantage, turn_return in zip(item.turns, *rows, strict=False)
+                ),
+            )
+            for item, *rows in zip(played, *tables, strict=True)
+        ]
+
+    # --- save ---------------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = output_dir or self.args.output_dir
+        limits = ("max_turns", "max_turn_length", "max_completion_length")
+        record = {
+            **self.environment_record,
+            "limits": {name: getattr(self.args, name) for name in limits},
+            "chat_template_kwargs": self.args.chat_template_kwargs or {},
+            "algorithm": self.args.algorithm,
+            "gamma": self.args.gamma,
+            "lam": self.args.lam,
+        }
+        save_networks(self.accelerator.unwrap_model(self.model), self.processing_class, record, folder)
+        (Path(folder) / "training_config.json").write_text(self.args.to_json_string())
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        rollout = self._rollout
+        pending = self.state.global_step % self.args.updates_per_batch != 0
+        if pending and rollout is not None and rollout.credit is not None and rollout.advantages is not None:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            file = folder / f"rollout_{self.accelerator.process_index}.safetensors"
+            save_pending(rollout.batch, rollout.credit, rollout.advantages, file)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        load_networks(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
+        self._rollout = None
+        self._pending_file = Path(resume_from_checkpoint) / f"rollout_{self.accelerator.process_index}.safetensors"
+
+    def _load_pending(self) -> bool:
+        """Take up the rollout batch that a checkpoint in the middle of its updates left; False where there is none."""
+        if self._pending_file is None or not self._pending_file.exists():
+            return False
+        self._rollout = _RolloutBatch(*load_pending(self._pending_file, self.accelerator.device))
+        return True
+
+    def _load_best_model(self) -> None:
+        load_networks(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint)

@@ -1,0 +1,219 @@
+"""A batch in, gradients out: the critic's pass, then the actor's, cut into micro-batches that change nothing."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from turnppo_hf.actor_critic import sampled_logprobs
+from turnppo_hf.batch import TurnBatch
+from turnppo_hf.config import TurnPPOConfig
+from turnppo_hf.credit import Credit, assign_credit, decision_values
+from turnppo_hf.losses import clip_fraction, clipped_policy_loss, kl_divergence, loss_weights, value_loss
+
+Sums = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What the optimizer step's losses are divided by: counts over all ranks and micro-batches."""
+
+    num_trajectories: float
+    num_turns: float
+    num_tokens: float
+
+    @classmethod
+    def of(cls, batch: TurnBatch, reduce: Callable[[torch.Tensor], torch.Tensor] = lambda counts: counts) -> Totals:
+        """Count a batch; `reduce` adds the counts of all ranks."""
+        counts = torch.tensor([len(batch), batch.num_turns, batch.num_tokens], dtype=torch.float64)
+        # an empty step divides zero by one, not by zero
+        return cls(*reduce(counts.to(batch.turn_mask.device)).clamp(min=1.0).tolist())
+
+
+class Update:
+    """
+    The two passes of an optimizer step.
+
+    Args:
+        model (`nn.Module`):
+            An [`~turnppo_hf.actor_critic.ActorCritic`], wrapped or not; called as `model(mode, batch, ...)`.
+        config ([`TurnPPOConfig`]):
+            The algorithm and its coefficients.
+        ref_model ([`~transformers.PreTrainedModel`], *optional*):
+            Frozen model of the KL term.
+        backward (`Callable`, *optional*):
+            Called with each micro-batch's loss; the accelerator's in training.
+        autocast (`Callable`, *optional*):
+            Makes the context of each forward.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TurnPPOConfig,
+        *,
+        ref_model: PreTrainedModel | None = None,
+        backward: Callable[[torch.Tensor], Any] = torch.Tensor.backward,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self.model = model
+        self.config = config
+        self.ref_model = ref_model
+        self.backward = backward
+        self.autocast = autocast
+
+    def credit_without_critic(self, batch: TurnBatch) -> Credit:
+        """Group baselines: no pass at all."""
+        return self._assign(batch, None)
+
+    def critic_pass(self, batch: TurnBatch, credit: Credit | None, totals: Totals | None) -> tuple[Credit, Sums]:
+        """
+        Run the critic over a batch.
+
+        Args:
+            batch (`TurnBatch`): Whole trajectories.
+            credit (`Credit`, *optional*): What the values before the update gave. `None` makes this forward's own
+                values the old ones, so that a batch that is used once is read once.
+            totals (`Totals`, *optional*): With them the value loss is differentiated; without them the pass only scores.
+
+        Returns:
+            `tuple[Credit, dict]`: the credit of the batch, and `value_loss`.
+        """
+        parts: list[tuple[torch.Tensor, Credit]] = []
+        sums: Sums = defaultdict(lambda: torch.zeros((), device=batch.turn_mask.device))
+        for group in batch.micro_batches(self.config.max_tokens_per_micro_batch):
+            part = batch.select(group)
+            with torch.set_grad_enabled(totals is not None), self.autocast():
+                values = self.model("critic", part)
+            decisions = decision_values(part, values, self.config.algorithm)
+            if credit is None:
+                mine = self._assign(part, values)
+            else:
+                mine = credit.select(group, decisions.shape[1])
+            if totals is not None:
+                loss = value_loss(
+                    decisions,
+                    mine.values,
+                    mine.returns,
+                    mine.mask,
+                    cliprange_value=self.config.cliprange_value,
+                    denominator=totals.num_turns if mine.per == "turn" else totals.num_tokens,
+                )
+                self.backward(loss)
+                sums["value_loss"] += loss.detach()
+            parts.append((group, mine))
+        return Credit.merge(parts, len(batch)), sums
+
+    def actor_pass(self, batch: TurnBatch, credit: Credit, advantages: torch.Tensor, totals: Totals) -> Sums:
+        """
+        Differentiate the policy loss of a batch.
+
+        Args:
+            batch (`TurnBatch`): Whole trajectories; its `old_logprobs` are used where the batch is used more than once.
+            credit (`Credit`): Tells what `advantages` belong to.
+            advantages (`torch.Tensor`): As they enter the loss, shaped as `credit.advantages`.
+            totals (`Totals`): The step's denominators.
+
+        Returns:
+            `dict`: sums over this rank, to be added over ranks: `policy_loss`, `clipped`, `decisions`, `approx_kl`,
+            `entropy`, `ref_kl`, and the first two moments and the extremes of the log-ratio.
+        """
+        sums: Sums = defaultdict(lambda: torch.zeros((), device=batch.turn_mask.device))
+        for group in batch.micro_batches(self.config.max_tokens_per_micro_batch):
+            part = batch.select(group)
+            mine = credit.select(group, _width(part, credit))
+            loss = self._policy_loss(
+                part, replace(mine, advantages=advantages[group, : mine.mask.shape[1]]), totals, sums
+            )
+            self.backward(loss)
+        return sums
+
+    @torch.no_grad()
+    def score_logprobs(self, batch: TurnBatch) -> TurnBatch:
+        """Recompute `old_logprobs` with the current weights."""
+        old = torch.zeros_like(batch.old_logprobs)
+        for group in batch.micro_batches(self.config.max_tokens_per_micro_batch):
+            part = batch.select(group)
+            with self.autocast():
+                logprobs, _ = self.model("actor", part, self.config.temperature)
+            rows = torch.cat([(batch.row_trajectories == trajectory).nonzero()[:, 0] for trajectory in group])
+            old[rows, : logprobs.shape[1]] = logprobs
+        return replace(batch, old_logprobs=old)
+
+    def _policy_loss(self, part: TurnBatch, credit: Credit, totals: Totals, sums: Sums) -> torch.Tensor:
+        config = self.config
+        with self.autocast():
+            logprobs, entropies = self.model("actor", part, config.temperature)
+        once = config.updates_per_batch == 1
+        old_logprobs = logprobs.detach() if once else part.old_logprobs
+        level = str(config.importance_sampling_level)
+        weights = loss_weights(
+            part.turn_lengths,
+            part.turn_mask,
+            loss_aggregation=config.loss_aggregation,
+            importance_sampling_level=level,
+            num_trajectories=totals.num_trajectories,
+            num_turns=totals.num_turns,
+            num_tokens=totals.num_tokens,
+        )
+        log_ratio = (logprobs - old_logprobs) * part.completion_mask
+        if level == "token":
+            mask, weights = part.completion_mask, part.to_tokens(weights)
+            spread = part.to_tokens if credit.per == "turn" else part.unpack_tokens
+            ratio, advantages = log_ratio, spread(credit.advantages)
+        else:
+            mask, advantages = part.turn_mask, credit.advantages
+            ratio = part.sum_per_turn(log_ratio)
+            if level == "turn_geometric":
+                ratio = ratio / part.turn_lengths.clamp(min=1)
+        high = config.epsilon if config.epsilon_high is None else config.epsilon_high
+        clip = {"epsilon": config.epsilon, "epsilon_high": high}
+        loss = clipped_policy_loss(ratio, advantages, weights, mask, **clip)
+        sums["policy_loss"] += loss.detach()
+        entropy = (entropies * part.completion_mask).sum()
+        loss = loss - config.entropy_coef * entropy / totals.num_tokens
+        if self.ref_model is not None:
+            with torch.no_grad(), self.autocast():
+                ref_logprobs, _ = sampled_logprobs(self.ref_model, part, config.temperature)
+            kl = (kl_divergence(logprobs, ref_logprobs, estimator=config.kl_estimator) * part.completion_mask).sum()
+            sums["ref_kl"] += kl.detach()
+            loss = loss + config.beta * kl / totals.num_tokens
+        with torch.no_grad():
+            real = ratio[mask.bool()].double()
+            sums["entropy"] += entropy
+            sums["decisions"] += mask.sum()
+            sums["clipped"] += clip_fraction(ratio, mask, **clip) * mask.sum()
+            sums["log_ratio"] += real.sum()
+            sums["log_ratio_squared"] += real.square().sum()
+            # of old from new, the estimator that is never negative: r - 1 - log r with r = new / old
+            sums["approx_kl"] += kl_divergence(old_logprobs, logprobs, estimator="k3")[
+                part.completion_mask.bool()
+            ].sum()
+        return loss
+
+    def _assign(self, batch: TurnBatch, values: torch.Tensor | None) -> Credit:
+        config = self.config
+        return assign_credit(
+            batch,
+            values,
+            algorithm=config.algorithm,
+            gamma=config.gamma,
+            lam=config.lam,
+            token_gamma=config.token_gamma,
+            token_lam=config.token_lam,
+            scale_rewards=config.scale_rewards,
+        )
+
+
+def _width(part: TurnBatch, credit: Credit) -> int:
+    """Decisions of the longest trajectory of a micro-batch."""
+    if credit.per == "turn":
+        return part.turn_mask.shape[1]
+    return max(int(part.turn_lengths.sum(1).max()), 1)

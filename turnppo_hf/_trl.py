@@ -1,4 +1,4 @@
-"""The only file that touches private or one-level-down names of TRL; tried with trl 1.16 and transformers 5.19-5.23."""
+"""The only file that touches private or one-level-down names of TRL; tried with trl 1.16."""
 
 try:
     from trl.trainer.base_config import _BaseConfig as BaseConfig

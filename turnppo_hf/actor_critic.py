@@ -1,4 +1,4 @@
-"""Actor and critic as one module: one forward gives log-probs and entropies at sampled tokens, or values everywhere."""
+"""Actor and critic as one module: a forward gives log-probs and entropies at sampled tokens, or values everywhere."""
 
 from __future__ import annotations
 
@@ -59,6 +59,30 @@ class ActorCritic(nn.Module):
     def networks(self) -> dict[str, PreTrainedModel]:
         """The networks by name, in the order of a step."""
         return {"actor": self.actor} if self.critic is None else {"critic": self.critic, "actor": self.actor}
+
+    def parameter_groups(
+        self, decays: set[str], learning_rate: float, critic_lr_multiplier: float, weight_decay: float
+    ) -> list[dict[str, Any]]:
+        """
+        Split the trainable parameters by network and by whether they decay; the actor's groups come first.
+
+        Args:
+            decays (`set[str]`): Names of the parameters that decay.
+            learning_rate (`float`): The actor's; the critic's is `critic_lr_multiplier` times it.
+            critic_lr_multiplier (`float`): See `learning_rate`.
+            weight_decay (`float`): Of the parameters in `decays`.
+        """
+        groups = []
+        for name, rate in (("actor", learning_rate), ("critic", learning_rate * critic_lr_multiplier)):
+            for decay in (True, False):
+                parameters = [
+                    parameter
+                    for path, parameter in self.named_parameters()
+                    if path.startswith(f"{name}.") and parameter.requires_grad and (path in decays) is decay
+                ]
+                if parameters:
+                    groups.append({"params": parameters, "lr": rate, "weight_decay": weight_decay if decay else 0.0})
+        return groups
 
     @property
     def is_gradient_checkpointing(self) -> bool:

@@ -78,7 +78,7 @@ class TurnBatch:
         return values[self.bootstrap_rows, self.bootstrap_positions] * self.bootstrap_mask
 
     def pack_tokens(self, values: torch.Tensor) -> torch.Tensor:
-        """Line up the sampled tokens of each trajectory, observations left out: `(R, T)` -> `(B, M)`, differentiable."""
+        """Line up each trajectory's sampled tokens, observations left out: `(R, T)` -> `(B, M)`, differentiable."""
         trajectory, place, width = self._packing()
         packed = values.new_zeros(len(self), width)
         return packed.index_put((trajectory, place), values[self.completion_mask.bool()])
@@ -187,8 +187,8 @@ def stack(trajectories: Sequence[Trajectory], *, bootstrap_truncated: bool | Non
         trajectories (`Sequence[Trajectory]`):
             At least one turn each, none that ended with `StopReason.ERROR`.
         bootstrap_truncated (`bool`, *optional*):
-            Overrides the stop reason's own answer to whether the state after a cut has a value. Where no such state was
-            recorded the value is 0 either way.
+            Overrides the stop reason's own answer to whether the state after a cut has a value. Where no such state
+            was recorded the value is 0 either way.
 
     Raises:
         `ValueError`: a failed episode, a turn without sampled tokens, or log-probs that do not match them.
@@ -257,15 +257,16 @@ def _pad(rows: Sequence[_Row]) -> dict[str, torch.Tensor]:
 def _check(index: int, trajectory: Trajectory) -> None:
     if trajectory.stop_reason is StopReason.ERROR or not trajectory.turns:
         raise ValueError(
-            f"Trajectory {index} has the stop reason {trajectory.stop_reason.value} and {len(trajectory.turns)} turns. "
-            "A failed or empty episode says nothing about the policy. Drop it before stacking."
+            f"Trajectory {index} has the stop reason {trajectory.stop_reason.value} and {len(trajectory.turns)} "
+            "turns. A failed or empty episode says nothing about the policy. Drop it before stacking."
         )
     for number, turn in enumerate(trajectory.turns):
         if not turn.prompt_ids or not turn.completion_ids or len(turn.completion_ids) != len(turn.sampling_logprobs):
             raise ValueError(
                 f"Turn {number} of trajectory {index} has {len(turn.prompt_ids)} prompt tokens, "
-                f"{len(turn.completion_ids)} sampled tokens and {len(turn.sampling_logprobs)} log-probs. Each turn needs "
-                "a prompt, at least one sampled token and a log-prob for each. Record them as the generator returned them."
+                f"{len(turn.completion_ids)} sampled tokens and {len(turn.sampling_logprobs)} log-probs. Each turn "
+                "needs a prompt, at least one sampled token and a log-prob for each. Record them as the generator "
+                "returned them."
             )
 
 
@@ -298,6 +299,6 @@ def check_turn_ids(turn_ids: torch.Tensor, completion_mask: torch.Tensor) -> Non
         starts = ([0] if bool(mask[0]) else []) + runs.tolist()
         if len(starts) != len(set(row[starts].tolist())):
             raise ValueError(
-                f"A turn of `turn_ids` is split by tokens that were not sampled ({row.tolist()}), so its response is not "
-                "contiguous. Give every response its own number."
+                f"A turn of `turn_ids` is split by tokens that were not sampled ({row.tolist()}), so its response is "
+                "not contiguous. Give every response its own number."
             )

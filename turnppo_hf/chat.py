@@ -41,8 +41,8 @@ class Chat:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any] | None = None) -> None:
         if not tokenizer.chat_template:
             raise ValueError(
-                f"The tokenizer {tokenizer.name_or_path!r} has no chat template, so a conversation cannot be rendered. "
-                "Set `tokenizer.chat_template`, or take an instruction-tuned model."
+                f"The tokenizer {tokenizer.name_or_path!r} has no chat template, so a conversation cannot be "
+                "rendered. Set `tokenizer.chat_template`, or take an instruction-tuned model."
             )
         self.tokenizer = tokenizer
         self.template_kwargs = dict(template_kwargs or {})

@@ -82,7 +82,7 @@ def load_pending(file: Path, device: torch.device) -> tuple[TurnBatch, Credit, t
     """Read what `save_pending` wrote."""
     with safe_open(file, framework="pt") as opened:
         per = opened.metadata()["per"]
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # not a mapping
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}
     batch = TurnBatch(**{item.name: tensors[f"batch.{item.name}"] for item in fields(TurnBatch)}).to(device)
     tables = [tensors[f"credit.{name}"].to(device) for name in ("advantages", "returns", "values", "mask")]
     return batch, Credit(*tables, per=per), tensors["advantages"].to(device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -134,7 +134,7 @@ class TurnPPOConfig(BaseConfig):
             Temperature of evaluation episodes; 0 is greedy.
     """
 
-    _VALID_DICT_FIELDS = [*BaseConfig._VALID_DICT_FIELDS, "model_init_kwargs", "chat_template_kwargs"]
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*BaseConfig._VALID_DICT_FIELDS, "model_init_kwargs", "chat_template_kwargs"]
 
     learning_rate: float = field(default=1e-6, metadata={"help": "The actor's initial learning rate for AdamW."})
     remove_unused_columns: bool | None = field(
@@ -258,8 +258,8 @@ class TurnPPOConfig(BaseConfig):
     def _check_choices(self) -> None:
         if self.fp16:
             raise ValueError(
-                "`fp16` is True, but its loss scaling does not survive two losses with a clip per network. Use `bf16`, "
-                "or float32."
+                "`fp16` is True, but its loss scaling does not survive two losses with a clip per network. Use "
+                "`bf16`, or float32."
             )
         for name, choices in (
             ("algorithm", ALGORITHMS),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from turnppo_hf.advantages import group_relative, leave_one_out, token_gae, turn_gae, whiten
 from turnppo_hf.batch import TurnBatch
+from turnppo_hf.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,23 @@ def whitening_sample(batch: TurnBatch, credit: Credit, *, over: str) -> torch.Te
     if over == "tokens" and credit.per == "turn":
         return batch.to_tokens(credit.advantages)[batch.completion_mask.bool()]
     return credit.advantages[credit.mask.bool()]
+
+
+def record_credit(trajectories: Sequence[Trajectory], credit: Credit) -> list[Trajectory]:
+    """Write value, advantage (before whitening) and return into the turns they belong to; token credit has none."""
+    if credit.per != "turn":
+        return list(trajectories)
+    tables = [table.tolist() for table in (credit.values, credit.advantages, credit.returns)]
+    return [
+        replace(
+            trajectory,
+            turns=tuple(
+                replace(turn, value=value, advantage=advantage, turn_return=turn_return)
+                for turn, value, advantage, turn_return in zip(trajectory.turns, *rows, strict=False)
+            ),
+        )
+        for trajectory, *rows in zip(trajectories, *tables, strict=True)
+    ]
 
 
 def _rewards_at_last_tokens(batch: TurnBatch) -> torch.Tensor:

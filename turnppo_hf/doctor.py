@@ -51,7 +51,7 @@ def diagnose() -> Diagnosis:
 
 
 def _state(requirement: Requirement) -> tuple[tuple[str, str, str], bool]:
-    tried = f"tried with {requirement.specifier}"
+    tried = "tried with " + ",".join(sorted(map(str, requirement.specifier), reverse=True))
     try:
         installed = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
@@ -62,16 +62,17 @@ def _state(requirement: Requirement) -> tuple[tuple[str, str, str], bool]:
 
 
 def _extra_row(extra: str, requirements: list[Requirement]) -> tuple[str, str, str]:
-    names = {
-        requirement.name
+    missing = [
+        f'"{requirement.name}{requirement.specifier}"'
         for requirement in requirements
-        if requirement.marker and _belongs(requirement.marker, extra) and requirement.name != _DISTRIBUTION
-    }
-    missing = sorted(name for name in names if not _installed(name))
-    purpose = _EXTRAS[extra]
+        if requirement.marker
+        and _belongs(requirement.marker, extra)
+        and requirement.name != _DISTRIBUTION
+        and not _installed(requirement.name)
+    ]
     if not missing:
-        return extra, "there", purpose
-    return extra, "missing", f'{purpose}: pip install "{_DISTRIBUTION}[{extra}]"'
+        return extra, "there", _EXTRAS[extra]
+    return extra, "missing", f"{_EXTRAS[extra]}: pip install {' '.join(missing)}"
 
 
 def _belongs(marker: Marker, extra: str) -> bool:
@@ -106,8 +107,8 @@ def _devices() -> list[tuple[str, str, str]]:
         precision = "bf16 autocast" if bf16 else "float32: no bf16 on this device"
         where = ("training", accelerator.type, f"{count} x {name}, {precision}")
         sampling = ("sampling", accelerator.type, "with the training weights")
-    network = "not needed for model: tiny and generated levels"
-    return [where, sampling, ("network", os.environ.get("HF_HUB_OFFLINE") == "1" and "offline" or "allowed", network)]
+    mode = "offline" if os.environ.get("HF_HUB_OFFLINE") == "1" else "allowed"
+    return [where, sampling, ("network", mode, "not needed for `model: tiny` on generated levels")]
 
 
 def _columns(rows: list[tuple[str, str, str]]) -> str:

@@ -1,4 +1,4 @@
-"""Trajectories on held-out tasks in, a summary with intervals out, beside random and optimal play of the same tasks."""
+"""Trajectories of held-out tasks in, a summary with intervals out, beside random and optimal play of the same ones."""
 
 from __future__ import annotations
 

@@ -54,8 +54,8 @@ def load_actor(model: str | PreTrainedModel, args: TurnPPOConfig) -> PreTrainedM
         actor = model
     if not isinstance(actor, PreTrainedModel) or actor.get_output_embeddings() is None:
         raise TypeError(
-            f"`model` must be an id or a causal language model of transformers, got {type(actor).__name__}. Load it with "
-            "AutoModelForCausalLM."
+            f"`model` must be an id or a causal language model of transformers, got {type(actor).__name__}. Load it "
+            "with AutoModelForCausalLM."
         )
     if args.disable_dropout:
         disable_dropout_in_model(actor)
@@ -79,8 +79,9 @@ def load_critic(value_model: str | PreTrainedModel | None, actor: PreTrainedMode
     wanted = 1, actor.config.get_text_config().vocab_size
     if sizes != wanted:
         raise ValueError(
-            f"`value_model` has {sizes[0]} labels and a vocabulary of {sizes[1]}, but the critic needs {wanted[0]} and the "
-            f"actor's {wanted[1]}: it reads the actor's own tokens. Load it with num_labels=1 from the same family."
+            f"`value_model` has {sizes[0]} labels and a vocabulary of {sizes[1]}, but the critic needs {wanted[0]} "
+            f"and the actor's {wanted[1]}: it reads the actor's own tokens. Load it with num_labels=1 from the same "
+            "family."
         )
     disable_dropout_in_model(value_model)
     return value_model
@@ -112,8 +113,8 @@ def open_environments(
         environment = pool.take(name)
         if not callable(getattr(environment, "reset", None)) or not callable(getattr(environment, "step", None)):
             raise TypeError(
-                f"The environment factory {name!r} returned {type(environment).__name__}, which has no reset() and step(). "
-                "Return a gymnasium.Env with Text spaces."
+                f"The environment factory {name!r} returned {type(environment).__name__}, which has no reset() and "
+                "step(). Return a gymnasium.Env with Text spaces."
             )
         spec = getattr(environment, "spec", None)
         if number == 0 and spec is not None:
@@ -133,21 +134,21 @@ def check_tasks(dataset: Dataset | None, args: TurnPPOConfig, names: list[str]) 
     if dataset is None:
         if args.max_steps <= 0:
             raise ValueError(
-                f"There is no `train_dataset` and `max_steps` is {args.max_steps}, so the run has no end. Set `max_steps`, "
-                "or pass a dataset with a column `seed`."
+                f"There is no `train_dataset` and `max_steps` is {args.max_steps}, so the run has no end. Set "
+                "`max_steps`, or pass a dataset with a column `seed`."
             )
         batches = -(-args.max_steps // args.updates_per_batch)
         return Dataset.from_dict({"seed": range(batches * args.tasks_per_batch)})
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "column_names"):
         raise ValueError(
-            f"`train_dataset` is a {type(dataset).__name__} without a length. Rollout batches need to know their tasks: "
-            "pass a datasets.Dataset."
+            f"`train_dataset` is a {type(dataset).__name__} without a length. Rollout batches need to know their "
+            "tasks: pass a datasets.Dataset."
         )
     if len(dataset) < args.tasks_per_batch:
         raise ValueError(
-            f"`train_dataset` has {len(dataset)} rows, but a rollout batch takes {args.tasks_per_batch} distinct tasks "
-            f"(`generation_batch_size` {args.generation_batch_size} / `num_generations` {args.num_generations}), so no "
-            "batch would ever be full. Add tasks or lower `generation_batch_size`."
+            f"`train_dataset` has {len(dataset)} rows, but a rollout batch takes {args.tasks_per_batch} distinct "
+            f"tasks (`generation_batch_size` {args.generation_batch_size} / `num_generations` "
+            f"{args.num_generations}), so no batch would ever be full. Add tasks or lower `generation_batch_size`."
         )
     if "environment" in dataset.column_names:
         unknown = sorted(set(dataset.unique("environment")) - set(names))

@@ -66,7 +66,7 @@ METRICS = (
 
 
 def explained_variance(returns: torch.Tensor, values: torch.Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns), population variances of 1-D tensors; NaN where the returns are equal."""
+    """Return 1 - Var(returns - values) / Var(returns) of 1-D tensors; NaN where the returns are all equal."""
     variance = returns.double().var(correction=0)
     if not len(returns) or variance == 0:
         return math.nan

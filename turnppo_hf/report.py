@@ -64,7 +64,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
         results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"{str(file)!r} cannot be read ({error}). `turnppo train` writes it when a run ends; name the run's folder."
+            f"{str(file)!r} cannot be read ({error}). `turnppo train` writes it at its end; name the run's folder."
         ) from error
     if not any(point["success_rate"] is not None for point in results.get("learning_curve", ())):
         raise ValueError(f"{str(file)!r} holds no success rates, so there is no curve to draw. Name another run.")
@@ -125,7 +125,7 @@ def _finish(axes: Any, run: dict[str, Any]) -> None:
     axes.set_ylabel("success rate", color=_MUTED)
     episodes = run["learning_curve"][-1]["episodes"]
     axes.set_title(
-        f"Success on {episodes} held-out levels, {run['environment'].rpartition('/')[2]} (95 % interval)",
+        f"Success on {episodes} held-out tasks, {run['environment'].rpartition('/')[2]} (95 % interval)",
         color=_INK,
         loc="left",
         fontsize=11,

@@ -126,8 +126,8 @@ def collect_trajectories(
     """
     Play every episode to its end.
 
-    An episode whose response is complete steps its environment and submits its next prompt while others still generate.
-    An environment that fails ends its own episode only, with `StopReason.ERROR` and the message.
+    An episode whose response is complete steps its environment and submits its next prompt while others still
+    generate. An environment that fails ends its own episode only, with `StopReason.ERROR` and the message.
 
     Args:
         episodes (`Sequence[Episode]`): What to play.
@@ -189,9 +189,9 @@ def _open(episode: Episode, environments: EnvironmentPool, chat: Chat, limits: L
         budget = min(budget, limits.max_context)
         if len(prompt.ids) >= budget:
             raise ValueError(
-                f"The first prompt of {episode.environment!r} (seed {episode.seed}) has {len(prompt.ids)} tokens, but the "
-                f"model reads {limits.max_context} at most, so no response fits. Shorten the prompt or take a model with "
-                "a longer context."
+                f"The first prompt of {episode.environment!r} (seed {episode.seed}) has {len(prompt.ids)} tokens, but "
+                f"the model reads {limits.max_context} at most, so no response fits. Shorten the prompt or take a "
+                "model with a longer context."
             )
     return _Running(episode, environment, observation, prompt, budget, last_info=info)
 
@@ -211,7 +211,7 @@ def _room(state: _Running, limits: Limits) -> int:
 def _advance(
     state: _Running, completion: Completion, environments: EnvironmentPool, chat: Chat, limits: Limits
 ) -> Trajectory | None:
-    """Step the environment with a response; return the trajectory where the episode ended, else set the next prompt."""
+    """Step the environment with a response; return the trajectory if the episode ended, else set the next prompt."""
     text = chat.content(completion.completion_ids)
     try:
         observation, reward, terminated, truncated, info = _checked_step(state.environment.step(text))
@@ -294,8 +294,8 @@ def _failed(episode: Episode, turns: list[Turn], environment: gymnasium.Env | No
 def _checked_reset(reply: Any) -> tuple[str, Mapping[str, Any]]:
     if not isinstance(reply, tuple) or len(reply) != 2 or not _text_and_info(reply):
         raise TypeError(
-            f"reset() must return (observation text, info), got {_shape(reply)}. Return the text the model should read "
-            "and a dict."
+            f"reset() must return (observation text, info), got {_shape(reply)}. Return the text the model should "
+            "read and a dict."
         )
     return reply[0], reply[1]
 
@@ -309,8 +309,8 @@ def _checked_step(reply: Any) -> tuple[str, float, bool, bool, Mapping[str, Any]
     observation, reward, terminated, truncated, info = reply
     if not math.isfinite(reward):
         raise ValueError(
-            f"step() returned the reward {reward}. It would turn every advantage of the batch into NaN. Return a finite "
-            "number."
+            f"step() returned the reward {reward}. It would turn every advantage of the batch into NaN. Return a "
+            "finite number."
         )
     return observation, float(reward), bool(terminated), bool(truncated), info
 

@@ -7,9 +7,9 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,14 +30,13 @@ from turnppo_hf._trl import (
     RepeatSampler,
     get_config_model_id,
     identity,
-    print_prompt_completions_sample,
 )
 from turnppo_hf.actor_critic import ActorCritic
 from turnppo_hf.batch import TurnBatch, stack
 from turnppo_hf.chat import Chat
 from turnppo_hf.checkpoint import load_networks, load_pending, save_networks, save_pending
 from turnppo_hf.config import TurnPPOConfig
-from turnppo_hf.credit import Credit, whitened, whitening_sample
+from turnppo_hf.credit import Credit, record_credit, whitened, whitening_sample
 from turnppo_hf.generation.transformers_generator import TransformersGenerator
 from turnppo_hf.loading import (
     EnvironmentFactory,
@@ -50,7 +49,8 @@ from turnppo_hf.loading import (
 from turnppo_hf.metrics import credit_metrics, rollout_metrics, update_metrics
 from turnppo_hf.rollout import Limits, collect_trajectories, plan_episodes
 from turnppo_hf.trajectory import StopReason, Trajectory
-from turnppo_hf.update import Totals, Update
+from turnppo_hf.trajectory_log import print_turns, save_trajectories
+from turnppo_hf.update import Totals, Update, sum_gradients
 
 
 @dataclass
@@ -83,13 +83,13 @@ class TurnPPOTrainer(BaseTrainer):
         model (`str` or [`~transformers.PreTrainedModel`]):
             The actor: model id, path, or a causal language model.
         reward_funcs (*optional*):
-            Not used yet: the environment's own reward is trained on.
+            Refused: the environment's own reward is trained on.
         args ([`TurnPPOConfig`], *optional*):
             Configuration; defaults to one that writes to `<model name>-TurnPPO`.
         train_dataset ([`~datasets.Dataset`], *optional*):
-            Tasks. A row's `seed` seeds the environment's reset, `prompt` opens the conversation, `environment` selects one
-            of several, and every other column is an option of the reset. Without it the environment makes its own
-            tasks from seeds, and `max_steps` must be set.
+            Tasks. A row's `seed` seeds the environment's reset, `prompt` opens the conversation, `environment`
+            selects one of several, and every other column is an option of the reset. Without it the environment makes
+            its own tasks from seeds, and `max_steps` must be set.
         eval_dataset ([`~datasets.Dataset`], *optional*):
             Tasks of the evaluation during training.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
@@ -107,14 +107,14 @@ class TurnPPOTrainer(BaseTrainer):
             The critic, a token classifier with one label; by default a copy of the actor's backbone with a zero head.
     """
 
-    _tag_names = ["trl", "turn-ppo"]
+    _tag_names: ClassVar[list[str]] = ["trl", "turn-ppo"]
     _name = "Turn-PPO"
-    _paper = {
+    _paper: ClassVar[dict[str, str]] = {
         "title": "Turn-PPO: Turn-Level Advantage Estimation with PPO for Improved Multi-Turn RL in Agentic LLMs",
         "id": "2512.17008",
-        "citation": "@article{li2025turnppo,\n    title  = {{Turn-PPO: Turn-Level Advantage Estimation with PPO for Improved "
-        "Multi-Turn RL in Agentic LLMs}},\n    author = {Li and Zhou and Meng and Vadera and Li and Li},\n"
-        "    year   = 2025,\n    eprint = {arXiv:2512.17008}\n}",
+        "citation": "@article{li2025turnppo,\n  title = {{Turn-PPO: Turn-Level Advantage Estimation with PPO for "
+        "Improved Multi-Turn RL in Agentic LLMs}},\n  author = {Li and Zhou and Meng and Vadera and Li and Li},\n"
+        "  year = 2025,\n  eprint = {arXiv:2512.17008}\n}",
     }
     # every loss is divided by the optimizer step's own totals
     loss_is_scaled_for_ga = True
@@ -177,16 +177,14 @@ class TurnPPOTrainer(BaseTrainer):
             DistributedType.MULTI_GPU,
         ):
             raise ValueError(
-                f"The launch uses {self.accelerator.distributed_type.value}, which this version does not shard over. Use "
-                "a single process or plain data parallelism (`accelerate launch --multi_gpu`)."
+                f"The launch uses {self.accelerator.distributed_type.value}, which this version does not shard over. "
+                "Use a single process or plain data parallelism (`accelerate launch --multi_gpu`)."
             )
         actor.add_model_tags(self._tag_names)
         if self.ref_model is not None:
             self.ref_model.to(self.accelerator.device)
         self._autocast = self.accelerator.autocast if args.bf16 else nullcontext
         self.generator = self._make_generator(args.temperature)
-
-    # --- data ---------------------------------------------------------------------------------------------------
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
@@ -211,8 +209,6 @@ class TurnPPOTrainer(BaseTrainer):
             shuffle=self.args.shuffle_dataset,
             seed=self.args.seed,
         )
-
-    # --- collect ------------------------------------------------------------------------------------------------
 
     def _make_generator(self, temperature: float) -> TransformersGenerator:
         return TransformersGenerator.for_chat(
@@ -271,12 +267,10 @@ class TurnPPOTrainer(BaseTrainer):
             self._save_checkpoint(self.model, trial=None)
             raise RuntimeError(
                 f"{len(failed)} of {len(self._last_trajectories)} episodes failed, more than `max_failed_share` "
-                f"({self.args.max_failed_share}) allows; the first with {failed[0].error!r} in {failed[0].environment!r}. "
-                f"A checkpoint of step {self.state.global_step} was saved in {self.args.output_dir}. Mend the "
-                "environment and resume from it."
+                f"({self.args.max_failed_share}) allows; the first with {failed[0].error!r} in "
+                f"{failed[0].environment!r}. A checkpoint of step {self.state.global_step} was saved in "
+                f"{self.args.output_dir}. Mend the environment and resume from it."
             )
-
-    # --- update -------------------------------------------------------------------------------------------------
 
     def training_step(
         self, model: torch.nn.Module, inputs: list[dict[str, Any]], num_items_in_batch: Any = None
@@ -300,7 +294,9 @@ class TurnPPOTrainer(BaseTrainer):
         )
         with self.accelerator.no_sync(model) if self.accelerator.num_processes > 1 else nullcontext():
             sums, totals = self._passes(update, batch_number, update_number)
-        self._sum_gradients_over_ranks()
+        if self.accelerator.num_processes > 1:
+            for network in self.model.networks.values():
+                sum_gradients(network.parameters(), self._sum_over_ranks)
         names = sorted({name for share in gather_object([list(sums)]) for name in share})
         values = torch.stack([sums[name].double() for name in names]) if names else torch.zeros(0)
         values = self._sum_over_ranks(values.to(self.accelerator.device))
@@ -391,18 +387,6 @@ class TurnPPOTrainer(BaseTrainer):
     def _sum_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
         return reduce_over_ranks(tensor, reduction="sum")
 
-    def _sum_gradients_over_ranks(self) -> None:
-        """Add the ranks' gradients: each loss is divided by the totals of all ranks, so the sum is the gradient."""
-        if self.accelerator.num_processes == 1:
-            return
-        for network in self.model.networks.values():
-            parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-            flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters])
-            for parameter, gradient in zip(
-                parameters, self._sum_over_ranks(flat).split([p.numel() for p in parameters]), strict=True
-            ):
-                parameter.grad = gradient.view_as(parameter)
-
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
         """Clip each network by itself: the critic's norm is many times the actor's and would scale it away."""
         norms = {
@@ -417,22 +401,11 @@ class TurnPPOTrainer(BaseTrainer):
         if self.optimizer is None:
             decays = set(self.get_decay_parameter_names(self.model))
             optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            groups = []
-            for name in ("actor", "critic"):  # the first group's rate is the one that is logged as `learning_rate`
-                rate = self.args.learning_rate * (self.args.critic_lr_multiplier if name == "critic" else 1.0)
-                for decay in (True, False):
-                    parameters = [
-                        parameter
-                        for path, parameter in self.model.named_parameters()
-                        if path.startswith(f"{name}.") and parameter.requires_grad and (path in decays) is decay
-                    ]
-                    if parameters:
-                        weight_decay = self.args.weight_decay if decay else 0.0
-                        groups.append({"params": parameters, "lr": rate, "weight_decay": weight_decay})
+            groups = self.model.parameter_groups(
+                decays, self.args.learning_rate, self.args.critic_lr_multiplier, self.args.weight_decay
+            )
             self.optimizer = optimizer_class(groups, **kwargs)
         return self.optimizer
-
-    # --- evaluate -----------------------------------------------------------------------------------------------
 
     def evaluate(
         self,
@@ -456,8 +429,6 @@ class TurnPPOTrainer(BaseTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    # --- log ----------------------------------------------------------------------------------------------------
-
     def _log_now(self, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
@@ -476,41 +447,12 @@ class TurnPPOTrainer(BaseTrainer):
         super().log(logs, start_time)
 
     def _log_completions(self) -> None:
-        trajectories = self._with_credit()
-        turns = [turn for trajectory in trajectories for turn in trajectory.turns]
-        print_prompt_completions_sample(
-            [turn.observation for turn in turns],
-            [turn.completion for turn in turns],
-            {"reward": [turn.reward for turn in turns], "penalty": [turn.penalty for turn in turns]},
-            None if self._rollout is None else [turn.advantage or 0.0 for turn in turns],
-            self.state.global_step,
-            self.args.num_completions_to_print,
-        )
-        folder = Path(self.args.output_dir) / "trajectories"
-        folder.mkdir(parents=True, exist_ok=True)
-        Dataset.from_list([trajectory.to_dict() for trajectory in trajectories]).to_parquet(
-            str(folder / f"trajectories_{self.state.global_step:05d}.parquet")
-        )
-
-    def _with_credit(self) -> list[Trajectory]:
-        """Write values, advantages and returns into the last trajectories where turns were scored (on one rank)."""
         played = [item for item in self._last_trajectories if item.stop_reason is not StopReason.ERROR]
         credit = None if self._rollout is None else self._rollout.credit
-        if credit is None or credit.per != "turn" or self.accelerator.num_processes > 1:
-            return played
-        tables = [table.tolist() for table in (credit.values, credit.advantages, credit.returns)]
-        return [
-            replace(
-                item,
-                turns=tuple(
-                    replace(turn, value=value, advantage=advantage, turn_return=turn_return)
-                    for turn, value, advantage, turn_return in zip(item.turns, *rows, strict=False)
-                ),
-            )
-            for item, *rows in zip(played, *tables, strict=True)
-        ]
-
-    # --- save ---------------------------------------------------------------------------------------------------
+        if credit is not None and self.accelerator.num_processes == 1:
+            played = record_credit(played, credit)
+        print_turns(played, self.state.global_step, self.args.num_completions_to_print)
+        save_trajectories(played, Path(self.args.output_dir) / "trajectories", self.state.global_step)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if not self.args.should_save:

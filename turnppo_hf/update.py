@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -81,7 +81,8 @@ class Update:
             batch (`TurnBatch`): Whole trajectories.
             credit (`Credit`, *optional*): What the values before the update gave. `None` makes this forward's own
                 values the old ones, so that a batch that is used once is read once.
-            totals (`Totals`, *optional*): With them the value loss is differentiated; without them the pass only scores.
+            totals (`Totals`, *optional*): With them the value loss is differentiated; without them the pass only
+                scores.
 
         Returns:
             `tuple[Credit, dict]`: the credit of the batch, and `value_loss`.
@@ -116,7 +117,8 @@ class Update:
         Differentiate the policy loss of a batch.
 
         Args:
-            batch (`TurnBatch`): Whole trajectories; its `old_logprobs` are used where the batch is used more than once.
+            batch (`TurnBatch`): Whole trajectories; its `old_logprobs` are used where the batch is used more than
+                once.
             credit (`Credit`): Tells what `advantages` belong to.
             advantages (`torch.Tensor`): As they enter the loss, shaped as `credit.advantages`.
             totals (`Totals`): The step's denominators.
@@ -217,3 +219,22 @@ def _width(part: TurnBatch, credit: Credit) -> int:
     if credit.per == "turn":
         return part.turn_mask.shape[1]
     return max(int(part.turn_lengths.sum(1).max()), 1)
+
+
+def sum_gradients(
+    parameters: Iterable[nn.Parameter], reduce: Callable[[torch.Tensor], torch.Tensor] = lambda flat: flat
+) -> None:
+    """
+    Add the gradients of all ranks, in place.
+
+    Every loss is divided by the totals of all ranks, so the sum, not the mean, is the gradient of the step; a rank
+    without episodes adds zero.
+
+    Args:
+        parameters (`Iterable[nn.Parameter]`): The same on every rank.
+        reduce (`Callable`): Adds a flat tensor over the ranks.
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in trained])
+    for parameter, gradient in zip(trained, reduce(flat).split([p.numel() for p in trained]), strict=True):
+        parameter.grad = gradient.view_as(parameter).clone()

@@ -23,7 +23,7 @@ from turnppo_hf.environments.sokoban_solver import best_plan
 
 ACTIONS = {"Up": UP, "Down": DOWN, "Left": LEFT, "Right": RIGHT}
 MAX_CELLS = 50 * 50  # of a board: what an observation has room for
-MAX_TEXT_LENGTH = 4096  # characters of an observation and of a sampled completion
+MAX_TEXT_LENGTH = 8192  # characters of an observation and of a sampled completion
 
 _Choice = TypeVar("_Choice", bound=str)
 

@@ -1,4 +1,4 @@
-"""What every generator promises the rollout: submit a prompt, collect what is complete, nothing waits for the slowest."""
+"""What every generator promises the rollout: submit prompts, collect what is complete, wait for no straggler."""
 
 from __future__ import annotations
 

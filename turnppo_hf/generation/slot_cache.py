@@ -1,4 +1,4 @@
-"""A key-value cache of slots: one episode a slot, its tokens contiguous from column 0, rows of any length side by side."""
+"""A key-value cache of slots: one episode a slot, its tokens contiguous from column 0."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class SlotLayer(CacheLayerMixin):
-    """Keys and values of one layer, `(slots, heads, columns, head size)`; the last column takes what padding writes."""
+    """Keys and values of one layer, `(slots, heads, columns, head size)`; padding writes into the last column."""
 
     def __init__(self, cursor: Cursor) -> None:
         super().__init__()
@@ -67,8 +67,8 @@ class SlotCache(Cache):
     """
     The cache that `model.forward(past_key_values=...)` writes through `point`.
 
-    Contiguous rows make a token's column its position, so a slot is cut back to a shared prefix by lowering its length,
-    and neither ragged prompts nor other episodes leave gaps.
+    Contiguous rows make a token's column its position, so a slot is cut back to a shared prefix by lowering its
+    length, and neither ragged prompts nor other episodes leave gaps.
 
     Args:
         num_layers (`int`): Layers of the model.

@@ -72,8 +72,8 @@ class TransformersGenerator:
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         if not kinds <= {"full_attention", "sliding_attention"}:
             raise ValueError(
-                f"{config.model_type} has layers of kind {', '.join(sorted(kinds))}; this generator keeps keys and values "
-                "of attention layers only. Use a model made of attention layers."
+                f"{config.model_type} has layers of kind {', '.join(sorted(kinds))}; this generator keeps keys and "
+                "values of attention layers only. Use a model made of attention layers."
             )
         self.model = model
         self.eos_token_ids = frozenset(eos_token_ids)
@@ -99,8 +99,8 @@ class TransformersGenerator:
         ends = [token for token in (tokenizer.eos_token_id, *eos) if token is not None]
         if not ends:
             raise ValueError(
-                f"Neither the tokenizer {tokenizer.name_or_path!r} nor the model says which token ends a turn, so every "
-                "response would run to its limit. Set `tokenizer.eos_token`."
+                f"Neither the tokenizer {tokenizer.name_or_path!r} nor the model says which token ends a turn, so "
+                "every response would run to its limit. Set `tokenizer.eos_token`."
             )
         pad = ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         return cls(model, eos_token_ids=ends, pad_token_id=pad, temperature=temperature, **kwargs)

@@ -1,0 +1,162 @@
+"""A whole update on plain Python records: what an optimizer step over some episodes must compute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from reference import credit, losses
+
+Floats = Sequence[float]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """
+    One trajectory.
+
+    Two turns of two tokens and one: `Episode(turn_rewards=[0.0, 1.0], logprobs=[[-0.5, -0.1], [-0.7]],
+    old_logprobs=[[-0.4, -0.1], [-0.9]], turn_values=[0.2, 0.4])`.
+    """
+
+    turn_rewards: Floats  # penalties included
+    logprobs: Sequence[Floats]  # per turn, its sampled tokens
+    old_logprobs: Sequence[Floats]  # parallel to `logprobs`
+    turn_values: Floats = ()  # V before the update, of the state each turn starts from; turn_ppo only
+    token_values: Sequence[Floats] = ()  # V before the update, of the state before each token; token_ppo only
+    current_values: Sequence[float] | Sequence[Floats] | None = None  # V now, parallel to the above; None = the same
+    terminated: bool = True
+    bootstrap_value: float = 0.0  # V of the state after the last turn; unused where terminated
+    group: int = 0
+
+
+@dataclass(frozen=True)
+class Update:
+    """Nested lists are per episode, then per turn; for token_ppo then per token."""
+
+    advantages: list  # before whitening
+    whitened: list  # as they enter the loss, same nesting
+    returns: list  # the critic's targets; for the group baselines the rewards to go, which nothing learns from
+    policy_loss: float
+    value_loss: float  # 0.0 without a critic
+
+
+def update(
+    episodes: Sequence[Episode],
+    *,
+    algorithm: str,
+    gamma: float = 0.99,
+    lam: float = 0.9,
+    token_gamma: float = 1.0,
+    token_lam: float = 1.0,
+    level: str | None = None,
+    aggregation: str = "trajectory_tokens",
+    whitening: str | None = None,
+    scale_rewards: bool = True,
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    cliprange_value: float | None = None,
+) -> Update:
+    level = level or ("turn" if algorithm == "turn_ppo" else "token")
+    whitening = whitening or {"turn_ppo": "turns", "token_ppo": "tokens"}.get(algorithm, "none")
+    if algorithm == "token_ppo":
+        advantages, returns, value_loss = _token_ppo(episodes, token_gamma, token_lam, cliprange_value)
+        per_token = advantages
+    else:
+        if algorithm == "turn_ppo":
+            advantages, returns, value_loss = _turn_ppo(episodes, gamma, lam, cliprange_value)
+        else:
+            advantages, returns, value_loss = _group_baseline(episodes, algorithm, scale_rewards), [], 0.0
+            returns = [credit.rewards_to_go(episode.turn_rewards) for episode in episodes]
+        per_token = _spread(advantages, episodes)
+
+    if whitening == "none":
+        whitened, whitened_per_token = advantages, per_token
+    else:
+        sample = _flatten(advantages) if whitening == "turns" else _flatten(per_token)
+        whitened = _whiten_nested(advantages, sample)
+        whitened_per_token = _whiten_nested(per_token, sample)
+    policy_loss = losses.policy_loss(
+        [_log_ratios(episode) for episode in episodes],
+        whitened_per_token,
+        level=level,
+        aggregation=aggregation,
+        epsilon=epsilon,
+        epsilon_high=epsilon if epsilon_high is None else epsilon_high,
+    )
+    return Update(advantages, whitened, returns, policy_loss, value_loss)
+
+
+def _turn_ppo(episodes, gamma, lam, cliprange_value):
+    advantages, returns, now, before = [], [], [], []
+    for episode in episodes:
+        bootstrap = 0.0 if episode.terminated else episode.bootstrap_value
+        mine = credit.turn_gae(episode.turn_rewards, episode.turn_values, bootstrap, gamma, lam)
+        advantages.append(mine)
+        returns.append([a + v for a, v in zip(mine, episode.turn_values, strict=True)])
+        before += episode.turn_values
+        now += episode.turn_values if episode.current_values is None else episode.current_values
+    targets = _flatten(returns)
+    return advantages, returns, losses.value_loss(now, before, targets, cliprange_value, len(targets))
+
+
+def _token_ppo(episodes, gamma, lam, cliprange_value):
+    advantages, returns, now, before = [], [], [], []
+    for episode in episodes:
+        bootstrap = 0.0 if episode.terminated else episode.bootstrap_value
+        values = _flatten(episode.token_values)
+        rewards = []
+        for reward, tokens in zip(episode.turn_rewards, episode.token_values, strict=True):
+            rewards += [0.0] * (len(tokens) - 1) + [reward]
+        mine = credit.gae(rewards, values, bootstrap, gamma, lam)
+        advantages.append(_like(mine, episode.token_values))
+        returns.append(_like([a + v for a, v in zip(mine, values, strict=True)], episode.token_values))
+        before += values
+        now += values if episode.current_values is None else _flatten(episode.current_values)
+    targets = _flatten(returns)
+    return advantages, returns, losses.value_loss(now, before, targets, cliprange_value, len(targets))
+
+
+def _group_baseline(episodes, algorithm, scale_rewards):
+    totals = [sum(episode.turn_rewards) for episode in episodes]
+    groups = [episode.group for episode in episodes]
+    if algorithm == "grpo":
+        advantages = credit.group_relative(totals, groups, scale=scale_rewards)
+    elif algorithm == "rloo":
+        advantages = credit.leave_one_out(totals, groups)
+    else:
+        raise ValueError(algorithm)
+    return [[a] * len(episode.turn_rewards) for a, episode in zip(advantages, episodes, strict=True)]
+
+
+def _log_ratios(episode):
+    return [
+        [new - old for new, old in zip(turn, old_turn, strict=True)]
+        for turn, old_turn in zip(episode.logprobs, episode.old_logprobs, strict=True)
+    ]
+
+
+def _spread(advantages, episodes):
+    return [
+        [[a] * len(tokens) for a, tokens in zip(row, episode.logprobs, strict=True)]
+        for row, episode in zip(advantages, episodes, strict=True)
+    ]
+
+
+def _whiten_nested(nested, sample):
+    if isinstance(nested, list):
+        return [_whiten_nested(item, sample) for item in nested]
+    return credit.whiten([nested], sample)[0]
+
+
+def _flatten(nested):
+    flat = list(nested)
+    while flat and isinstance(flat[0], list | tuple):
+        flat = list(chain.from_iterable(flat))
+    return flat
+
+
+def _like(flat, nested):
+    items = iter(flat)
+    return [[next(items) for _ in inner] for inner in nested]

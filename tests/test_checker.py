@@ -1,0 +1,98 @@
+"""`check_environment` is silent on a sound environment and names each way to break one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import pytest
+from gymnasium.spaces import Discrete, Text
+
+from turnppo_hf.environments import check_environment, make_environment
+
+
+class Countdown(gymnasium.Env[str, str]):
+    """Three turns; the number shown at the start comes from the seed."""
+
+    def __init__(self, **overrides: Callable[..., Any]) -> None:
+        self.observation_space = Text(100)
+        self.action_space = Text(10)
+        self.overrides = overrides
+        self.turns_left = 0
+
+    def override(self, name: str, default: Any) -> Any:
+        return self.overrides[name](default) if name in self.overrides else default
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.turns_left = 3
+        return self.override("reset", (str(self.np_random.integers(1000)), {}))
+
+    def step(self, action: str) -> Any:
+        if self.turns_left == 0 and "end" not in self.overrides:
+            raise RuntimeError("The episode is over.")
+        self.turns_left -= 1
+        info = self.override("info", {"solved": False, "action": action})
+        reward, ended = self.override("reward", -0.5), self.override("flag", self.turns_left == 0)
+        return self.override("step", (str(self.turns_left), reward, False, ended, info))
+
+
+def unseeded(reply: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    unseeded.calls += 1  # type: ignore[attr-defined]
+    return f"{unseeded.calls}", reply[1]  # type: ignore[attr-defined]
+
+
+unseeded.calls = 0  # type: ignore[attr-defined]
+
+
+def raise_error(default: Any) -> Any:
+    raise KeyError("board")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"step": lambda reply: reply[:4]}, "`step` returned a tuple of length 4"),
+        ({"step": lambda reply: None}, "`step` returned NoneType"),
+        ({"reset": lambda reply: reply[0]}, "`reset` returned str"),
+        ({"reset": lambda reply: (7, {})}, "`reset` returned an observation of type int"),
+        ({"reset": lambda reply: ("", {})}, "`reset` returned an empty observation"),
+        ({"step": lambda reply: (None, *reply[1:])}, "`step` returned an observation of type NoneType"),
+        ({"reward": lambda reward: float("nan")}, "`step` returned the reward nan"),
+        ({"reward": lambda reward: "1"}, "`step` returned the reward '1'"),
+        ({"reward": lambda reward: True}, "`step` returned the reward True"),
+        ({"flag": int}, "`step` returned truncated as int"),
+        ({"info": lambda info: None}, "`step` returned info as NoneType"),
+        ({"info": lambda info: {"penalty": 0.1}}, r"info\['penalty'\] = 0.1; it must be a finite float of at most 0"),
+        ({"info": lambda info: {"penalty": float("nan")}}, r"info\['penalty'\] = nan"),
+        ({"info": lambda info: {"truncation": "tired"}}, r"info\['truncation'\] = 'tired'"),
+        ({"info": lambda info: {"action": 3}}, r"info\['action'\] = 3; it must be a str"),
+        ({"info": lambda info: {"solved": 1}}, r"info\['solved'\] = 1; it must be a bool"),
+        ({"reset": unseeded}, "Two episodes with seed 0 and the same completions differ"),
+        ({"end": bool}, "`step` after the end of an episode does not raise"),
+        ({"info": raise_error}, "Seed 0 raised KeyError"),
+    ],
+)
+def test_each_defect_is_told_once(overrides: dict[str, Callable[..., Any]], message: str) -> None:
+    problems = check_environment(Countdown(**overrides))
+    assert len([problem for problem in problems if re.search(message, problem)]) == 1, problems
+
+
+def test_sound_environments_have_no_problem() -> None:
+    assert check_environment(Countdown()) == []
+    for action_format, completion in (("bare", "Up left"), ("tags", "<answer>Down || Right</answer>")):
+        environment = make_environment("turnppo_hf/Sokoban-v0", action_format=action_format)
+        assert check_environment(environment) == []
+        assert check_environment(environment, completions=[completion, "?"]) == []
+
+
+def test_other_spaces_are_told_without_playing() -> None:
+    environment = Countdown(reset=raise_error)
+    environment.action_space = Discrete(4)  # type: ignore[assignment]
+    assert check_environment(environment) == ["The action space is Discrete; it must be gymnasium.spaces.Text."]
+
+
+def test_endless_environment_is_no_problem() -> None:
+    assert check_environment(Countdown(flag=lambda ended: False, end=bool), max_turns=5) == []

@@ -1,0 +1,212 @@
+"""The `turnppo` command: arguments in, a command's result on the terminal out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import gymnasium
+
+    from turnppo_hf.agent import TurnPPOAgent
+
+# what users can cause; anything else is a mistake of ours and keeps its traceback
+_USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
+_EPILOG = (
+    "turnppo COMMAND --help tells a command's arguments. turnppo --debug COMMAND shows the traceback of an error."
+)
+_MODEL_HELP = "folder that a run saved, model id on the Hub, or tiny for the Sokoban actor in the package"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """
+    Run a command.
+
+    Args:
+        arguments (`Sequence[str]`, *optional*): Defaults to the process's.
+
+    Returns:
+        `int`: 0; 1 where `doctor` found a fault; 2 where the user's input has one.
+    """
+    rest = list(sys.argv[1:] if arguments is None else arguments)
+    debug = rest[:1] == ["--debug"]
+    rest = rest[1:] if debug else rest
+    try:
+        if rest[:1] == ["train"] and not {"-h", "--help"} & set(rest[1:]):
+            return _train(rest[1:])
+        parsed = build_parser().parse_args(rest)
+        return int(parsed.run(parsed))
+    except _USER_ERRORS as error:
+        if debug:
+            raise
+        print(f"turnppo: error: {error}", file=sys.stderr)
+        return 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of every command; that of `train` is TRL's and is built when needed."""
+    parser = argparse.ArgumentParser(
+        prog="turnppo",
+        description="Turn-level PPO for multi-turn language agents.",
+        epilog=_EPILOG,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    train = commands.add_parser("train", help="train from a YAML file, evaluating before and after", add_help=False)
+    train.add_argument("-h", "--help", action=_TrainHelp, nargs=0)
+    train.add_argument("config", nargs="?")
+
+    evaluate = _command(commands, "evaluate", _evaluate, "play held-out episodes and print the score")
+    evaluate.add_argument("model", help=_MODEL_HELP)
+    _add_environment(evaluate)
+    evaluate.add_argument("--episodes", type=int, help="number of episodes (default: the run's own, or 256)")
+    evaluate.add_argument("--seed", type=int, help="first seed, counting up (default: the run's own, or 1000000)")
+    evaluate.add_argument("--temperature", type=float, help="0 is greedy (default: the run's own, or 0)")
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+    play = _command(commands, "play", _play, "watch one episode")
+    play.add_argument("model", help=_MODEL_HELP)
+    _add_environment(play)
+    play.add_argument("--seed", type=int, default=1_000_000, help="of the environment and the sampling (%(default)s)")
+    play.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (%(default)s)")
+
+    report = _command(commands, "report", _report, "draw learning curves of finished runs")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or its results.json")
+    report.add_argument("--output", default="learning_curve.png", help="picture to write (%(default)s)")
+
+    _command(commands, "doctor", _doctor, "say what is installed, what will run where and how to get the rest")
+    return parser
+
+
+class _TrainHelp(argparse.Action):
+    """`turnppo train --help`: the fields are the dataclasses', so they are loaded only to be printed."""
+
+    def __call__(self, *_: Any) -> None:
+        from turnppo_hf.run_config import build_parser as build_train_parser
+
+        build_train_parser().print_help()
+        raise SystemExit(0)
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], summary: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_environment(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--environment", metavar="ID", help="Gymnasium id (default: the one the model was trained in)")
+    parser.add_argument(
+        "--environment_kwargs",
+        metavar="JSON",
+        help="arguments of the environment, on top of those of the model's own (default: none)",
+    )
+
+
+def _train(arguments: Sequence[str]) -> int:
+    from turnppo_hf.run_config import parse_run
+
+    run = parse_run(arguments)
+    from turnppo_hf.training_run import run_training
+
+    run_training(run)
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from turnppo_hf.agent import TurnPPOAgent
+    from turnppo_hf.evaluation import comparison_table, reference_players, summarize
+    from turnppo_hf.run_config import HELD_OUT_SEED
+
+    agent = TurnPPOAgent.from_pretrained(arguments.model)
+    defaults = {"episodes": 256, "seed": HELD_OUT_SEED, "temperature": 0.0, **agent.record.get("evaluation", {})}
+    chosen = {name: getattr(arguments, name) for name in ("episodes", "seed", "temperature")}
+    settings = {name: defaults[name] if value is None else value for name, value in chosen.items()}
+    if settings["episodes"] < 1:
+        raise ValueError(f"--episodes must be at least 1, got {settings['episodes']}: no episode would be played.")
+    name, kwargs, environment = _environment_of(agent, arguments)
+    tasks = [{"seed": settings["seed"] + number} for number in range(settings["episodes"])]
+    with tqdm(total=len(tasks), unit=" episodes", disable=None) as bar:
+        trajectories = agent.play(
+            environment, tasks, temperature=settings["temperature"], name=name, on_finished=lambda _: bar.update()
+        )
+    players = {"model": summarize(trajectories), **reference_players(environment, tasks)}
+    if arguments.json:
+        summaries = {player: summary.to_dict() for player, summary in players.items()}
+        head = {"model": arguments.model, "environment": name, "environment_kwargs": kwargs, **settings}
+        print(json.dumps({**head, "players": summaries}, indent=2))
+        return 0
+    last = tasks[-1]["seed"]
+    print(f"{arguments.model} in {name} {json.dumps(kwargs)}")
+    print(f"{len(tasks)} episodes, seeds {settings['seed']} to {last}, temperature {settings['temperature']:g}\n")
+    print(comparison_table(players))
+    print("\nstop reasons: " + ", ".join(f"{why} {count}" for why, count in players["model"].stop_reasons.items()))
+    if failed := players["model"].failed:
+        print(f"{failed} episodes failed and are not in these figures; the first: {_first_error(trajectories)}")
+    return 0
+
+
+def _play(arguments: argparse.Namespace) -> int:
+    from turnppo_hf.agent import TurnPPOAgent
+    from turnppo_hf.play import render_episode
+
+    agent = TurnPPOAgent.from_pretrained(arguments.model)
+    name, _, environment = _environment_of(agent, arguments)
+    (trajectory,) = agent.play(environment, [{"seed": arguments.seed}], temperature=arguments.temperature, name=name)
+    print(render_episode(agent.with_values(trajectory)))
+    return 0
+
+
+def _environment_of(
+    agent: TurnPPOAgent, arguments: argparse.Namespace
+) -> tuple[str, dict[str, Any], Callable[[], gymnasium.Env]]:
+    """Take the environment from the flags, else from the model's record; try it once, so that a mistake shows here."""
+    from functools import partial
+
+    from turnppo_hf.environments import make_environment
+    from turnppo_hf.run_config import read_json_object
+
+    record = agent.record
+    name = arguments.environment or record.get("environment")
+    if name is None:
+        raise ValueError(
+            f"The model {arguments.model!r} does not say which environment it plays: it has no turnppo.json. Pass "
+            "one, such as --environment turnppo_hf/Sokoban-v0."
+        )
+    kwargs: dict[str, Any] = {}
+    if name == record.get("environment"):
+        kwargs = {**record.get("environment_kwargs", {}), **record.get("evaluation", {}).get("environment_kwargs", {})}
+    kwargs |= read_json_object("environment_kwargs", arguments.environment_kwargs)
+    environment = partial(make_environment, name, **kwargs)
+    environment().close()
+    return name, kwargs, environment
+
+
+def _first_error(trajectories: Sequence[Any]) -> str:
+    return next(str(trajectory.error) for trajectory in trajectories if trajectory.error is not None)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from turnppo_hf.report import learning_curve
+
+    print(learning_curve(arguments.runs, arguments.output))
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from turnppo_hf.doctor import diagnose
+
+    diagnosis = diagnose()
+    print(diagnosis.page)
+    return 0 if diagnosis.healthy else 1

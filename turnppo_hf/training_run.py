@@ -1,0 +1,238 @@
+"""What `turnppo train` does: say what will run, evaluate, train, evaluate what was saved, write `results.json`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import gymnasium
+import torch
+from accelerate.utils import gather_object
+
+from turnppo_hf.agent import EMBEDDED_MODELS, TurnPPOAgent, find_model
+from turnppo_hf.checkpoint import CRITIC_FOLDER, RECORD_FILE
+from turnppo_hf.environments import make_environment
+from turnppo_hf.evaluation import Summary, comparison_table, reference_players, summarize, wilson_interval
+from turnppo_hf.report import RESULTS_FILE
+from turnppo_hf.run_config import RunConfig, RunConfigError, TaskArguments
+from turnppo_hf.trainer import TurnPPOTrainer
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """What is trained on and what is held out."""
+
+    train: list[dict[str, Any]]  # rows; `seed` resets the environment, other columns are the reset's options
+    held_out: list[dict[str, Any]]
+    held_out_kwargs: dict[str, Any]  # arguments of the held-out environment
+
+
+def choose_tasks(task: TaskArguments) -> Tasks:
+    """
+    Lay out training and held-out tasks.
+
+    Raises:
+        `RunConfigError`: the dataset cannot be read, or has no split `train`.
+    """
+    assert isinstance(task.environment_kwargs, dict) and isinstance(task.eval_environment_kwargs, dict)
+    train: list[dict[str, Any]] = [{"seed": seed} for seed in range(task.num_tasks)]
+    seeds = range(task.eval_seed_start, task.eval_seed_start + task.eval_episodes)
+    held_out: list[dict[str, Any]] = [{"seed": seed} for seed in seeds]
+    if task.dataset is not None:
+        splits = _load_splits(task.dataset)
+        train = _rows(splits["train"])
+        if "test" in splits:
+            held_out = _rows(splits["test"])[: task.eval_episodes]
+    return Tasks(train, held_out, {**task.environment_kwargs, **task.eval_environment_kwargs})
+
+
+def run_training(run: RunConfig) -> dict[str, Any]:
+    """
+    Train and evaluate.
+
+    Args:
+        run ([`RunConfig`]): The task and the trainer's configuration.
+
+    Returns:
+        `dict`: what `results.json` in the output folder holds; on every rank.
+    """
+    start = time.perf_counter()
+    task, args = run.task, run.training
+    assert isinstance(task.environment_kwargs, dict)
+    is_main = args.process_index == 0
+    folder = find_model(task.model)
+    tasks = choose_tasks(task)
+    held_out_name = f"{task.environment} (held out)"
+    held_out_environment = partial(make_environment, task.environment, **tasks.held_out_kwargs)
+    critic = folder / CRITIC_FOLDER
+    trainer = TurnPPOTrainer(
+        model=str(folder) if task.model in EMBEDDED_MODELS else task.model,
+        args=args,
+        train_dataset=datasets.Dataset.from_list(tasks.train),
+        eval_dataset=datasets.Dataset.from_list([{**row, "environment": held_out_name} for row in tasks.held_out]),
+        environment_factory={
+            task.environment: partial(make_environment, task.environment, **task.environment_kwargs),
+            held_out_name: held_out_environment,
+        },
+        value_model=str(critic) if args.uses_critic and critic.is_dir() else None,
+    )
+    if is_main:
+        print(describe_run(run, tasks, trainer), flush=True)
+
+    score = partial(_score, environment=held_out_environment, tasks=tasks.held_out, run=run)
+    rows = {"before": score(task.model)}
+    if is_main:
+        rows |= reference_players(held_out_environment, tasks.held_out, seed=args.seed)
+        print(f"\nHeld out, before training\n{comparison_table(rows)}\n", flush=True)
+    training_start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    training_s = time.perf_counter() - training_start
+    trainer.save_model(args.output_dir)
+    trainer.accelerator.wait_for_everyone()
+    # what is judged is what was saved, so `turnppo evaluate` gives the same numbers
+    rows = {"before": rows.pop("before"), "after": score(args.output_dir), **rows}
+
+    results = {
+        "schema_version": 1,
+        "config": run.path,
+        "model": task.model,
+        "algorithm": args.algorithm,
+        "environment": task.environment,
+        "environment_kwargs": task.environment_kwargs,
+        "seed": args.seed,
+        "train_tasks": len(tasks.train),
+        "held_out": _held_out_record(run, tasks),
+        **{name: summary.to_dict() for name, summary in rows.items()},
+        "learning_curve": _learning_curve(
+            trainer.state.log_history, rows, trainer.state.global_step, len(tasks.held_out)
+        ),
+        "duration_s": {"training": round(training_s, 1), "total": round(time.perf_counter() - start, 1)},
+    }
+    if is_main:
+        _write_results(Path(args.output_dir), results)
+        print(f"\nHeld out, before and after {trainer.state.global_step} steps\n{comparison_table(rows)}\n")
+        print(
+            f"trained in {training_s:.0f} s, {results['duration_s']['total']:.0f} s with both evaluations; model and "
+            f"{RESULTS_FILE} in {args.output_dir}"
+        )
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    return results
+
+
+def describe_run(run: RunConfig, tasks: Tasks, trainer: TurnPPOTrainer) -> str:
+    """Return what will run, one line an aspect."""
+    task, args = run.task, run.training
+    networks = ", ".join(
+        f"{name} {sum(parameter.numel() for parameter in network.parameters()) / 1e6:.2f} M parameters"
+        for name, network in trainer.model.networks.items()
+    )
+    batches = args.max_steps / args.updates_per_batch if args.max_steps > 0 else args.num_train_epochs
+    unit = "rollout batches" if args.max_steps > 0 else "epochs"
+    gamma, lam = (args.token_gamma, args.token_lam) if args.algorithm == "token_ppo" else (args.gamma, args.lam)
+    details = f"gamma {gamma:g}, lam {lam:g}, " if args.uses_critic else f"{args.num_generations} episodes a task, "
+    device = args.device.type
+    lines = {
+        "model": f"{task.model} ({type(trainer.model.actor).__name__}): {networks}",
+        "environment": f"{task.environment} {json.dumps(task.environment_kwargs)}",
+        "algorithm": f"{args.algorithm}: {details}ratio per {args.importance_sampling_level}, "
+        f"learning rate {args.learning_rate:g}"
+        + (f" (critic {args.learning_rate * args.critic_lr_multiplier:g})" if args.uses_critic else ""),
+        "episodes": f"{args.generation_batch_size} in each of {batches:g} {unit} on {len(tasks.train)} tasks, "
+        f"{args.updates_per_batch} updates a batch",
+        "held out": f"{len(tasks.held_out)} episodes {json.dumps(task.eval_environment_kwargs)}",
+        "device": f"{args.world_size} x {device}, {'bf16' if args.bf16 else 'fp16' if args.fp16 else 'float32'}"
+        + (f", {torch.get_num_threads()} threads" if device == "cpu" else ""),
+        "output": args.output_dir,
+    }
+    return "\n".join([f"turnppo train {run.path}", *(f"  {name:<12}{text}" for name, text in lines.items())])
+
+
+def _load_splits(name: str) -> Mapping[str, datasets.Dataset]:
+    try:
+        if Path(name).is_file():
+            return datasets.load_dataset("json", data_files={"train": name})
+        loaded = (
+            datasets.load_from_disk(name) if Path(name, "dataset_dict.json").exists() else datasets.load_dataset(name)
+        )
+    except Exception as error:  # each storage and format has errors of its own
+        raise RunConfigError(
+            f"`dataset` {name!r} cannot be read ({type(error).__name__}: {error}). Name a dataset on the Hub, a "
+            "folder that load_dataset reads, or a file with one JSON row a line."
+        ) from error
+    if "train" not in loaded:
+        raise RunConfigError(
+            f"`dataset` {name!r} has no split `train`, only {', '.join(loaded)}: nothing to train on."
+        )
+    return loaded
+
+
+def _rows(dataset: datasets.Dataset) -> list[dict[str, Any]]:
+    return [{"seed": number, **row} for number, row in enumerate(dataset)]
+
+
+def _score(
+    model: str, *, environment: Callable[[], gymnasium.Env], tasks: Sequence[Mapping[str, Any]], run: RunConfig
+) -> Summary:
+    """Load a model and play the held-out tasks, shared out over the ranks."""
+    args = run.training
+    record = {
+        "limits": {name: getattr(args, name) for name in ("max_turns", "max_turn_length", "max_completion_length")},
+        "chat_template_kwargs": args.chat_template_kwargs,
+    }
+    agent = TurnPPOAgent.from_pretrained(model, args.device, record)
+    mine = tasks[args.process_index :: args.world_size]
+    shares = gather_object([agent.play(environment, mine, temperature=args.eval_temperature)])
+    return summarize([trajectory for share in shares for trajectory in share])
+
+
+def _held_out_record(run: RunConfig, tasks: Tasks) -> dict[str, Any]:
+    """What `turnppo evaluate` needs to play the same episodes again."""
+    return {
+        "environment_kwargs": tasks.held_out_kwargs,
+        "episodes": len(tasks.held_out),
+        "seed": tasks.held_out[0]["seed"],
+        "temperature": run.training.eval_temperature,
+    }
+
+
+def _learning_curve(
+    history: Sequence[Mapping[str, Any]], rows: Mapping[str, Summary], last_step: int, episodes: int
+) -> list[dict[str, Any]]:
+    """Success and return over steps: the evaluations of the run, with those before and after it at the ends."""
+    between = [entry for entry in history if "eval_reward" in entry and 0 < entry["step"] < last_step]
+    points = [_point(0, rows["before"])]
+    for entry in between:
+        played = episodes - int(entry["eval_episodes/failed"])
+        defined = rows["before"].success_rate is not None
+        success = entry["eval_success"] if defined else None
+        low, high = wilson_interval(round(success * played), played) if success is not None else (None, None)
+        points.append(
+            {
+                "step": entry["step"],
+                "episodes": played,
+                "success_rate": success,
+                "success_low": low,
+                "success_high": high,
+                "mean_return": entry["eval_reward"],
+            }
+        )
+    return [*points, _point(last_step, rows["after"])]
+
+
+def _point(step: int, summary: Summary) -> dict[str, Any]:
+    names = ("episodes", "success_rate", "success_low", "success_high", "mean_return")
+    return {"step": step, **{name: getattr(summary, name) for name in names}}
+
+
+def _write_results(folder: Path, results: Mapping[str, Any]) -> None:
+    (folder / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    record = folder / RECORD_FILE
+    content = {**json.loads(record.read_text(encoding="utf-8")), "evaluation": results["held_out"]}
+    record.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

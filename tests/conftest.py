@@ -7,8 +7,13 @@ import os
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+import turnppo_hf.models
+
+EMBEDDED = Path(turnppo_hf.models.__file__).parent / "sokoban_tiny"
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +23,44 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"needs {path}, which is not part of the repository")
     return path
+
+
+@pytest.fixture
+def tiny_tokenizer() -> Any:
+    """The embedded agent's tokenizer: a token for each action word and for each printable character."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(EMBEDDED)
+
+
+@pytest.fixture
+def embedded_actor() -> Any:
+    """The embedded actor, which answers with action words."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32)
+
+
+@pytest.fixture
+def tiny_actor(tiny_tokenizer: Any) -> Any:
+    """A random Llama of two layers, 32 wide, that reads `tiny_tokenizer`."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tiny_tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+            eos_token_id=tiny_tokenizer.eos_token_id,
+            pad_token_id=tiny_tokenizer.pad_token_id,
+            bos_token_id=None,
+        )
+    )

@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import credit
 
+from tests.reference import credit
 from turnppo_hf.advantages import token_gae, turn_gae
 
 numbers = st.floats(-10, 10, width=32).map(lambda x: round(x, 3))

@@ -10,8 +10,8 @@ P2  The last turn's reward reaches the first turn: (gamma lambda)^2 = 0.9025 of 
 P4  A turn's baseline is read before its action: V of a state that already holds part of the action moves no turn
     advantage. (Per token it is the next step's baseline, 0.95^2 * 0.05 = 0.045.)
 
-Measured by running the projects' own functions, releases of November and repositories of August 2026; the last two rows
-were read in the code:
+Measured by running the projects' own functions, releases of November and repositories of August 2026; the last two
+rows were read in the code:
 
 | fails | projects | control below |
 |---|---|---|

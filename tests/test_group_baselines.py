@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import credit
 
+from tests.reference import credit
 from turnppo_hf.advantages import group_relative, leave_one_out, turn_gae, whiten
 
 numbers = st.floats(-10, 10, width=32).map(lambda x: round(x, 3))
@@ -134,6 +134,11 @@ def test_leave_one_out_by_hand():
 def test_invariant_30_equal_returns_in_a_group_give_exact_zeros(constant):
     returns, labels = torch.full((8,), constant), torch.arange(8) // 4
     assert torch.equal(group_relative(returns, labels), torch.zeros(8))
+
+
+def test_invariant_30_rounding_noise_of_equal_returns_is_not_blown_up():
+    returns = torch.tensor([3.0, 3.0 + 2.4e-7, 3.0, 3.0])  # the next float32 after 3
+    assert torch.equal(group_relative(returns, torch.zeros(4).long()), torch.zeros(4))
 
 
 @quick

@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import losses as oracle
 
+from tests.reference import losses as oracle
 from turnppo_hf.losses import clip_fraction, clipped_policy_loss, loss_weights
 
 LEVELS = ("turn", "turn_geometric", "token")

@@ -116,6 +116,8 @@ def test_edge_of_an_open_board_acts_as_a_wall() -> None:
     assert state.step(3).state == state.step(1).state == state.step(2).state == state
     solved = state.step(4)
     assert solved.solved and solved.state.step(4).state.to_text() == " @*"
+    two_rows = SokobanState.from_text("$.@\n---")
+    assert two_rows.step(4).state == two_rows  # the row below does not continue this one
 
 
 def test_arrays_with_a_box_marked_as_unmoved_on_a_target_are_read() -> None:

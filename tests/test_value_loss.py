@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import losses as oracle
 
+from tests.reference import losses as oracle
 from turnppo_hf.losses import kl_divergence, value_loss
 
 numbers = st.floats(-3, 3, width=32).map(lambda x: round(x, 3))
@@ -135,6 +135,14 @@ def test_kl_divergence_gradients_are_in_expectation_those_the_docstring_names():
     torch.testing.assert_close(gradient, policy_to_reference)
     _, _, (gradient, _, reference_to_policy) = expected_kl("k3")
     torch.testing.assert_close(gradient, reference_to_policy)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_kl_divergence_leaves_the_reference_without_gradient(estimator):
+    logprob, ref_logprob = torch.tensor([-1.0], requires_grad=True), torch.tensor([-2.0], requires_grad=True)
+    kl_divergence(logprob, ref_logprob, estimator=estimator).sum().backward()
+    assert logprob.grad is not None
+    assert ref_logprob.grad is None
 
 
 @pytest.mark.parametrize("ref_logprob", [-500.0, 500.0, -math.inf])

@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.update import Episode, update
 
+from tests.reference.update import Episode, update
 from turnppo_hf.advantages import group_relative, leave_one_out, token_gae, turn_gae, whiten
 from turnppo_hf.losses import clipped_policy_loss, loss_weights, value_loss
 

@@ -164,9 +164,18 @@ def critic_from_actor(actor: PreTrainedModel) -> PreTrainedModel:
     with torch.no_grad():
         for parameter in _head_of(critic).parameters():
             parameter.zero_()
-    disable_dropout_in_model(critic)
+    disable_dropout(critic)
     critic.to(dtype=actor.dtype, device=actor.device)
     return critic
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Switch off dropout layers, and the rates that modules such as attention keep as plain numbers."""
+    disable_dropout_in_model(model)
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def _head_of(critic: PreTrainedModel) -> nn.Module:

@@ -236,10 +236,10 @@ def whiten(values: Tensor, mask: Tensor, *, reference: Tensor | None = None) -> 
 
 def _gae(rewards: Tensor, values: Tensor, mask: Tensor, bootstrap: Tensor, gamma: float, lam: float) -> Tensor:
     """GAE over a table whose valid steps come first in each row."""
-    rewards = torch.where(mask, _wide(rewards), 0.0)
-    values = torch.where(mask, _wide(values), 0.0)
+    rewards, values = _wide(rewards), _wide(values)
     has_next = torch.nn.functional.pad(mask[:, 1:], (0, 1))
     next_values = torch.where(has_next, values.roll(-1, dims=1), _wide(bootstrap)[:, None])
+    # padding may hold NaN: it is replaced by 0 before the sums, never multiplied by 0
     deltas = torch.where(mask, rewards + gamma * next_values - values, 0.0)  # (B, N)
     return torch.where(mask, _discounted_sums(deltas, gamma * lam), 0.0).float()
 
@@ -256,7 +256,7 @@ def _discounted_sums(deltas: Tensor, decay: float) -> Tensor:
     to_next_block = decay ** (block - steps).to(deltas.dtype)
     for index in range(sums.shape[1] - 2, -1, -1):
         sums[:, index] += sums[:, index + 1, :1] * to_next_block
-    return sums.view(padded.shape)[:, :num_steps]
+    return sums.flatten(1)[:, :num_steps]
 
 
 def _deviations_from_group_mean(returns: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -272,7 +272,7 @@ def _deviations_from_group_mean(returns: Tensor, groups: Tensor) -> tuple[Tensor
     labels, index = torch.unique(groups, return_inverse=True)
     sizes = wide.new_zeros(labels.numel()).index_add_(0, index, torch.ones_like(wide))
     means = wide.new_zeros(labels.numel()).index_add_(0, index, wide) / sizes
-    return torch.where(sizes[index] > 1, wide - means[index], 0.0), index, sizes
+    return wide - means[index], index, sizes
 
 
 def _wide(tensor: Tensor) -> Tensor:

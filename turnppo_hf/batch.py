@@ -31,7 +31,7 @@ class TurnBatch:
     turn_ids: torch.Tensor  # (R, T) turn within its trajectory, -1 where `completion_mask` is 0
     sampling_logprobs: torch.Tensor  # (R, T) nats, 0 where `completion_mask` is 0
     old_logprobs: torch.Tensor  # (R, T) before the update: the sampling ones until somebody recomputes them
-    row_trajectories: torch.Tensor  # (R,) trajectory of a row; rows of one trajectory follow each other in turn order
+    row_trajectories: torch.Tensor  # (R,) trajectory of a row, ascending; its rows follow each other in turn order
     turn_mask: torch.Tensor  # (B, N) 1 = real turn
     turn_rewards: torch.Tensor  # (B, N) reward + penalty
     turn_lengths: torch.Tensor  # (B, N) sampled tokens
@@ -93,15 +93,9 @@ class TurnBatch:
     def select(self, trajectories: Sequence[int] | torch.Tensor) -> TurnBatch:
         """Take some trajectories, in that order, with their rows, cut to the width they need."""
         picked = torch.as_tensor(trajectories, dtype=torch.long, device=self.turn_mask.device)
-        rows = torch.cat(
-            [(self.row_trajectories == trajectory).nonzero()[:, 0] for trajectory in picked] or [picked.new_zeros(0)]
-        )
-        new_row = torch.zeros_like(self.row_trajectories).index_copy(
-            0, rows, torch.arange(len(rows), device=rows.device)
-        )
-        new_trajectory = torch.zeros(len(self), dtype=torch.long, device=rows.device).index_copy(
-            0, picked, torch.arange(len(picked), device=rows.device)
-        )
+        rows = self.rows_of(picked)
+        first, counts = (table[picked] for table in self._row_spans())
+        shift = counts.cumsum(0) - counts - first  # from a trajectory's rows here to its rows there
         width = int(self.attention_mask[rows].sum(1).max()) if len(rows) else 1
         turns = max(int(self.turn_mask[picked].sum(1).max()), 1) if len(picked) else 1
         cut = {}
@@ -119,10 +113,17 @@ class TurnBatch:
             elif item.name != "row_trajectories":
                 tensor = tensor[picked]
                 cut[item.name] = tensor[:, :turns] if tensor.dim() == 2 else tensor
-        cut["row_trajectories"] = new_trajectory[self.row_trajectories[rows]]
-        cut["turn_rows"] = new_row[cut["turn_rows"]] * cut["turn_mask"]
-        cut["bootstrap_rows"] = new_row[cut["bootstrap_rows"]] * cut["bootstrap_mask"]
+        cut["row_trajectories"] = torch.repeat_interleave(counts)
+        cut["turn_rows"] = (cut["turn_rows"] + shift[:, None]) * cut["turn_mask"]
+        cut["bootstrap_rows"] = (cut["bootstrap_rows"] + shift) * cut["bootstrap_mask"]
         return TurnBatch(**cut)
+
+    def rows_of(self, trajectories: torch.Tensor) -> torch.Tensor:
+        """Find the rows of some trajectories, in that order."""
+        first, counts = (table[trajectories] for table in self._row_spans())
+        owner = torch.repeat_interleave(counts)
+        shift = counts.cumsum(0) - counts - first
+        return torch.arange(len(owner), device=owner.device) - shift[owner]
 
     def micro_batches(self, max_tokens: int) -> list[torch.Tensor]:
         """
@@ -133,19 +134,24 @@ class TurnBatch:
         """
         lengths = self.attention_mask.sum(1)
         longest = lengths.new_zeros(len(self)).scatter_reduce(0, self.row_trajectories, lengths, "amax")
-        num_rows = torch.bincount(self.row_trajectories, minlength=len(self))
+        order = longest.argsort(descending=True, stable=True)
+        num_rows = self._row_spans()[1][order]
         groups: list[list[int]] = []
-        rows_in_group = 0
-        for trajectory in longest.argsort(descending=True, stable=True).tolist():
-            rows = int(num_rows[trajectory])
-            # the first of a group is its longest, so it fixes the width
-            if groups and int(longest[groups[-1][0]]) * (rows_in_group + rows) <= max_tokens:
+        width = rows_in_group = 0
+        # the first of a group is its longest, so it fixes the width
+        for trajectory, length, rows in zip(order.tolist(), longest[order].tolist(), num_rows.tolist(), strict=True):
+            if groups and width * (rows_in_group + rows) <= max_tokens:
                 groups[-1].append(trajectory)
                 rows_in_group += rows
             else:
                 groups.append([trajectory])
-                rows_in_group = rows
+                width, rows_in_group = length, rows
         return [torch.tensor(group, device=self.turn_mask.device) for group in groups]
+
+    def _row_spans(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """First row and number of rows of each trajectory."""
+        counts = torch.bincount(self.row_trajectories, minlength=len(self))
+        return counts.cumsum(0) - counts, counts
 
     def _turn_of_token(self) -> torch.Tensor:
         """Flat index into `(B, N)` of each sampled token, in row order."""
@@ -295,9 +301,8 @@ def check_turn_ids(turn_ids: torch.Tensor, completion_mask: torch.Tensor) -> Non
                 f"`turn_ids` runs backwards ({ids.tolist()}): a turn would be credited with rewards from before it. "
                 "Lay turns out in the order they were played."
             )
-        runs = (mask.long().diff() == 1).nonzero()[:, 0] + 1
-        starts = ([0] if bool(mask[0]) else []) + runs.tolist()
-        if len(starts) != len(set(row[starts].tolist())):
+        positions = mask.nonzero()[:, 0]
+        if bool(((ids.diff() == 0) & (positions.diff() > 1)).any()):
             raise ValueError(
                 f"A turn of `turn_ids` is split by tokens that were not sampled ({row.tolist()}), so its response is "
                 "not contiguous. Give every response its own number."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     import gymnasium
 
     from turnppo_hf.agent import TurnPPOAgent
+
+COMMANDS = ("train", "evaluate", "play", "report", "doctor")
 
 # what users can cause; anything else is a mistake of ours and keeps its traceback
 _USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
@@ -37,13 +40,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if rest[:1] == ["train"] and not {"-h", "--help"} & set(rest[1:]):
             return _train(rest[1:])
-        parsed = build_parser().parse_args(rest)
+        parser = build_parser()
+        _refuse_unknown_command(rest)
+        parsed, unknown = parser.parse_known_args(rest)
+        if unknown:
+            flags = [f"--{name}" for name in vars(parsed)]
+            raise ValueError(
+                f"{unknown[0]!r} is no argument of `turnppo {rest[0]}`.{_did_you_mean(unknown[0], flags)}"
+            )
         return int(parsed.run(parsed))
     except _USER_ERRORS as error:
         if debug:
             raise
         print(f"turnppo: error: {error}", file=sys.stderr)
         return 2
+
+
+def _refuse_unknown_command(arguments: Sequence[str]) -> None:
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        near = _did_you_mean(arguments[0], COMMANDS)
+        raise ValueError(f"{arguments[0]!r} is no command.{near} There are {', '.join(COMMANDS)}.")
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -116,6 +137,7 @@ def _train(arguments: Sequence[str]) -> int:
     from turnppo_hf.run_config import parse_run
 
     run = parse_run(arguments)
+    _hide_loading_bars()
     from turnppo_hf.training_run import run_training
 
     run_training(run)
@@ -129,6 +151,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from turnppo_hf.evaluation import comparison_table, reference_players, summarize
     from turnppo_hf.run_config import HELD_OUT_SEED
 
+    _hide_loading_bars()
     agent = TurnPPOAgent.from_pretrained(arguments.model)
     defaults = {"episodes": 256, "seed": HELD_OUT_SEED, "temperature": 0.0, **agent.record.get("evaluation", {})}
     chosen = {name: getattr(arguments, name) for name in ("episodes", "seed", "temperature")}
@@ -161,11 +184,19 @@ def _play(arguments: argparse.Namespace) -> int:
     from turnppo_hf.agent import TurnPPOAgent
     from turnppo_hf.play import render_episode
 
+    _hide_loading_bars()
     agent = TurnPPOAgent.from_pretrained(arguments.model)
     name, _, environment = _environment_of(agent, arguments)
     (trajectory,) = agent.play(environment, [{"seed": arguments.seed}], temperature=arguments.temperature, name=name)
     print(render_episode(agent.with_values(trajectory)))
     return 0
+
+
+def _hide_loading_bars() -> None:
+    """Bars of weights that load and save would stand between the lines that are to be read."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
 
 
 def _environment_of(

@@ -90,7 +90,7 @@ def assign_credit(
         [`Credit`]: at turns, for token PPO at sampled tokens.
     """
     if algorithm in ("grpo", "rloo"):
-        total = batch.turn_rewards.sum(1)
+        total = batch.turn_rewards.double().sum(1)  # ties in a group must stay ties
         if algorithm == "grpo":
             advantages = group_relative(total, batch.groups, scale=scale_rewards)
         else:

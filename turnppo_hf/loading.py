@@ -9,8 +9,8 @@ import gymnasium
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedModel
 
-from turnppo_hf._trl import create_model_from_path, disable_dropout_in_model
-from turnppo_hf.actor_critic import critic_from_actor
+from turnppo_hf._trl import create_model_from_path
+from turnppo_hf.actor_critic import critic_from_actor, disable_dropout
 from turnppo_hf.config import TurnPPOConfig
 from turnppo_hf.environments import make_environment
 from turnppo_hf.rollout import EnvironmentPool
@@ -58,7 +58,7 @@ def load_actor(model: str | PreTrainedModel, args: TurnPPOConfig) -> PreTrainedM
             "with AutoModelForCausalLM."
         )
     if args.disable_dropout:
-        disable_dropout_in_model(actor)
+        disable_dropout(actor)
     return actor
 
 
@@ -71,11 +71,12 @@ def load_critic(value_model: str | PreTrainedModel | None, actor: PreTrainedMode
     """
     if value_model is None:
         return critic_from_actor(actor)
+    critic: PreTrainedModel = value_model
     if isinstance(value_model, str):
-        value_model = create_model_from_path(
+        critic = create_model_from_path(
             value_model, AutoModelForTokenClassification, device_map=None, num_labels=1, dtype=actor.dtype
         )
-    sizes = value_model.config.num_labels, value_model.config.get_text_config().vocab_size
+    sizes = critic.config.num_labels, critic.config.get_text_config().vocab_size
     wanted = 1, actor.config.get_text_config().vocab_size
     if sizes != wanted:
         raise ValueError(
@@ -83,8 +84,8 @@ def load_critic(value_model: str | PreTrainedModel | None, actor: PreTrainedMode
             f"and the actor's {wanted[1]}: it reads the actor's own tokens. Load it with num_labels=1 from the same "
             "family."
         )
-    disable_dropout_in_model(value_model)
-    return value_model
+    disable_dropout(critic)
+    return critic
 
 
 def open_environments(

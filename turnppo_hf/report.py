@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 RESULTS_FILE = "results.json"
 
 _COLORS = ("#0b6fb8", "#c8501e", "#00806a", "#8a4fa3", "#a36a00", "#4d4d4d")  # told apart without red and green
 _INK, _MUTED, _PAPER = "#1f2328", "#6b7280", "#fbfbfa"
+_LABEL_SPACE = 0.055  # between two labels, in units of success rate
+_ALGORITHMS = {"turn_ppo": "Turn-PPO", "token_ppo": "token PPO", "grpo": "GRPO", "rloo": "RLOO"}
+
+
+class _Label(NamedTuple):
+    """What stands beside the end of a line."""
+
+    text: str
+    height: float  # success rate
+    color: str
+    is_run: bool
 
 
 def learning_curve(results_paths: Sequence[str | Path], output: str | Path) -> Path:
@@ -28,22 +40,28 @@ def learning_curve(results_paths: Sequence[str | Path], output: str | Path) -> P
         `ValueError`: a path without results, or runs on different held-out tasks.
         `ImportError`: matplotlib is missing.
     """
-    runs = {_name(path): read_results(path) for path in results_paths}
+    runs = dict(zip(_names(results_paths), map(read_results, results_paths), strict=True))
     _check_comparable(runs)
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            'Learning curves are drawn with matplotlib, which is not installed: pip install "turnppo-hf[report]".'
+            "Learning curves are drawn with matplotlib, which is not installed: pip install matplotlib."
         ) from error
     figure = Figure(figsize=(7.6, 4.2), dpi=160, facecolor=_PAPER, layout="constrained")
     axes = figure.add_subplot(facecolor=_PAPER)
-    for (name, run), color in zip(runs.items(), _COLORS * len(runs), strict=False):
-        _draw_run(axes, name if len(runs) > 1 else run["algorithm"], run, color)
+    labels = []
+    for (name, run), color in zip(runs.items(), itertools.cycle(_COLORS), strict=False):
+        _draw_run(axes, run, color)
+        text = name if len(runs) > 1 else _ALGORITHMS[run["algorithm"]]
+        labels.append(_Label(text, _points(run)[-1]["success_rate"], color, is_run=True))
     first = next(iter(runs.values()))
     for player in ("random", "optimal"):
         if first.get(player) is not None:
-            _draw_level(axes, player, first[player]["success_rate"])
+            height = first[player]["success_rate"]
+            axes.axhline(height, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+            labels.append(_Label(player, height, _MUTED, is_run=False))
+    _draw_labels(axes, labels)
     _finish(axes, first)
     target = Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -71,9 +89,15 @@ def read_results(path: str | Path) -> dict[str, Any]:
     return results
 
 
-def _name(path: str | Path) -> str:
-    file = Path(path)
-    return file.parent.name if file.suffix == ".json" else file.name
+def _names(paths: Sequence[str | Path]) -> list[str]:
+    """Name each run by its folder, by its whole path where two folders share a name."""
+    folders = [Path(path).parent if Path(path).suffix == ".json" else Path(path) for path in paths]
+    names = [folder.name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+
+
+def _points(run: dict[str, Any]) -> list[dict[str, Any]]:
+    return [point for point in run["learning_curve"] if point["success_rate"] is not None]
 
 
 def _check_comparable(runs: dict[str, dict[str, Any]]) -> None:
@@ -86,36 +110,30 @@ def _check_comparable(runs: dict[str, dict[str, Any]]) -> None:
         )
 
 
-def _draw_run(axes: Any, label: str, run: dict[str, Any], color: str) -> None:
-    points = [point for point in run["learning_curve"] if point["success_rate"] is not None]
+def _draw_run(axes: Any, run: dict[str, Any], color: str) -> None:
+    points = _points(run)
     steps = [point["step"] for point in points]
     low, high = ([point[key] for point in points] for key in ("success_low", "success_high"))
     axes.fill_between(steps, low, high, color=color, alpha=0.16, linewidth=0)
     axes.plot(steps, [point["success_rate"] for point in points], color=color, linewidth=2, marker="o", markersize=3.5)
-    axes.annotate(
-        f"{label}  {points[-1]['success_rate']:.2f}",
-        (steps[-1], points[-1]["success_rate"]),
-        xytext=(8, 0),
-        textcoords="offset points",
-        color=color,
-        va="center",
-        fontweight="bold",
-        annotation_clip=False,
-    )
 
 
-def _draw_level(axes: Any, player: str, success_rate: float) -> None:
-    axes.axhline(success_rate, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
-    axes.annotate(
-        f"{player}  {success_rate:.2f}",
-        (1, success_rate),
-        xycoords=("axes fraction", "data"),
-        xytext=(8, 0),
-        textcoords="offset points",
-        color=_MUTED,
-        va="center",
-        annotation_clip=False,
-    )
+def _draw_labels(axes: Any, labels: list[_Label]) -> None:
+    """Write each line's name and height beside its end, apart from each other where lines end close together."""
+    heights: list[float] = []
+    for label in sorted(labels, key=lambda label: label.height):
+        heights.append(max(label.height, heights[-1] + _LABEL_SPACE) if heights else label.height)
+        axes.annotate(
+            f"{label.text}  {label.height:.2f}",
+            (1, heights[-1]),
+            xycoords=("axes fraction", "data"),
+            xytext=(8, 0),
+            textcoords="offset points",
+            color=label.color,
+            fontweight="bold" if label.is_run else "normal",
+            va="center",
+            annotation_clip=False,
+        )
 
 
 def _finish(axes: Any, run: dict[str, Any]) -> None:

@@ -145,8 +145,7 @@ class Update:
             part = batch.select(group)
             with self.autocast():
                 logprobs, _ = self.model("actor", part, self.config.temperature)
-            rows = torch.cat([(batch.row_trajectories == trajectory).nonzero()[:, 0] for trajectory in group])
-            old[rows, : logprobs.shape[1]] = logprobs
+            old[batch.rows_of(group), : logprobs.shape[1]] = logprobs
         return replace(batch, old_logprobs=old)
 
     def _policy_loss(self, part: TurnBatch, credit: Credit, totals: Totals, sums: Sums) -> torch.Tensor:
@@ -228,13 +227,17 @@ def sum_gradients(
     Add the gradients of all ranks, in place.
 
     Every loss is divided by the totals of all ranks, so the sum, not the mean, is the gradient of the step; a rank
-    without episodes adds zero.
+    without episodes adds zero. A parameter that no rank has a gradient for keeps none, so that the optimizer passes
+    over it, as on one rank.
 
     Args:
         parameters (`Iterable[nn.Parameter]`): The same on every rank.
         reduce (`Callable`): Adds a flat tensor over the ranks.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in trained])
-    for parameter, gradient in zip(trained, reduce(flat).split([p.numel() for p in trained]), strict=True):
-        parameter.grad = gradient.view_as(parameter).clone()
+    parts = [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in trained]
+    parts += [p.new_tensor([p.grad is not None]) for p in trained]
+    summed = reduce(torch.cat(parts)).split([len(part) for part in parts])
+    ranks_with_gradient = torch.cat(summed[len(trained) :]).tolist()
+    for parameter, gradient, ranks in zip(trained, summed, ranks_with_gradient, strict=False):
+        parameter.grad = gradient.view_as(parameter).to(parameter.dtype, copy=True) if ranks else None

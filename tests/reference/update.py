@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from reference import credit, losses
+from tests.reference import credit, losses
 
 Floats = Sequence[float]
 

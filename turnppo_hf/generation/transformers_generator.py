@@ -69,7 +69,9 @@ class TransformersGenerator:
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         config = model.config.get_text_config()
-        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        window = getattr(config, "sliding_window", None)
+        # models of one kind of layer (Mistral, Phi-3) name none, and slide everywhere where they have a window
+        kinds = set(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
         if not kinds <= {"full_attention", "sliding_attention"}:
             raise ValueError(
                 f"{config.model_type} has layers of kind {', '.join(sorted(kinds))}; this generator keeps keys and "
@@ -85,7 +87,8 @@ class TransformersGenerator:
         self.tokens_processed = 0  # real tokens that went through the model, for the accounting of reuse
         self._warpers: list[Any] = [TopKLogitsWarper(top_k)] if top_k else []
         self._warpers += [TopPLogitsWarper(top_p)] if top_p < 1.0 else []
-        self._window = config.sliding_window if "sliding_attention" in kinds else None
+        self._window = window if "sliding_attention" in kinds else None
+        self._mask_per_kind = getattr(config, "layer_types", None) is not None
         self._num_layers = config.num_hidden_layers
         self.reset()
 
@@ -213,10 +216,11 @@ class TransformersGenerator:
         )
         columns = torch.arange(width, device=device)
         distance = position_ids[:, None, :, None] - columns  # (lines, 1, q, width)
-        mask: torch.Tensor | dict[str, torch.Tensor] = self._additive(distance >= 0)
+        full = self._additive(distance >= 0)
+        mask: torch.Tensor | dict[str, torch.Tensor] = full
         if self._window is not None:
             sliding = self._additive((distance >= 0) & (distance < self._window))
-            mask = {"full_attention": mask, "sliding_attention": sliding}
+            mask = {"full_attention": full, "sliding_attention": sliding} if self._mask_per_kind else sliding
         with self.autocast():
             output = self.model(
                 input_ids=torch.from_numpy(ids).to(device),

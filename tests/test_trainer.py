@@ -1,0 +1,282 @@
+"""The trainer: constructor, one update and many, logging, evaluation; checkpoints and faults have files of their own."""
+
+import copy
+import inspect
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForTokenClassification
+from trl import GRPOTrainer
+
+from tests.scripted import CountingEnvironment
+from tests.test_chat import THINK_STRIPPING
+from turnppo_hf import TurnPPOConfig, TurnPPOTrainer
+from turnppo_hf.actor_critic import critic_from_actor
+from turnppo_hf.metrics import METRICS
+from turnppo_hf.trajectory import StopReason
+
+
+@pytest.fixture
+def make_trainer(tmp_path, tiny_actor, tiny_tokenizer):
+    def make(
+        environment_factory=CountingEnvironment,
+        model=tiny_actor,
+        train_dataset=None,
+        eval_dataset=None,
+        value_model=None,
+        **changes,
+    ):
+        settings = {
+            "max_steps": 2,
+            "generation_batch_size": 8,
+            "learning_rate": 1e-3,
+            "max_turn_length": 4,
+            "logging_steps": 1,
+            "report_to": "none",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "lr_scheduler_type": "constant",
+            **changes,
+        }
+        return TurnPPOTrainer(
+            model=model,
+            args=TurnPPOConfig(str(tmp_path / "run"), **settings),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tiny_tokenizer,
+            environment_factory=environment_factory,
+            value_model=value_model,
+        )
+
+    return make
+
+
+def weights(network):
+    return {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+
+
+def moved(before, network):
+    return [name for name, parameter in network.named_parameters() if not torch.equal(before[name], parameter)]
+
+
+def train_logs(trainer):
+    return [entry for entry in trainer.state.log_history if "policy_loss" in entry or "value_loss" in entry]
+
+
+def test_constructor_has_grpo_trainers_order_with_the_critic_last():
+    ours = list(inspect.signature(TurnPPOTrainer.__init__).parameters)
+    theirs = list(inspect.signature(GRPOTrainer.__init__).parameters)
+    assert ours == [*theirs, "value_model"]
+
+
+@pytest.mark.parametrize("algorithm", ["turn_ppo", "token_ppo", "grpo", "rloo"])
+@pytest.mark.parametrize("passes", [(1, 1), (2, 2)])
+def test_every_algorithm_moves_what_it_trains(make_trainer, algorithm, passes):
+    iterations, minibatches = passes
+    trainer = make_trainer(
+        algorithm=algorithm, num_iterations=iterations, num_minibatches=minibatches, beta=0.01, entropy_coef=0.01,
+        max_steps=iterations * minibatches,
+    )  # fmt: skip
+    before = {name: weights(network) for name, network in trainer.model.networks.items()}
+    trainer.train()
+    assert set(before) == ({"actor", "critic"} if "ppo" in algorithm else {"actor"})
+    for name, network in trainer.model.networks.items():
+        assert moved(before[name], network), name
+    logs = train_logs(trainer)
+    assert len(logs) == iterations * minibatches
+    # the first minibatch meets the policy that sampled it
+    assert logs[0]["clip_fraction"] == 0.0
+    assert logs[0]["log_ratio/std"] < 1e-5
+    assert all(abs(value) < 1e6 for entry in logs for value in entry.values() if value == value)
+
+
+def test_every_logged_name_is_documented(make_trainer):
+    trainer = make_trainer(beta=0.1, num_minibatches=2, eval_strategy="steps", eval_steps=1, eval_dataset=tasks(4))
+    trainer.train()
+    names = {metric.name.split("<")[0] for metric in METRICS}
+    of_transformers = ("loss", "grad_norm", "learning_rate", "epoch", "step", "train_", "total_flos")
+    for entry in trainer.state.log_history:
+        for name in entry:
+            plain = name.removeprefix("eval_")
+            assert plain.startswith(of_transformers) or any(
+                plain == known or (known.endswith(("/", "_")) and plain.startswith(known)) for known in names
+            ), f"{name} is not in metrics.METRICS"
+    required = {"explained_variance", "value/turn_1", "advantages/std", "clip_fraction", "log_ratio/std", "approx_kl",
+                "entropy", "completions/mean_length", "turns/mean", "episodes/truncated_share", "success", "reward",
+                "turns/invalid_share", "turns/no_action_share", "grad_norm/actor", "grad_norm/critic"}  # fmt: skip
+    assert required <= set(train_logs(trainer)[0])
+
+
+def test_critic_learns_with_its_own_rate(make_trainer):
+    trainer = make_trainer(critic_lr_multiplier=7.0, weight_decay=0.1)
+    optimizer = trainer.create_optimizer()
+    critic = {id(parameter) for parameter in trainer.model.critic.parameters()}
+    rates = {(id(p) in critic, group["lr"]) for group in optimizer.param_groups for p in group["params"]}
+    assert rates == {(False, 1e-3), (True, 7e-3)}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(trainer.model.parameters()))
+    assert optimizer.param_groups[0]["lr"] == 1e-3  # the rate that is logged as `learning_rate`
+
+
+def test_warm_up_trains_the_critic_only(make_trainer):
+    trainer = make_trainer(critic_warmup_steps=2, weight_decay=0.1)
+    before = {name: weights(network) for name, network in trainer.model.networks.items()}
+    trainer.train()
+    assert moved(before["critic"], trainer.model.critic)
+    assert not moved(before["actor"], trainer.model.actor)
+
+
+def test_each_network_is_clipped_by_itself(make_trainer):
+    trainer = make_trainer(max_grad_norm=0.5)
+    for name, scale in (("actor", 0.1), ("critic", 100.0)):
+        for parameter in trainer.model.networks[name].parameters():
+            parameter.grad = torch.full_like(parameter, scale)
+    before = {name: [p.grad.clone() for p in n.parameters()] for name, n in trainer.model.networks.items()}
+    trainer._clip_grad_norm(trainer.model)
+    norms = {
+        name: torch.cat([p.grad.reshape(-1) for p in network.parameters()]).norm()
+        for name, network in trainer.model.networks.items()
+    }
+    assert norms == pytest.approx({"actor": 0.5, "critic": 0.5}, rel=1e-4)
+    # control: one clip over both would have scaled the actor by the critic's norm
+    joint = torch.cat([grad.reshape(-1) for grads in before.values() for grad in grads]).norm()
+    actor = torch.cat([grad.reshape(-1) for grad in before["actor"]]).norm()
+    assert float(0.5 * actor / joint) < 0.01
+
+
+def test_micro_batches_do_not_change_the_run(make_trainer, tiny_actor):
+    start, finals = copy.deepcopy(tiny_actor.state_dict()), []
+    for max_tokens in (100_000, 40):
+        tiny_actor.load_state_dict(start)
+        trainer = make_trainer(max_tokens_per_micro_batch=max_tokens, optim="sgd", max_steps=2)
+        trainer.train()
+        finals.append(weights(trainer.model.actor))
+    for name, value in finals[0].items():
+        torch.testing.assert_close(value, finals[1][name], atol=1e-6, rtol=1e-5)
+
+
+def test_agent_learns_and_the_control_does_not(make_trainer, embedded_actor):
+    class Inverted(CountingEnvironment):
+        def step(self, action):
+            observation, reward, terminated, truncated, info = super().step(action)
+            return observation, -reward, terminated, truncated, info
+
+    start, successes = copy.deepcopy(embedded_actor.state_dict()), []
+    for environment in (CountingEnvironment, Inverted):
+        embedded_actor.load_state_dict(start)
+        trainer = make_trainer(
+            environment, model=embedded_actor, max_steps=15, generation_batch_size=32, learning_rate=3e-4
+        )
+        trainer.train()
+        successes.append([entry["success"] for entry in train_logs(trainer)])
+    assert successes[0][-1] > 0.95 > successes[0][0], successes
+    assert successes[1][-1] < 0.2, successes
+
+
+def tasks(count, **columns):
+    return Dataset.from_dict({"seed": list(range(count)), **{name: [value] * count for name, value in columns.items()}})
+
+
+def test_every_task_of_a_batch_is_another_one(make_trainer):
+    trainer = make_trainer(train_dataset=tasks(24), max_steps=3)
+    seen = []
+    collect = trainer._collect
+    trainer._collect = lambda rows, number: seen.append([row["seed"] for row in rows]) or collect(rows, number)
+    trainer.train()
+    assert all(len(set(batch)) == 8 for batch in seen)
+    assert len({seed for batch in seen for seed in batch}) == 24
+    assert train_logs(trainer)[0]["episodes/distinct_tasks"] == 8
+
+
+def test_group_baselines_play_each_task_several_times(make_trainer):
+    trainer = make_trainer(algorithm="grpo", num_generations=4, max_steps=1)
+    trainer.train()
+    groups = [trajectory.group for trajectory in trainer._last_trajectories]
+    assert groups == [0] * 4 + [1] * 4
+    assert len({(t.group, t.seed) for t in trainer._last_trajectories}) == 2
+
+
+def test_batch_is_collected_once_for_all_its_updates(make_trainer):
+    trainer = make_trainer(num_iterations=2, num_minibatches=2, max_steps=8)
+    calls = []
+    collect = trainer._collect
+    trainer._collect = lambda rows, number: calls.append(number) or collect(rows, number)
+    trainer.train()
+    assert calls == [0, 1]
+
+
+def test_minibatches_cover_the_batch_in_another_order_each_pass(make_trainer):
+    trainer = make_trainer(num_iterations=2, num_minibatches=4)
+    passes = [torch.cat([trainer._minibatch(8, 0, part + 4 * number) for part in range(4)]) for number in range(2)]
+    assert all(sorted(order.tolist()) == list(range(8)) for order in passes)
+    assert passes[0].tolist() != passes[1].tolist()
+
+
+def test_template_that_strips_reasoning_trains_on_what_was_sampled(make_trainer, tiny_tokenizer):
+    tiny_tokenizer.chat_template = THINK_STRIPPING
+    trainer = make_trainer(max_turn_length=6, num_minibatches=2, max_steps=2, generation_batch_size=16)
+    # every response reasons, so every history is rewritten
+    content = trainer.chat.content
+    tokens = {"(": tiny_tokenizer.convert_tokens_to_ids("("), ")": tiny_tokenizer.convert_tokens_to_ids(")")}
+    with torch.no_grad():
+        trainer.model.actor.lm_head.weight[tokens[")"]] += 0.3 * trainer.model.actor.lm_head.weight.std()
+    trainer.train()
+    rollout = trainer._rollout
+    sampled = sum(len(turn.completion_ids) for t in trainer._last_trajectories for turn in t.turns)
+    assert len(rollout.batch.input_ids) > len(rollout.batch)  # some histories were rewritten
+    assert int(rollout.batch.completion_mask.sum()) == sampled  # and every sampled token is trained in one row
+    assert train_logs(trainer)[0]["log_ratio/std"] < 1e-5
+    assert content((tokens["("],)) == "("
+
+
+def test_evaluation_during_training_is_logged_and_repeatable(make_trainer):
+    trainer = make_trainer(eval_strategy="steps", eval_steps=1, eval_dataset=tasks(6))
+    first, second = trainer.evaluate(), trainer.evaluate()
+    assert first == second and "eval_success" in first
+    trainer.train()
+    assert sum("eval_success" in entry for entry in trainer.state.log_history) == 2
+
+
+def test_truncation_is_bootstrapped_by_stop_reason(make_trainer):
+    for limit, bootstraps in ((None, False), (1, True)):
+        trainer = make_trainer(max_turns=limit, max_steps=1)
+        trainer.train()
+        reasons = {trajectory.stop_reason for trajectory in trainer._last_trajectories}
+        assert (StopReason.TURN_LIMIT in reasons) is bootstraps
+        assert bool(trainer._rollout.batch.bootstrap_mask.any()) is bootstraps
+    trainer = make_trainer(max_turns=1, max_steps=1, bootstrap_truncated=False)
+    trainer.train()
+    assert not trainer._rollout.batch.bootstrap_mask.any()
+
+
+def test_value_model_is_used_and_checked(make_trainer, tiny_actor):
+    critic = critic_from_actor(tiny_actor)
+    assert make_trainer(value_model=critic).model.critic is critic
+    config = copy.deepcopy(tiny_actor.config)
+    config.num_labels = 2
+    with pytest.raises(ValueError, match=r"has 2 labels"):
+        make_trainer(value_model=AutoModelForTokenClassification.from_config(config))
+
+
+@pytest.mark.parametrize("name", ["reward_funcs", "tools", "peft_config", "quantization_config", "rollout_func"])
+def test_arguments_without_effect_are_refused(tiny_actor, name):
+    with pytest.raises(ValueError, match=f"`{name}` is not supported"):
+        TurnPPOTrainer(tiny_actor, environment_factory=CountingEnvironment, **{name: object()})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"environment_factory": None}, "`environment_factory` is missing"),
+        ({"environment_factory": "turnppo_hf/Sokobann-v0"}, "Sokoban-v0"),
+        ({"environment_factory": dict}, r"returned dict, which has no reset\(\) and step\(\)"),
+        ({"train_dataset": Dataset.from_dict({"seed": []})}, "has 0 rows, but a rollout batch takes 8"),
+        ({"train_dataset": tasks(7)}, "has 7 rows, but a rollout batch takes 8"),
+        ({"train_dataset": tasks(8, environment="other")}, "names 'other', but"),
+        ({"max_steps": -1}, "no `train_dataset` and `max_steps` is -1"),
+        ({"generation_batch_size": 7, "num_minibatches": 2}, r"\(7\) must be divisible by"),
+    ],
+)
+def test_bad_input_is_refused_at_the_door(make_trainer, changes, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        make_trainer(**changes)

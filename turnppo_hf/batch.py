@@ -197,7 +197,8 @@ def stack(trajectories: Sequence[Trajectory], *, bootstrap_truncated: bool | Non
             was recorded the value is 0 either way.
 
     Raises:
-        `ValueError`: a failed episode, a turn without sampled tokens, or log-probs that do not match them.
+        `ValueError`: a failed episode, a turn without sampled tokens, log-probs that do not match them, or an empty
+        state after a cut.
     """
     rows: list[_Row] = []
     num_turns = max((len(trajectory.turns) for trajectory in trajectories), default=1)
@@ -265,6 +266,11 @@ def _check(index: int, trajectory: Trajectory) -> None:
         raise ValueError(
             f"Trajectory {index} has the stop reason {trajectory.stop_reason.value} and {len(trajectory.turns)} "
             "turns. A failed or empty episode says nothing about the policy. Drop it before stacking."
+        )
+    if trajectory.bootstrap_ids is not None and not trajectory.bootstrap_ids:
+        raise ValueError(
+            f"Trajectory {index} has `bootstrap_ids` without a token. No state is empty, so there is nothing to take a "
+            "value of. Record what the model would have read next, or None."
         )
     for number, turn in enumerate(trajectory.turns):
         if not turn.prompt_ids or not turn.completion_ids or len(turn.completion_ids) != len(turn.sampling_logprobs):

@@ -72,10 +72,10 @@ def read_record(folder: str) -> dict[str, Any]:
 
 def save_pending(batch: TurnBatch, credit: Credit, advantages: torch.Tensor, file: Path) -> None:
     """Save a rollout batch that has updates left, so that a resumed run continues with it."""
-    tensors = {f"batch.{item.name}": getattr(batch, item.name).contiguous() for item in fields(batch)}
+    tensors = {f"batch.{item.name}": getattr(batch, item.name).clone() for item in fields(batch)}
     for name in ("advantages", "returns", "values", "mask"):
-        tensors[f"credit.{name}"] = getattr(credit, name).contiguous()
-    save_file({**tensors, "advantages": advantages.contiguous()}, file, metadata={"per": credit.per})
+        tensors[f"credit.{name}"] = getattr(credit, name).clone()  # tables may share memory, files may not
+    save_file({**tensors, "advantages": advantages.clone()}, file, metadata={"per": credit.per})
 
 
 def load_pending(file: Path, device: torch.device) -> tuple[TurnBatch, Credit, torch.Tensor]:

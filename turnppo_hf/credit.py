@@ -90,13 +90,13 @@ def assign_credit(
         [`Credit`]: at turns, for token PPO at sampled tokens.
     """
     if algorithm in ("grpo", "rloo"):
-        total = batch.turn_rewards.double().sum(1)  # ties in a group must stay ties
+        total = batch.turn_rewards.cpu().double().sum(1)  # ties in a group must stay ties
         if algorithm == "grpo":
-            advantages = group_relative(total, batch.groups, scale=scale_rewards)
+            advantages = group_relative(total, batch.groups.cpu(), scale=scale_rewards)
         else:
-            advantages = leave_one_out(total, batch.groups)
+            advantages = leave_one_out(total, batch.groups.cpu())
         later = batch.turn_rewards.flip(1).cumsum(1).flip(1) * batch.turn_mask
-        spread = advantages[:, None] * batch.turn_mask
+        spread = advantages.to(batch.turn_mask.device)[:, None] * batch.turn_mask
         return Credit(spread, later, torch.zeros_like(spread), batch.turn_mask, per="turn")
     assert values is not None
     values = values.detach()

@@ -51,19 +51,23 @@ def diagnose() -> Diagnosis:
 
 
 def _state(requirement: Requirement) -> tuple[tuple[str, str, str], bool]:
-    tried = "tried with " + ",".join(sorted(map(str, requirement.specifier), reverse=True))
+    tried = f"tried with {_range(requirement)}"
     try:
         installed = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
-        return (requirement.name, "missing", f'{tried}: pip install "{requirement}"'), False
+        return (requirement.name, "missing", f'{tried}: pip install "{requirement.name}{_range(requirement)}"'), False
     if requirement.specifier.contains(installed, prereleases=True):
         return (requirement.name, installed, tried), True
-    return (requirement.name, installed, f'NOT {tried}: pip install "{requirement}"'), False
+    return (requirement.name, installed, f'NOT {tried}: pip install "{requirement.name}{_range(requirement)}"'), False
+
+
+def _range(requirement: Requirement) -> str:
+    return ",".join(sorted(map(str, requirement.specifier), reverse=True))
 
 
 def _extra_row(extra: str, requirements: list[Requirement]) -> tuple[str, str, str]:
     missing = [
-        f'"{requirement.name}{requirement.specifier}"'
+        f'"{requirement.name}{_range(requirement)}"'
         for requirement in requirements
         if requirement.marker
         and _belongs(requirement.marker, extra)

@@ -63,8 +63,9 @@ def wilson_interval(successes: float, trials: int, confidence: float = 0.95) -> 
     center = share + z * z / (2 * trials)
     spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     scale = 1 + z * z / trials
-    # rounding must not push the bounds of 0 of n and n of n out of [0, 1]
-    return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)
+    # exact at 0 of n and n of n, where rounding would leave the bounds beside 0 and 1
+    low = 0.0 if successes == 0 else (center - spread) / scale
+    return low, 1.0 if successes == trials else (center + spread) / scale
 
 
 def summarize(trajectories: Sequence[Trajectory]) -> Summary:

@@ -152,7 +152,8 @@ def check_tasks(dataset: Dataset | None, args: TurnPPOConfig, names: list[str]) 
             f"{args.num_generations}), so no batch would ever be full. Add tasks or lower `generation_batch_size`."
         )
     if "environment" in dataset.column_names:
-        unknown = sorted(set(dataset.unique("environment")) - set(names))
+        # an empty cell stands for the default environment
+        unknown = sorted(set(dataset.unique("environment")) - {*names, None, ""})
         if unknown:
             raise ValueError(
                 f"The column `environment` names {', '.join(map(repr, unknown))}, but `environment_factory` has "

@@ -298,8 +298,8 @@ class TurnPPOTrainer(BaseTrainer):
             for network in self.model.networks.values():
                 sum_gradients(network.parameters(), self._sum_over_ranks)
         names = sorted({name for share in gather_object([list(sums)]) for name in share})
-        values = torch.stack([sums[name].double() for name in names]) if names else torch.zeros(0)
-        values = self._sum_over_ranks(values.to(self.accelerator.device))
+        values = torch.stack([sums[name].cpu().double() for name in names]) if names else torch.zeros(0)
+        values = self._sum_over_ranks(values)
         reduced = dict(zip(names, values.tolist(), strict=True))
         self._log_now(update_metrics(reduced, totals.num_tokens))
         self._log_now({"time/update_s": time.perf_counter() - start})
@@ -319,14 +319,14 @@ class TurnPPOTrainer(BaseTrainer):
         picked = self._minibatch(len(rollout.batch), batch_number, update_number)
         batch = rollout.batch if once else rollout.batch.select(picked)
         totals = Totals.of(batch, self._sum_over_ranks)
-        if len(batch) and self.args.uses_critic:
+        if self.args.uses_critic:
             known = None if rollout.credit is None else rollout.credit.select(picked, rollout.credit.mask.shape[1])
             credit, critic_sums = update.critic_pass(batch, known, totals)
             sums |= critic_sums
             rollout.credit = credit if rollout.credit is None else rollout.credit
         if rollout.advantages is None:
             self._whiten(rollout)
-        if len(batch) and self.state.global_step >= self.args.critic_warmup_steps:
+        if self.state.global_step >= self.args.critic_warmup_steps:
             assert rollout.credit is not None and rollout.advantages is not None
             credit = rollout.credit.select(picked, rollout.credit.mask.shape[1])
             sums |= update.actor_pass(batch, credit, rollout.advantages[picked], totals)
@@ -334,13 +334,11 @@ class TurnPPOTrainer(BaseTrainer):
 
     def _score(self, update: Update, rollout: _RolloutBatch) -> None:
         """Read values and log-probs before the first of several updates."""
-        if not len(rollout.batch):
-            return
         if self.args.uses_critic:
             rollout.credit, _ = update.critic_pass(rollout.batch, None, None)
         else:
             rollout.credit = update.credit_without_critic(rollout.batch)
-        if not self.generator.exact and self.args.updates_per_batch > 1:
+        if len(rollout.batch) and not self.generator.exact and self.args.updates_per_batch > 1:
             rollout.batch = update.score_logprobs(rollout.batch)
             sampled = rollout.batch.completion_mask.bool()
             gap = (rollout.batch.old_logprobs - rollout.batch.sampling_logprobs)[sampled].abs()
@@ -385,7 +383,9 @@ class TurnPPOTrainer(BaseTrainer):
         return torch.from_numpy(np.array_split(order, self.args.num_minibatches)[part]).to(self.accelerator.device)
 
     def _sum_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
-        return reduce_over_ranks(tensor, reduction="sum")
+        if self.accelerator.num_processes == 1:
+            return tensor
+        return reduce_over_ranks(tensor.to(self.accelerator.device), reduction="sum")
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
         """Clip each network by itself: the critic's norm is many times the actor's and would scale it away."""

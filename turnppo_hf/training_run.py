@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ def describe_run(run: RunConfig, tasks: Tasks, trainer: TurnPPOTrainer) -> str:
         f"{name} {sum(parameter.numel() for parameter in network.parameters()) / 1e6:.2f} M parameters"
         for name, network in trainer.model.networks.items()
     )
-    batches = args.max_steps / args.updates_per_batch if args.max_steps > 0 else args.num_train_epochs
+    batches = math.ceil(args.max_steps / args.updates_per_batch) if args.max_steps > 0 else args.num_train_epochs
     unit = "rollout batches" if args.max_steps > 0 else "epochs"
     gamma, lam = (args.token_gamma, args.token_lam) if args.algorithm == "token_ppo" else (args.gamma, args.lam)
     details = f"gamma {gamma:g}, lam {lam:g}, " if args.uses_critic else f"{args.num_generations} episodes a task, "
@@ -147,7 +148,7 @@ def describe_run(run: RunConfig, tasks: Tasks, trainer: TurnPPOTrainer) -> str:
         "episodes": f"{args.generation_batch_size} in each of {batches:g} {unit} on {len(tasks.train)} tasks, "
         f"{args.updates_per_batch} updates a batch",
         "held out": f"{len(tasks.held_out)} episodes {json.dumps(task.eval_environment_kwargs)}",
-        "device": f"{args.world_size} x {device}, {'bf16' if args.bf16 else 'fp16' if args.fp16 else 'float32'}"
+        "device": f"{args.world_size} x {device}, {'bf16' if args.bf16 else 'float32'}"
         + (f", {torch.get_num_threads()} threads" if device == "cpu" else ""),
         "output": args.output_dir,
     }

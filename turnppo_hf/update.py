@@ -34,7 +34,7 @@ class Totals:
         """Count a batch; `reduce` adds the counts of all ranks."""
         counts = torch.tensor([len(batch), batch.num_turns, batch.num_tokens], dtype=torch.float64)
         # an empty step divides zero by one, not by zero
-        return cls(*reduce(counts.to(batch.turn_mask.device)).clamp(min=1.0).tolist())
+        return cls(*reduce(counts).clamp(min=1.0).tolist())
 
 
 class Update:
@@ -110,6 +110,8 @@ class Update:
                 self.backward(loss)
                 sums["value_loss"] += loss.detach()
             parts.append((group, mine))
+        if not parts:  # a rank without episodes has a credit all the same: empty tables
+            return self._assign(batch, torch.zeros_like(batch.sampling_logprobs)), sums
         return Credit.merge(parts, len(batch)), sums
 
     def actor_pass(self, batch: TurnBatch, credit: Credit, advantages: torch.Tensor, totals: Totals) -> Sums:
@@ -187,7 +189,7 @@ class Update:
             sums["ref_kl"] += kl.detach()
             loss = loss + config.beta * kl / totals.num_tokens
         with torch.no_grad():
-            real = ratio[mask.bool()].double()
+            real = ratio[mask.bool()]
             sums["entropy"] += entropy
             sums["decisions"] += mask.sum()
             sums["clipped"] += clip_fraction(ratio, mask, **clip) * mask.sum()

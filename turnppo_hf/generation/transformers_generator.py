@@ -248,7 +248,7 @@ class TransformersGenerator:
             for warper in self._warpers:
                 scores = warper(None, scores)
             draws = [request.uniforms[len(request.completion_ids)] for request in requests]
-            tokens = _inverse_cdf(scores, torch.tensor(draws, dtype=torch.float64, device=logits.device))
+            tokens = _inverse_cdf(scores, torch.tensor(draws, dtype=torch.float64))
         chosen = logprobs.gather(-1, tokens[:, None])[:, 0]
         for request, token, logprob in zip(requests, tokens.tolist(), chosen.tolist(), strict=True):
             request.completion_ids.append(token)
@@ -275,9 +275,10 @@ def _common_prefix(left: list[int], right: list[int]) -> int:
 
 
 def _inverse_cdf(scores: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """Draw one token per row from unnormalised log-probs `(b, V)` with one uniform each `(b,)`; float64 throughout."""
-    cumulative = scores.double().exp().cumsum(dim=-1)
-    targets = uniforms[:, None] * cumulative[:, -1:]
+    """Draw one token per row from unnormalised log-probs `(b, V)` with one uniform each `(b,)`."""
+    precise = torch.float32 if scores.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    cumulative = scores.to(precise).exp().cumsum(dim=-1)
+    targets = uniforms.to(scores.device, precise)[:, None] * cumulative[:, -1:]
     # `right=True` steps over tokens of probability zero; the clamp guards the last bit of rounding
     tokens = torch.searchsorted(cumulative, targets, right=True)[:, 0]
     return tokens.clamp(max=scores.shape[-1] - 1)

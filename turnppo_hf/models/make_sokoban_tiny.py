@@ -103,9 +103,9 @@ def main() -> None:
     """Write tokenizer and model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--target", type=Path, default=TARGET, help="folder to write")
-    parser.add_argument("--episodes", type=int, default=6000, help="demonstrations")
-    parser.add_argument("--noise", type=float, default=0.3, help="share of random turns in them")
-    parser.add_argument("--steps", type=int, default=300, help="optimizer steps of 32 conversations")
+    parser.add_argument("--episodes", type=int, default=20000, help="demonstrations")
+    parser.add_argument("--noise", type=float, default=0.2, help="share of random turns in them")
+    parser.add_argument("--steps", type=int, default=600, help="optimizer steps of 32 conversations")
     parser.add_argument("--only_answers", action="store_true", help="no loss on boards")
     parser.add_argument("--seed", type=int, default=0, help="of everything")
     options = parser.parse_args()

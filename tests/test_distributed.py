@@ -1,0 +1,43 @@
+"""Two processes make the step that one makes: whitening, denominators and gradients are those of the whole batch."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[1]
+
+
+def train(processes, output, algorithm, failing):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_addr=127.0.0.1"]
+    launch.append(f"--master_port={port}")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, *(launch if processes > 1 else []), str(ROOT / "tests" / "distributed_run.py")]
+    done = subprocess.run(
+        [*command, str(output), algorithm, failing], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(output)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "failing", "played"),
+    [
+        ("turn_ppo", "1,2", 8),  # unequal shares in the first batch
+        ("turn_ppo", "0,1,2,3", 8),  # the first rank has nothing in the first batch
+        ("grpo", "", 8),
+    ],
+)
+def test_two_processes_take_the_step_of_one(tmp_path, algorithm, failing, played):
+    one, two = (train(processes, tmp_path / f"{processes}.safetensors", algorithm, failing) for processes in (1, 2))
+    assert one["played"].tolist() == two["played"].tolist() == [8, played]
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+import turnppo_hf
 from turnppo_hf import doctor, report
 from turnppo_hf.cli import COMMANDS, main
 
@@ -71,6 +72,12 @@ def test_help_comes_at_once_and_without_torch(arguments: list[str]) -> None:
     assert done.returncode == 0, "a framework was imported for --help"
     assert done.stdout.startswith("usage: turnppo")
     assert time.perf_counter() - start < 5  # 0.1 s alone on the machine
+
+
+def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.strip() == f"turnppo-hf {turnppo_hf.__version__}"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

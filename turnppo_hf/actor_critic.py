@@ -19,8 +19,6 @@ class ActorCritic(nn.Module):
     """
     The module that is prepared, optimised and saved as one.
 
-    Every pass goes through `forward`, so that the hooks of a wrapper (DDP, FSDP) see it.
-
     Args:
         actor ([`~transformers.PreTrainedModel`]): Causal language model.
         critic ([`~transformers.PreTrainedModel`], *optional*): Token classifier with one label; absent for baselines

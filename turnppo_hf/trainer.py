@@ -161,6 +161,8 @@ class TurnPPOTrainer(BaseTrainer):
         self._pending_file: Path | None = None
         self._num_tokens = 0
         self._last_trajectories: list[Trajectory] = []
+        # a rank without episodes makes no forward in which it could answer another rank's broadcast
+        args.ddp_broadcast_buffers = False
         super().__init__(
             model=ActorCritic(actor, critic),
             args=args,
@@ -286,14 +288,14 @@ class TurnPPOTrainer(BaseTrainer):
         if hasattr(self.optimizer, "train"):
             self.optimizer.train()
         update = Update(
-            model,
+            # not DDP's forward: it broadcasts buffers, and a rank without episodes would never join
+            self.model,
             self.args,
             ref_model=self.ref_model,
             backward=self.accelerator.backward,
             autocast=self._autocast,
         )
-        with self.accelerator.no_sync(model) if self.accelerator.num_processes > 1 else nullcontext():
-            sums, totals = self._passes(update, batch_number, update_number)
+        sums, totals = self._passes(update, batch_number, update_number)
         if self.accelerator.num_processes > 1:
             for network in self.model.networks.values():
                 sum_gradients(network.parameters(), self._sum_over_ranks)

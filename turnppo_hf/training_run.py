@@ -89,7 +89,7 @@ def run_training(run: RunConfig) -> dict[str, Any]:
     score = partial(_score, environment=held_out_environment, tasks=tasks.held_out, run=run)
     rows = {"before": score(task.model)}
     if is_main:
-        rows |= reference_players(held_out_environment, tasks.held_out, seed=args.seed)
+        rows |= reference_players(held_out_environment, tasks.held_out)
         print(f"\nHeld out, before training\n{comparison_table(rows)}\n", flush=True)
     training_start = time.perf_counter()
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)

@@ -33,7 +33,7 @@ def test_record_tells_how_to_play_the_environment_again(make_trainer, tmp_path):
     assert record["environment"] == "turnppo_hf/Sokoban-v0"
     assert record["limits"] == {"max_turns": 3, "max_turn_length": 4, "max_completion_length": 2048}
     (tmp_path / "run" / "turnppo.json").write_text('{"schema_version": 99}')
-    with pytest.raises(ValueError, match="schema version 99.*Upgrade"):
+    with pytest.raises(ValueError, match=r"schema version 99.*Upgrade"):
         read_record(str(tmp_path / "run"))
     assert read_record(str(tmp_path)) == {}
 

@@ -40,4 +40,6 @@ def test_two_processes_take_the_step_of_one(tmp_path, algorithm, failing, played
     one, two = (train(processes, tmp_path / f"{processes}.safetensors", algorithm, failing) for processes in (1, 2))
     assert one["played"].tolist() == two["played"].tolist() == [8, played]
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, atol=1e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            two[name], value, atol=1e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )

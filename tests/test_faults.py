@@ -6,7 +6,7 @@ import pytest
 
 from tests.scripted import CountingEnvironment
 from tests.test_trainer import make_trainer, train_logs  # noqa: F401  # a fixture
-from turnppo_hf.trajectory import StopReason
+from turnppo_hf.trajectory import FailedEpisodesError, StopReason
 
 
 class Failing(CountingEnvironment):
@@ -56,7 +56,7 @@ def test_too_many_failures_stop_with_a_checkpoint_to_resume_from(make_trainer, t
         return step(*args, **kwargs)
 
     trainer.training_step = break_the_environment
-    with pytest.raises(RuntimeError, match=r"\d of 8 episodes failed.*RuntimeError: boom.*checkpoint of step 2"):
+    with pytest.raises(FailedEpisodesError, match=r"\d of 8 episodes failed.*boom.*checkpoint of step 2"):
         trainer.train()
     switch["on"] = False
     trainer.training_step = step

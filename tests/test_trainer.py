@@ -1,4 +1,4 @@
-"""The trainer: constructor, one update and many, logging, evaluation; checkpoints and faults have files of their own."""
+"""The trainer: constructor, one update and many, logging, evaluation."""
 
 import copy
 import inspect
@@ -174,7 +174,9 @@ def test_agent_learns_and_the_control_does_not(make_trainer, embedded_actor):
 
 
 def tasks(count, **columns):
-    return Dataset.from_dict({"seed": list(range(count)), **{name: [value] * count for name, value in columns.items()}})
+    return Dataset.from_dict(
+        {"seed": list(range(count)), **{name: [value] * count for name, value in columns.items()}}
+    )
 
 
 def test_every_task_of_a_batch_is_another_one(make_trainer):

@@ -19,6 +19,7 @@ from tests.steps import (
 )
 from tests.tiny import config_for, draw_trajectories, sampled_near, tiny_actor, turn_logprobs
 from turnppo_hf.batch import stack
+from turnppo_hf.credit import whitened
 from turnppo_hf.update import Totals, Update
 
 
@@ -45,7 +46,11 @@ def test_invariants_16_and_20_only_decisions_get_a_gradient(algorithm):
 def test_invariant_21_an_empty_batch_makes_no_pass_and_a_batch_of_zero_advantages_a_zero():
     empty = stack([])
     step = Update(model(), config_for())
-    assert step.actor_pass(empty, None, torch.zeros(0, 1), Totals.of(empty)) == {}
+    for credit in (step.critic_pass(empty, None, None)[0], step.critic_pass(empty, None, Totals.of(empty))[0]):
+        assert credit.per == "turn"
+        assert credit.select(torch.tensor([], dtype=torch.long), 1).mask.shape == (0, 1)
+        advantages = whitened(empty, credit, over="turns", reference=torch.tensor([1.0, 2.0]))
+        assert step.actor_pass(empty, credit, advantages, Totals.of(empty)) == {}
     assert Totals.of(empty) == Totals(1.0, 1.0, 1.0)
     _, _, sums, gradient, _ = run_given(config_for("grpo"), stack(draw_trajectories(0, count=1)))
     assert sums["policy_loss"] == 0
@@ -185,19 +190,24 @@ def test_entropy_bonus_moves_the_gradient_towards_more_entropy():
     assert bonus.sums["entropy"].item() == pytest.approx(entropies.sum().item(), rel=1e-5)
 
 
-def test_score_logprobs_writes_the_actors_own_where_tokens_were_sampled():
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_score_logprobs_writes_the_actors_own_where_tokens_were_sampled(temperature):
     trajectories = played(2)
-    batch = stack(trajectories)
-    scored = Update(model(), config_for(max_tokens_per_micro_batch=40)).score_logprobs(batch)
+    batch, config = stack(trajectories), config_for(temperature=temperature)
+    scoring = config_for(temperature=temperature, max_tokens_per_micro_batch=40)
+    scored = Update(model(), scoring).score_logprobs(batch)
     packed = batch.pack_tokens(scored.old_logprobs)
     for row, trajectory in zip(packed, trajectories, strict=True):
-        expected = torch.cat([turn_logprobs(model().actor, turn) for turn in trajectory.turns])
+        expected = torch.cat([turn_logprobs(model().actor, turn, temperature) for turn in trajectory.turns])
         torch.testing.assert_close(row[: len(expected)], expected, rtol=1e-5, atol=1e-5)
     assert not scored.old_logprobs[batch.completion_mask == 0].any()
     assert torch.equal(scored.sampling_logprobs, batch.sampling_logprobs)
-    once = run_step(config_for(num_iterations=1), batch)
-    assert_same_step(run_step(config_for(), scored), once)  # a batch used once has a ratio of one
+    once = run_step(config_for(temperature=temperature, num_iterations=1), batch)
+    assert_same_step(run_step(config, scored), once)  # a batch used once has a ratio of one
     assert once.sums["clipped"] == 0
+    assert run_step(config, batch).sums["clipped"] > 0  # control: the log-probs of another policy
+    at_itself = run_step(config_for(temperature=temperature, beta=0.5), scored, ref_model=tiny_actor().eval())
+    assert at_itself.sums["ref_kl"].item() == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -34,7 +34,7 @@ class ActorCritic(nn.Module):
         self.config = actor.config
         self.name_or_path = actor.name_or_path
 
-    def forward(self, mode: str, batch: TurnBatch, temperature: float = 1.0) -> Any:
+    def forward(self, mode: str, batch: TurnBatch, temperature: float = 1.0, *, entropy_gradient: bool = False) -> Any:
         """
         Run one network over a batch.
 
@@ -42,13 +42,14 @@ class ActorCritic(nn.Module):
             mode (`str`): `"actor"` or `"critic"`.
             batch (`TurnBatch`): `R` rows of `T` tokens.
             temperature (`float`, *optional*, defaults to `1.0`): Scales the actor's logits as in sampling.
+            entropy_gradient (`bool`, *optional*, defaults to `False`): See `sampled_logprobs`.
 
         Returns:
             `"actor"`: `(logprobs, entropies)`, both `(R, T)` float32 and 0.0 where nothing was sampled.
             `"critic"`: values `(R, T)` float32; index `t` is V of the state that ends *with* the token at `t`.
         """
         if mode == "actor":
-            return sampled_logprobs(self.actor, batch, temperature)
+            return sampled_logprobs(self.actor, batch, temperature, entropy_gradient=entropy_gradient)
         assert self.critic is not None
         output = self.critic(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
         return output.logits[..., 0].float()
@@ -84,6 +85,7 @@ class ActorCritic(nn.Module):
 
     @property
     def is_gradient_checkpointing(self) -> bool:
+        """Whether any network recomputes its activations."""
         return any(network.is_gradient_checkpointing for network in self.networks.values())
 
     is_activation_checkpointing = is_gradient_checkpointing
@@ -100,14 +102,15 @@ class ActorCritic(nn.Module):
 
 
 def sampled_logprobs(
-    model: nn.Module, batch: TurnBatch, temperature: float = 1.0
+    model: nn.Module, batch: TurnBatch, temperature: float = 1.0, *, entropy_gradient: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Score the sampled tokens of a batch; the head runs at these positions only.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: log-probs and entropies in nats, `(R, T)` float32, 0.0 where
-        `completion_mask` is 0. Both are of the full distribution at `temperature`.
+        `completion_mask` is 0. Both are of the full distribution at `temperature`. Without `entropy_gradient` the
+        entropies are constants, which saves a table of sampled tokens x vocabulary in the backward pass.
     """
     sampled = batch.completion_mask.bool()
     predicting = sampled.roll(-1, dims=1)  # the position before a token predicts it
@@ -116,7 +119,8 @@ def sampled_logprobs(
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
     distribution = torch.log_softmax(logits.float() / temperature, dim=-1)  # (sampled tokens, V)
     chosen = distribution.gather(-1, batch.input_ids[sampled][:, None])[:, 0]
-    entropy = -(distribution.exp() * distribution).sum(-1)
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+        entropy = -(distribution.exp() * distribution).sum(-1)
     zeros = distribution.new_zeros(sampled.shape)
     return zeros.masked_scatter(sampled, chosen), zeros.masked_scatter(sampled, entropy)
 

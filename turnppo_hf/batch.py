@@ -47,6 +47,7 @@ class TurnBatch:
 
     @property
     def num_turns(self) -> int:
+        """Real turns."""
         return int(self.turn_mask.sum())
 
     @property
@@ -269,8 +270,8 @@ def _check(index: int, trajectory: Trajectory) -> None:
         )
     if trajectory.bootstrap_ids is not None and not trajectory.bootstrap_ids:
         raise ValueError(
-            f"Trajectory {index} has `bootstrap_ids` without a token. No state is empty, so there is nothing to take a "
-            "value of. Record what the model would have read next, or None."
+            f"Trajectory {index} has `bootstrap_ids` without a token. No state is empty, so there is nothing to take "
+            "a value of. Record what the model would have read next, or None."
         )
     for number, turn in enumerate(trajectory.turns):
         if not turn.prompt_ids or not turn.completion_ids or len(turn.completion_ids) != len(turn.sampling_logprobs):

@@ -73,7 +73,7 @@ def read_record(folder: str) -> dict[str, Any]:
 def save_pending(batch: TurnBatch, credit: Credit, advantages: torch.Tensor, file: Path) -> None:
     """Save a rollout batch that has updates left, so that a resumed run continues with it."""
     tensors = {f"batch.{item.name}": getattr(batch, item.name).clone() for item in fields(batch)}
-    for name in ("advantages", "returns", "values", "mask"):
+    for name in Credit.TABLES:
         tensors[f"credit.{name}"] = getattr(credit, name).clone()  # tables may share memory, files may not
     save_file({**tensors, "advantages": advantages.clone()}, file, metadata={"per": credit.per})
 
@@ -84,5 +84,5 @@ def load_pending(file: Path, device: torch.device) -> tuple[TurnBatch, Credit, t
         per = opened.metadata()["per"]
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}
     batch = TurnBatch(**{item.name: tensors[f"batch.{item.name}"] for item in fields(TurnBatch)}).to(device)
-    tables = [tensors[f"credit.{name}"].to(device) for name in ("advantages", "returns", "values", "mask")]
-    return batch, Credit(*tables, per=per), tensors["advantages"].to(device)
+    tables = {name: tensors[f"credit.{name}"].to(device) for name in Credit.TABLES}
+    return batch, Credit(**tables, per=per), tensors["advantages"].to(device)

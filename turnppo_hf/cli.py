@@ -7,9 +7,10 @@ import difflib
 import json
 import sys
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from turnppo_hf import __version__
+from turnppo_hf.trajectory import FailedEpisodesError
 
 if TYPE_CHECKING:
     import gymnasium
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 COMMANDS = ("train", "evaluate", "play", "report", "doctor")
 
 # what users can cause; anything else is a mistake of ours and keeps its traceback
-_USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
+_USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FailedEpisodesError)
 _EPILOG = (
     "turnppo COMMAND --help tells a command's arguments. turnppo --debug COMMAND shows the traceback of an error."
 )
@@ -78,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.add_argument("--version", action="version", version=f"turnppo-hf {__version__}")
+    parser.add_argument("--version", action="version", version=f"turnppo-hf {metadata.version('turnppo-hf')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     train = commands.add_parser("train", help="train from a YAML file, evaluating before and after", add_help=False)

@@ -134,7 +134,11 @@ class TurnPPOConfig(BaseConfig):
             Temperature of evaluation episodes; 0 is greedy.
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*BaseConfig._VALID_DICT_FIELDS, "model_init_kwargs", "chat_template_kwargs"]
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+        *BaseConfig._VALID_DICT_FIELDS,
+        "model_init_kwargs",
+        "chat_template_kwargs",
+    ]
 
     learning_rate: float = field(default=1e-6, metadata={"help": "The actor's initial learning rate for AdamW."})
     remove_unused_columns: bool | None = field(
@@ -232,6 +236,7 @@ class TurnPPOConfig(BaseConfig):
 
     @property
     def uses_critic(self) -> bool:
+        """Whether the algorithm has a critic at all."""
         return self.algorithm in ("turn_ppo", "token_ppo")
 
     @property
@@ -256,6 +261,10 @@ class TurnPPOConfig(BaseConfig):
             self.epsilon_high = self.epsilon
 
     def _check_choices(self) -> None:
+        if self.remove_unused_columns:
+            raise ValueError(
+                "`remove_unused_columns` is True, but a row's columns select and configure the environment. Drop it."
+            )
         if self.fp16:
             raise ValueError(
                 "`fp16` is True, but its loss scaling does not survive two losses with a clip per network. Use "
@@ -297,6 +306,8 @@ class TurnPPOConfig(BaseConfig):
             ("num_iterations", 1, math.inf, "no update would be made"),
             ("num_minibatches", 1, math.inf, "no update would be made"),
             ("num_generations", 1, math.inf, "no episode would be played"),
+            ("generation_batch_size", 1, math.inf, "no episode would be played"),
+            ("learning_rate", 0.0, math.inf, "a negative rate would worsen the policy"),
             ("max_tokens_per_micro_batch", 1, math.inf, "no token would fit"),
             ("max_failed_share", 0.0, 1.0, "it is a share"),
             ("max_turns", 1, math.inf, "no turn would be sampled, so no gradient exists"),
@@ -321,6 +332,7 @@ class TurnPPOConfig(BaseConfig):
             )
 
     def _fold_batch_sizes(self) -> None:
+        self.gradient_accumulation_steps: int
         ranks, updates = self.world_size, self.num_minibatches
         if self.generation_batch_size is None:
             per_update = self.per_device_train_batch_size * ranks * self.gradient_accumulation_steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -25,24 +26,25 @@ class Credit:
     mask: torch.Tensor  # 1 = real decision
     per: str  # "turn" or "token": what a decision is
 
+    TABLES: ClassVar[tuple[str, ...]] = ("advantages", "returns", "values", "mask")
+
     def select(self, trajectories: torch.Tensor, width: int) -> Credit:
         """Take some trajectories, cut to `width` decisions."""
-        tables = (self.advantages, self.returns, self.values, self.mask)
-        return Credit(*(table[trajectories, :width] for table in tables), per=self.per)
+        return replace(self, **{name: getattr(self, name)[trajectories, :width] for name in self.TABLES})
 
     @classmethod
     def merge(cls, parts: list[tuple[torch.Tensor, Credit]], num_trajectories: int) -> Credit:
         """Put the credits of micro-batches, each with the trajectories it covers, back into one table."""
         width = max(part.mask.shape[1] for _, part in parts)
-        merged = []
-        for name in ("advantages", "returns", "values", "mask"):
+        merged = {}
+        for name in cls.TABLES:
             first = getattr(parts[0][1], name)
             table = first.new_zeros(num_trajectories, width)
             for trajectories, part in parts:
                 item = getattr(part, name)
                 table[trajectories, : item.shape[1]] = item
-            merged.append(table)
-        return cls(*merged, per=parts[0][1].per)
+            merged[name] = table
+        return replace(parts[0][1], **merged)
 
 
 def decision_values(batch: TurnBatch, values: torch.Tensor, algorithm: str) -> torch.Tensor:

@@ -48,7 +48,7 @@ from turnppo_hf.loading import (
 )
 from turnppo_hf.metrics import credit_metrics, rollout_metrics, update_metrics
 from turnppo_hf.rollout import Limits, collect_trajectories, plan_episodes
-from turnppo_hf.trajectory import StopReason, Trajectory
+from turnppo_hf.trajectory import FailedEpisodesError, StopReason, Trajectory
 from turnppo_hf.trajectory_log import print_turns, save_trajectories
 from turnppo_hf.update import Totals, Update, sum_gradients
 
@@ -67,7 +67,6 @@ class TurnPPOTrainer(BaseTrainer):
     Trainer for turn-level PPO on multi-turn environments, with token-level PPO, GRPO and RLOO as baselines.
 
     Example:
-
     ```python
     from turnppo_hf import TurnPPOConfig, TurnPPOTrainer
 
@@ -118,6 +117,8 @@ class TurnPPOTrainer(BaseTrainer):
     }
     # every loss is divided by the optimizer step's own totals
     loss_is_scaled_for_ga = True
+    optimizer: Any
+    control: Any
 
     def __init__(
         self,
@@ -187,10 +188,6 @@ class TurnPPOTrainer(BaseTrainer):
             self.ref_model.to(self.accelerator.device)
         self._autocast = self.accelerator.autocast if args.bf16 else nullcontext
         self.generator = self._make_generator(args.temperature)
-
-    def _set_signature_columns_if_needed(self) -> None:
-        if self._signature_columns is None:
-            self._signature_columns = list(self.train_dataset.column_names)
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """Load the rows of one rollout batch at a time, once for each of its updates."""
@@ -267,7 +264,7 @@ class TurnPPOTrainer(BaseTrainer):
         if len(failed) > self.args.max_failed_share * len(self._last_trajectories):
             self._rollout = None
             self._save_checkpoint(self.model, trial=None)
-            raise RuntimeError(
+            raise FailedEpisodesError(
                 f"{len(failed)} of {len(self._last_trajectories)} episodes failed, more than `max_failed_share` "
                 f"({self.args.max_failed_share}) allows; the first with {failed[0].error!r} in "
                 f"{failed[0].environment!r}. A checkpoint of step {self.state.global_step} was saved in "

@@ -163,8 +163,9 @@ def _load_splits(name: str) -> Mapping[str, datasets.Dataset]:
             datasets.load_from_disk(name) if Path(name, "dataset_dict.json").exists() else datasets.load_dataset(name)
         )
     except Exception as error:  # each storage and format has errors of its own
+        reason = f"{type(error).__name__}: {error}" if str(error) else "it seems to be empty"
         raise RunConfigError(
-            f"`dataset` {name!r} cannot be read ({type(error).__name__}: {error}). Name a dataset on the Hub, a "
+            f"`dataset` {name!r} cannot be read ({reason}). Name a dataset on the Hub, a "
             "folder that load_dataset reads, or a file with one JSON row a line."
         ) from error
     if "train" not in loaded:

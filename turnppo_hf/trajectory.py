@@ -29,15 +29,22 @@ class StopReason(StrEnum):
 
     @property
     def terminated(self) -> bool:
+        """Whether the task itself is over."""
         return self in (StopReason.SOLVED, StopReason.TERMINATED)
 
     @property
     def truncated(self) -> bool:
+        """Whether the episode was cut."""
         return not self.terminated and self is not StopReason.ERROR
 
     @property
     def bootstraps(self) -> bool:
+        """Whether the return beyond the cut is estimated by the critic."""
         return self in (StopReason.TURN_LIMIT, StopReason.TOKEN_LIMIT, StopReason.TIME_LIMIT, StopReason.OVERLONG)
+
+
+class FailedEpisodesError(RuntimeError):
+    """More episodes of a rollout batch failed than the run accepts."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,6 @@ class Trajectory:
     turns: tuple[Turn, ...]  # in order; empty only where `stop_reason` is ERROR
     stop_reason: StopReason
     bootstrap_ids: tuple[int, ...] | None = None  # the state after the last turn, for reasons that bootstrap
-    bootstrap_value: float | None = None  # the critic's V of `bootstrap_ids`; None where it was not scored
     group: int = 0  # episodes of the same task in one rollout batch share this number
     error: str | None = None  # what failed, where `stop_reason` is ERROR
     metrics: Mapping[str, float] = field(default_factory=dict)  # e.g. solved, num_actions, from the last `info`
@@ -86,24 +92,28 @@ class Trajectory:
 
     @property
     def total_penalty(self) -> float:
+        """Sum of the format penalties, zero or negative."""
         return sum(turn.penalty for turn in self.turns)
 
     @property
     def solved(self) -> bool:
+        """Whether the goal was reached."""
         return self.stop_reason is StopReason.SOLVED
 
     def to_dict(self) -> dict[str, Any]:
+        """Return what JSON, Arrow and `from_dict` take."""
         record = asdict(self)
         record["stop_reason"] = self.stop_reason.value
         return record
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Trajectory:
-        turns = tuple(
-            Turn(**{name: tuple(item) if isinstance(item, list) else item for name, item in turn.items()})
-            for turn in record["turns"]
-        )
+        """Undo `to_dict`, also where JSON made lists of the tuples."""
+        turns = []
+        for turn in record["turns"]:
+            values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in turn.items()}
+            turns.append(Turn(**values))
         bootstrap_ids = record.get("bootstrap_ids")
-        fields = {**record, "turns": turns, "stop_reason": StopReason(record["stop_reason"])}
+        fields = {**record, "turns": tuple(turns), "stop_reason": StopReason(record["stop_reason"])}
         fields["bootstrap_ids"] = None if bootstrap_ids is None else tuple(bootstrap_ids)
         return cls(**fields)

@@ -153,7 +153,9 @@ class Update:
     def _policy_loss(self, part: TurnBatch, credit: Credit, totals: Totals, sums: Sums) -> torch.Tensor:
         config = self.config
         with self.autocast():
-            logprobs, entropies = self.model("actor", part, config.temperature)
+            logprobs, entropies = self.model(
+                "actor", part, config.temperature, entropy_gradient=config.entropy_coef > 0.0
+            )
         once = config.updates_per_batch == 1
         old_logprobs = logprobs.detach() if once else part.old_logprobs
         level = str(config.importance_sampling_level)
@@ -181,7 +183,8 @@ class Update:
         loss = clipped_policy_loss(ratio, advantages, weights, mask, **clip)
         sums["policy_loss"] += loss.detach()
         entropy = (entropies * part.completion_mask).sum()
-        loss = loss - config.entropy_coef * entropy / totals.num_tokens
+        if config.entropy_coef > 0.0:
+            loss = loss - config.entropy_coef * entropy / totals.num_tokens
         if self.ref_model is not None:
             with torch.no_grad(), self.autocast():
                 ref_logprobs, _ = sampled_logprobs(self.ref_model, part, config.temperature)

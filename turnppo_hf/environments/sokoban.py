@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
 
 import gymnasium
+import numpy as np
 from gymnasium.error import ResetNeeded
 
 from turnppo_hf.environments.sokoban_levels import Split, generate_level, level_split, load_levels
@@ -248,6 +249,10 @@ class Sokoban(gymnasium.Env[str, str]):
         """The completion that names these actions (1 up, 2 down, 3 left, 4 right), without reasoning."""
         text = self._join(actions)
         return f"<answer>{text}</answer>" if self.action_format == "tags" else text
+
+    def random_completion(self, rng: np.random.Generator) -> str:
+        """A completion of as many actions as a turn takes, drawn uniformly: the random player's."""
+        return self.completion(rng.integers(UP, RIGHT + 1, size=self.max_actions_per_turn).tolist())
 
     def optimal_completions(self) -> list[str]:
         """

@@ -16,6 +16,7 @@ class SlotLayer(CacheLayerMixin):
         self.cursor = cursor
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Take head number, head size, dtype and device from the first states."""
         slots, columns = self.cursor.slots, self.cursor.columns
         self.keys, self.values = (
             states.new_zeros(slots, states.shape[1], columns, states.shape[3]) for states in (key_states, value_states)
@@ -25,6 +26,7 @@ class SlotLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write states `(b, heads, q, head size)` where the cursor points; return all that its rows may read."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         rows, positions, width = self.cursor.rows, self.cursor.positions, self.cursor.width
@@ -44,12 +46,15 @@ class SlotLayer(CacheLayerMixin):
             )
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return the number of columns read and their offset."""
         return self.cursor.width, 0
 
     def get_seq_length(self) -> int:
-        return 0  # positions are given explicitly: the model must not shift them
+        """Return 0: positions are given explicitly, the model must not shift them."""
+        return 0
 
     def get_max_length(self) -> int:
+        """Return -1: it grows."""
         return -1
 
 

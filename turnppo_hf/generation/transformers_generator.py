@@ -154,7 +154,8 @@ class TransformersGenerator:
             slots = min(self.max_parallel_episodes, len({request.episode for request in self._queue}))
             self._cache = SlotCache(self._num_layers, slots)
             self._free = list(range(slots))
-        admitted, waiting = [], []
+        admitted: list[_Request] = []
+        waiting: list[_Request] = []
         for request in self._queue:
             if request.episode not in self._slots and self._free:
                 self._slots[request.episode] = self._free.pop(0)

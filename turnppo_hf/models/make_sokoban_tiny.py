@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,9 +23,17 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from trl import SFTConfig, SFTTrainer
 
 from turnppo_hf.environments import make_environment
+from turnppo_hf.environments.sokoban import Sokoban
 
 TARGET = Path(__file__).parent / "sokoban_tiny"
-ENVIRONMENT = {"size": 5, "max_actions_per_turn": 2, "max_turns": 6, "max_actions": 12, "action_format": "bare"}
+ENVIRONMENT_ID = "turnppo_hf/Sokoban-v0"
+ENVIRONMENT: dict[str, Any] = {
+    "size": 5,
+    "max_actions_per_turn": 2,
+    "max_turns": 6,
+    "max_actions": 12,
+    "action_format": "bare",
+}
 WORDS = ("Up", "Down", "Left", "Right")
 SPECIAL = ("<|unknown|>", "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 TEMPLATE = (
@@ -83,7 +92,7 @@ def make_demonstrations(num_episodes: int, noise: float, seed: int) -> Dataset:
             how to go on from a mistake.
         seed (`int`): Of levels and noise.
     """
-    environment = make_environment("turnppo_hf/Sokoban-v0", split="train", **ENVIRONMENT).unwrapped
+    environment = cast(Sokoban, make_environment(ENVIRONMENT_ID, split="train", **ENVIRONMENT).unwrapped)
     rng = np.random.default_rng(seed)
     conversations = []
     for _ in range(num_episodes):

@@ -23,21 +23,34 @@ class Ragged(CountingEnvironment):
         return super().reset(seed=seed, options=options)
 
 
-def main(output: Path, algorithm: str, failing: str) -> None:
+def main(output: Path, algorithm: str, failing: str, minibatches: str = "1") -> None:
     """Train with plain SGD, whose step shows the gradient itself."""
     Ragged.failing = frozenset(int(seed) for seed in failing.split(",") if seed)
     embedded = Path(__file__).parents[1] / "turnppo_hf" / "models" / "sokoban_tiny"
     trainer = TurnPPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(embedded, dtype=torch.float32),
         args=TurnPPOConfig(
-            str(output.parent / "run"), algorithm=algorithm, num_generations=None if "ppo" in algorithm else 2,
-            generation_batch_size=8, max_steps=2, optim="sgd", learning_rate=1e-3, max_turn_length=4, max_turns=2,
-            num_minibatches=1, shuffle_dataset=False, max_failed_share=0.9, use_cpu=True, report_to="none",
-            save_strategy="no", disable_tqdm=True, logging_steps=1,
+            str(output.parent / "run"),
+            algorithm=algorithm,
+            num_generations=None if "ppo" in algorithm else 2,
+            num_minibatches=int(minibatches),
+            max_steps=2 * int(minibatches),
+            generation_batch_size=8,
+            optim="sgd",
+            learning_rate=1e-3,
+            max_turn_length=4,
+            max_turns=2,
+            shuffle_dataset=False,
+            max_failed_share=0.9,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            logging_steps=1,
         ),
         processing_class=AutoTokenizer.from_pretrained(embedded),
         environment_factory=Ragged,
-    )  # fmt: skip
+    )
     trainer.train()
     if trainer.accelerator.is_main_process:
         tensors = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
@@ -48,4 +61,4 @@ def main(output: Path, algorithm: str, failing: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -110,7 +110,7 @@ class GivenOutputs(torch.nn.Module):
         super().__init__()
         self.values, self.logprobs = values, logprobs
 
-    def forward(self, mode, batch, temperature=1.0):
+    def forward(self, mode, batch, temperature=1.0, *, entropy_gradient=False):
         return self.values if mode == "critic" else (self.logprobs, torch.zeros_like(self.logprobs))
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).parents[1]
 
 
-def train(processes, output, algorithm, failing):
+def train(processes, output, algorithm, failing, minibatches=1):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -21,9 +21,8 @@ def train(processes, output, algorithm, failing):
     launch.append(f"--master_port={port}")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
     command = [sys.executable, *(launch if processes > 1 else []), str(ROOT / "tests" / "distributed_run.py")]
-    done = subprocess.run(
-        [*command, str(output), algorithm, failing], env=environment, capture_output=True, text=True, timeout=120
-    )
+    arguments = [str(output), algorithm, failing, str(minibatches)]
+    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     return load_file(output)
 
@@ -43,3 +42,8 @@ def test_two_processes_take_the_step_of_one(tmp_path, algorithm, failing, played
         torch.testing.assert_close(
             two[name], value, atol=1e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+def test_rank_without_episodes_takes_part_in_every_update_of_a_batch(tmp_path):
+    weights = train(2, tmp_path / "2.safetensors", "turn_ppo", "0,1,2,3", minibatches=2)
+    assert all(bool(value.isfinite().all()) for value in weights.values())

@@ -8,6 +8,7 @@ reinforcement learning has the rest to do.
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +23,7 @@ from tokenizers.pre_tokenizers import Split
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 from trl import SFTConfig, SFTTrainer
 
+from turnppo_hf.checkpoint import RECORD_FILE, SCHEMA_VERSION
 from turnppo_hf.environments import make_environment
 from turnppo_hf.environments.sokoban import Sokoban
 
@@ -146,6 +148,13 @@ def main() -> None:
         trainer.train()
     trainer.model.to(torch.bfloat16).save_pretrained(options.target)
     tokenizer.save_pretrained(options.target)
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "environment": ENVIRONMENT_ID,
+        "environment_kwargs": ENVIRONMENT,
+        "limits": {"max_turns": None, "max_turn_length": 8, "max_completion_length": 512},
+    }
+    (options.target / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -45,22 +45,13 @@ def embedded_actor() -> Any:
 @pytest.fixture
 def tiny_actor(tiny_tokenizer: Any) -> Any:
     """A random Llama of two layers, 32 wide, that reads `tiny_tokenizer`."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from tests import tiny
 
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tiny_tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-            tie_word_embeddings=True,
-            eos_token_id=tiny_tokenizer.eos_token_id,
-            pad_token_id=tiny_tokenizer.pad_token_id,
-            bos_token_id=None,
-        )
+    return tiny.tiny_actor(
+        vocab_size=len(tiny_tokenizer),
+        initializer_range=0.02,
+        tie_word_embeddings=True,
+        eos_token_id=tiny_tokenizer.eos_token_id,
+        pad_token_id=tiny_tokenizer.pad_token_id,
+        bos_token_id=None,
     )

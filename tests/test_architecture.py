@@ -18,10 +18,10 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_OWN_FIELDS = 500, 80, 40
 # a module imports from the layers above its own line only; a package such as `environments` is one unit
 LAYERS = (
     ("environments", "trajectory", "advantages", "losses", "chat", "doctor", "_trl"),
-    ("batch", "config", "evaluation", "generation", "metrics", "models", "play", "report", "trajectory_log"),
+    ("batch", "config", "evaluation", "generation", "metrics", "play", "report", "trajectory_log"),
     ("actor_critic", "credit", "rollout", "run_config"),
     ("checkpoint", "loading", "update"),
-    ("agent", "trainer"),
+    ("agent", "models", "trainer"),
     ("training_run",),
     ("cli",),
     ("__init__", "train"),

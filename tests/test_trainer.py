@@ -10,11 +10,17 @@ from transformers import AutoModelForTokenClassification
 from trl import GRPOTrainer
 
 from tests.scripted import CountingEnvironment
-from tests.test_chat import THINK_STRIPPING
 from turnppo_hf import TurnPPOConfig, TurnPPOTrainer
 from turnppo_hf.actor_critic import critic_from_actor
 from turnppo_hf.metrics import METRICS
 from turnppo_hf.trajectory import StopReason
+
+# earlier responses lose their first character, as those of reasoning models lose their thoughts
+REWRITING = (
+    "{%- for message in messages -%}<|{{ message.role }}|>"
+    "{{ message.content[1:] if message.role == 'assistant' else message.content }}<|end|>{%- endfor -%}"
+    "{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"
+)
 
 
 @pytest.fixture
@@ -214,21 +220,15 @@ def test_minibatches_cover_the_batch_in_another_order_each_pass(make_trainer):
     assert passes[0].tolist() != passes[1].tolist()
 
 
-def test_template_that_strips_reasoning_trains_on_what_was_sampled(make_trainer, tiny_tokenizer):
-    tiny_tokenizer.chat_template = THINK_STRIPPING
+def test_template_that_rewrites_history_trains_on_what_was_sampled(make_trainer, tiny_tokenizer):
+    tiny_tokenizer.chat_template = REWRITING
     trainer = make_trainer(max_turn_length=6, num_minibatches=2, max_steps=2, generation_batch_size=16)
-    # every response reasons, so every history is rewritten
-    content = trainer.chat.content
-    tokens = {"(": tiny_tokenizer.convert_tokens_to_ids("("), ")": tiny_tokenizer.convert_tokens_to_ids(")")}
-    with torch.no_grad():
-        trainer.model.actor.lm_head.weight[tokens[")"]] += 0.3 * trainer.model.actor.lm_head.weight.std()
     trainer.train()
-    rollout = trainer._rollout
-    sampled = sum(len(turn.completion_ids) for t in trainer._last_trajectories for turn in t.turns)
-    assert len(rollout.batch.input_ids) > len(rollout.batch)  # some histories were rewritten
-    assert int(rollout.batch.completion_mask.sum()) == sampled  # and every sampled token is trained in one row
-    assert train_logs(trainer)[0]["log_ratio/std"] < 1e-5
-    assert content((tokens["("],)) == "("
+    batch = trainer._rollout.batch
+    turns = [turn for trajectory in trainer._last_trajectories for turn in trajectory.turns]
+    assert len(batch.input_ids) > 2 * len(batch)  # nearly every turn starts a row
+    assert int(batch.completion_mask.sum()) == sum(len(turn.completion_ids) for turn in turns)
+    assert train_logs(trainer)[0]["log_ratio/std"] < 1e-5  # every token meets the prompt that it was sampled from
 
 
 def test_evaluation_during_training_is_logged_and_repeatable(make_trainer):

@@ -4,29 +4,17 @@ import copy
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from tests.tiny import tiny_actor
 from turnppo_hf.generation.transformers_generator import TransformersGenerator, _inverse_cdf
 
 VOCABULARY, END = 40, 39
-SMALL = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-    "eos_token_id": END,
-    "bos_token_id": 1,
-}
 
 
 def make_model(kind="llama", **changes):
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**{**SMALL, **changes})).eval()
+    model = tiny_actor(kind, vocab_size=VOCABULARY, eos_token_id=END, **changes).eval()
+    if kind != "gemma2":  # its soft-capping needs the eager form
+        model.set_attn_implementation("sdpa")
     for parameter in model.parameters():  # far from uniform, so that a wrong position or cache is seen
         torch.nn.init.normal_(parameter, std=0.3)
     return model

@@ -180,7 +180,7 @@ def test_entropy_bonus_moves_the_gradient_towards_more_entropy():
     batch = stack(played(1))
     plain, bonus = run_step(config_for(), batch), run_step(config_for(entropy_coef=0.1), batch)
     model().zero_grad()
-    _, entropies = model()("actor", batch)
+    _, entropies = model()("actor", batch, entropy_gradient=True)
     (entropies.sum() / batch.num_tokens).backward()
     added = {
         name: plain.gradients[name] - 0.1 * p.grad for name, p in model().named_parameters() if p.grad is not None

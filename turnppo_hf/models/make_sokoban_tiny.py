@@ -110,29 +110,38 @@ def make_demonstrations(num_episodes: int, noise: float, seed: int) -> Dataset:
     return Dataset.from_list(conversations)
 
 
-def main() -> None:
-    """Write tokenizer and model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--target", type=Path, default=TARGET, help="folder to write")
-    parser.add_argument("--episodes", type=int, default=20000, help="demonstrations")
-    parser.add_argument("--noise", type=float, default=0.2, help="share of random turns in them")
-    parser.add_argument("--steps", type=int, default=600, help="optimizer steps of 32 conversations")
-    parser.add_argument("--only_answers", action="store_true", help="no loss on boards")
-    parser.add_argument("--seed", type=int, default=0, help="of everything")
-    options = parser.parse_args()
-    set_seed(options.seed)
-    tokenizer = make_tokenizer()
+def imitate(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    noise: float,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+) -> LlamaForCausalLM:
+    """
+    Train on demonstrations, boards included: predicting the next board teaches what a move does.
+
+    Args:
+        model (`LlamaForCausalLM`): Where to start.
+        tokenizer (`PreTrainedTokenizerFast`): Its tokenizer.
+        noise (`float`): See `make_demonstrations`.
+        steps (`int`): Optimizer steps of 32 conversations.
+        learning_rate (`float`): At the start of a cosine.
+        seed (`int`): Of demonstrations and order.
+
+    Returns:
+        `LlamaForCausalLM`: bfloat16, as it is stored.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         trainer = SFTTrainer(
-            model=make_model(tokenizer),
+            model=model.float(),
             processing_class=tokenizer,
-            train_dataset=make_demonstrations(options.episodes, options.noise, options.seed),
+            train_dataset=make_demonstrations(20 * steps, noise, seed),
             args=SFTConfig(
                 scratch,
-                assistant_only_loss=options.only_answers,
-                max_steps=options.steps,
+                max_steps=steps,
                 per_device_train_batch_size=32,
-                learning_rate=1e-3,
+                learning_rate=learning_rate,
                 lr_scheduler_type="cosine",
                 warmup_steps=20,
                 logging_steps=50,
@@ -142,11 +151,24 @@ def main() -> None:
                 use_cpu=True,
                 bf16=False,
                 activation_checkpointing=False,
-                seed=options.seed,
+                seed=seed,
             ),
         )
         trainer.train()
-    trainer.model.to(torch.bfloat16).save_pretrained(options.target)
+    return trainer.model.to(torch.bfloat16)
+
+
+def main() -> None:
+    """Write tokenizer and model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--target", type=Path, default=TARGET, help="folder to write")
+    parser.add_argument("--seed", type=int, default=0, help="of everything")
+    options = parser.parse_args()
+    set_seed(options.seed)
+    tokenizer = make_tokenizer()
+    model = imitate(make_model(tokenizer), tokenizer, 0.2, 1000, 1e-3, options.seed)
+    model = imitate(model, tokenizer, 0.6, 400, 5e-4, options.seed + 1)
+    model.save_pretrained(options.target)
     tokenizer.save_pretrained(options.target)
     record = {
         "schema_version": SCHEMA_VERSION,

@@ -41,7 +41,10 @@ def test_environment_flags_become_stop_reasons(tiny_tokenizer, last, expected):
     trajectory, _, generator = play(tiny_tokenizer, [GO_ON, last])
     assert trajectory.stop_reason is expected
     assert len(trajectory.turns) == 2 and len(generator.prompts) == 2  # nothing is sampled after the end
-    assert (trajectory.bootstrap_ids is not None) is expected.bootstraps
+    # every cut leaves a state; the reason decides whether its value counts
+    assert (trajectory.bootstrap_ids is not None) is expected.truncated
+    assert trajectory.is_bootstrapped() is expected.bootstraps
+    assert trajectory.is_bootstrapped(True) is expected.truncated and not trajectory.is_bootstrapped(False)
 
 
 def test_turn_limit_of_the_trainer_bootstraps_the_next_state(tiny_tokenizer):
@@ -119,6 +122,9 @@ def test_first_prompt_longer_than_the_context_is_refused(tiny_tokenizer):
         (("obs", float("inf"), False, False, {}), "reward inf"),
         ((3, 0.0, False, False, {}), r"tuple of 5: \(int,"),
         (("obs", 0.0, False, False, None), r"NoneType"),
+        (("obs", 0.0, False, False, {"penalty": 0.1}), r"penalty.* is 0\.1.*at most 0"),
+        (("obs", 0.0, False, False, {"penalty": float("nan")}), r"penalty.* is nan"),
+        (("obs", 0.0, False, False, {"penalty": None}), "TypeError"),
         (None, "got NoneType"),
     ],
 )

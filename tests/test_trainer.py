@@ -277,8 +277,44 @@ def test_arguments_without_effect_are_refused(tiny_actor, name):
         ({"train_dataset": tasks(8, environment="other")}, "names 'other', but"),
         ({"max_steps": -1}, "no `train_dataset` and `max_steps` is -1"),
         ({"generation_batch_size": 7, "num_minibatches": 2}, r"\(7\) must be divisible by"),
+        ({"eval_dataset": {"a": tasks(2)}}, "`eval_dataset` is a dict"),
+        ({"eval_dataset": Dataset.from_dict({"seed": []})}, "`eval_dataset` has no rows"),
+        ({"eval_dataset": tasks(2, environment="other")}, "names 'other', but"),
+        ({"algorithm": "grpo", "critic_warmup_steps": 2}, "grpo has no critic"),
+        ({"entropy_coef": -0.1}, "`entropy_coef` must be at least 0"),
+        ({"generation_batch_size": 0}, "`generation_batch_size` must be at least 1"),
+        ({"remove_unused_columns": True}, "`remove_unused_columns` is True"),
     ],
 )
 def test_bad_input_is_refused_at_the_door(make_trainer, changes, message):
     with pytest.raises((ValueError, TypeError), match=message):
         make_trainer(**changes)
+
+
+def test_optimizer_that_lacks_the_critic_is_refused(make_trainer):
+    trainer = make_trainer()
+    trainer.optimizer = torch.optim.SGD(trainer.model.actor.parameters(), lr=1e-3)
+    with pytest.raises(ValueError, match=r"lacks \d+ trainable parameters, such as 'critic\."):
+        trainer.train()
+
+
+def test_actor_in_half_precision_is_trained_with_a_warning(make_trainer, tiny_actor):
+    with pytest.warns(UserWarning, match="weights are torch.bfloat16"):
+        make_trainer(model=tiny_actor.to(torch.bfloat16))
+
+
+def test_absent_stop_reasons_count_as_zero_in_a_log_over_batches(make_trainer):
+    trainer = make_trainer(max_steps=4, logging_steps=4)
+    trainer.train()
+    [log] = train_logs(trainer)
+    assert sum(value for name, value in log.items() if name.startswith("stop/")) == pytest.approx(1.0)
+    assert log["success"] == pytest.approx(log["stop/solved"])
+
+
+def test_completions_are_printed_and_saved_with_their_credit(make_trainer, tmp_path):
+    trainer = make_trainer(log_completions=True, num_completions_to_print=2)
+    trainer.train()
+    saved = Dataset.from_parquet(str(tmp_path / "run" / "trajectories" / "trajectories_00002.parquet"))
+    [first, *_] = saved["turns"][0]
+    assert first["value"] is not None and first["turn_return"] == pytest.approx(first["advantage"] + first["value"])
+    assert len(saved) == 8

@@ -229,3 +229,10 @@ def test_model_without_attention_layers_is_refused():
     model.config.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(ValueError, match="linear_attention"):
         make_generator(model)
+
+
+def test_attention_that_takes_no_dense_mask_is_refused():
+    model = make_model()
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="'flash_attention_2' attention"):
+        make_generator(model)

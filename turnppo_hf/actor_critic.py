@@ -51,7 +51,7 @@ class ActorCritic(nn.Module):
         if mode == "actor":
             return sampled_logprobs(self.actor, batch, temperature, entropy_gradient=entropy_gradient)
         assert self.critic is not None
-        output = self.critic(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        output = self.critic(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
         return output.logits[..., 0].float()
 
     @property
@@ -82,6 +82,21 @@ class ActorCritic(nn.Module):
                 if parameters:
                     groups.append({"params": parameters, "lr": rate, "weight_decay": weight_decay if decay else 0.0})
         return groups
+
+    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """
+        Check that an optimizer moves both networks.
+
+        Raises:
+            `ValueError`: it lacks a trainable parameter.
+        """
+        known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        forgotten = [name for name, item in self.named_parameters() if item.requires_grad and id(item) not in known]
+        if forgotten:
+            raise ValueError(
+                f"The optimizer passed in `optimizers` lacks {len(forgotten)} trainable parameters, such as "
+                f"{forgotten[0]!r}, which would never move. Build it on `trainer.model`, or leave it to the trainer."
+            )
 
     @property
     def is_gradient_checkpointing(self) -> bool:

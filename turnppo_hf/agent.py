@@ -76,7 +76,7 @@ class TurnPPOAgent:
         """
         folder = find_model(model)
         if device is None:
-            device = torch.accelerator.current_accelerator() or "cpu"
+            device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
         # on CPU a checkpoint in half precision would be slow, and its greedy choices would differ from the trainer's
         dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
         actor = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
@@ -93,6 +93,7 @@ class TurnPPOAgent:
         tasks: Sequence[Mapping[str, Any]],
         *,
         temperature: float = 0.0,
+        max_parallel_episodes: int = 256,
         name: str = "environment",
         on_finished: Callable[[Trajectory], None] | None = None,
     ) -> list[Trajectory]:
@@ -106,6 +107,8 @@ class TurnPPOAgent:
                 Rows with a `seed`; other columns are the reset's options.
             temperature (`float`, *optional*, defaults to `0.0`):
                 0 is greedy. Above, each task's seed also seeds the sampling.
+            max_parallel_episodes (`int`, *optional*, defaults to `256`):
+                Bounds the key-value cache.
             name (`str`, *optional*):
                 The environment's name in the trajectories.
             on_finished (`Callable`, *optional*):
@@ -114,7 +117,12 @@ class TurnPPOAgent:
         Returns:
             `list[Trajectory]`: in the order of `tasks`.
         """
-        generator = TransformersGenerator.for_chat(self.actor, self.chat.tokenizer, temperature=temperature)
+        generator = TransformersGenerator.for_chat(
+            self.actor,
+            self.chat.tokenizer,
+            temperature=temperature,
+            max_parallel_episodes=max_parallel_episodes,
+        )
         max_context = getattr(self.actor.config.get_text_config(), "max_position_embeddings", None)
         limits = Limits(**self.record.get("limits", {}), max_context=max_context)
         episodes = [Episode(task, name, seed=task["seed"], sampling_seed=task["seed"]) for task in tasks]
@@ -132,7 +140,7 @@ class TurnPPOAgent:
         turns = []
         for turn in trajectory.turns:
             prompt = torch.tensor([turn.prompt_ids], device=self.critic.device)
-            value = self.critic(input_ids=prompt).logits[0, -1, 0]
+            value = self.critic(input_ids=prompt, use_cache=False).logits[0, -1, 0]
             turns.append(replace(turn, value=float(value)))
         return replace(trajectory, turns=tuple(turns))
 

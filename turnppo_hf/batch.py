@@ -224,8 +224,8 @@ def stack(trajectories: Sequence[Trajectory], *, bootstrap_truncated: bool | Non
             table["turn_rows"][index, number] = len(rows) - 1
             table["turn_positions"][index, number] = len(row.ids) - 1
             row.extend(turn.completion_ids, number, turn.sampling_logprobs)
-        bootstraps = trajectory.stop_reason.bootstraps if bootstrap_truncated is None else bootstrap_truncated
-        if bootstraps and trajectory.stop_reason.truncated and trajectory.bootstrap_ids is not None:
+        if trajectory.is_bootstrapped(bootstrap_truncated):
+            assert trajectory.bootstrap_ids is not None
             row = _row_for(rows, row, index, trajectory.bootstrap_ids)
             vector["bootstrap_mask"][index] = 1
             vector["bootstrap_rows"][index] = len(rows) - 1

@@ -72,10 +72,13 @@ class Chat:
         messages = (*prompt.messages, answer, {"role": "user", "content": observation})
         text = self._render(list(messages))
         # templates that trim a message's edges keep its tokens all the same: only the rest is appended
-        for past in (prompt.text + written, prompt.text + content, prompt.text + content.strip()):
-            if text.startswith(past):
-                suffix = self._encode(text[len(past) :])
-                return Prompt((*prompt.ids, *completion_ids, *suffix), text, messages)
+        for past in (written, content, content.strip()):
+            if text.startswith(prompt.text + past):
+                rest = text[len(prompt.text + past) :]
+                if past != written and completion_ids[-1] in self.tokenizer.all_special_ids:
+                    # the end of turn was sampled already
+                    rest = rest.removeprefix(self.tokenizer.decode(completion_ids[-1:], skip_special_tokens=False))
+                return Prompt((*prompt.ids, *completion_ids, *self._encode(rest)), text, messages)
         return Prompt(tuple(self._encode(text)), text, messages)
 
     def content(self, completion_ids: Sequence[int]) -> str:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from turnppo_hf.actor_critic import ActorCritic
-from turnppo_hf.batch import TurnBatch
+from turnppo_hf.batch import TurnBatch, check_turn_ids
 from turnppo_hf.credit import Credit
 
 CRITIC_FOLDER = "critic"
@@ -79,10 +79,16 @@ def save_pending(batch: TurnBatch, credit: Credit, advantages: torch.Tensor, fil
 
 
 def load_pending(file: Path, device: torch.device) -> tuple[TurnBatch, Credit, torch.Tensor]:
-    """Read what `save_pending` wrote."""
+    """
+    Read what `save_pending` wrote.
+
+    Raises:
+        `ValueError`: its turns cannot be told apart.
+    """
     with safe_open(file, framework="pt") as opened:
         per = opened.metadata()["per"]
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}
     batch = TurnBatch(**{item.name: tensors[f"batch.{item.name}"] for item in fields(TurnBatch)}).to(device)
+    check_turn_ids(batch.turn_ids, batch.completion_mask)
     tables = {name: tensors[f"credit.{name}"].to(device) for name in Credit.TABLES}
     return batch, Credit(**tables, per=per), tensors["advantages"].to(device)

@@ -163,7 +163,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if settings["episodes"] < 1:
         raise ValueError(f"--episodes must be at least 1, got {settings['episodes']}: no episode would be played.")
     name, kwargs, environment = _environment_of(agent, arguments)
-    tasks = [{"seed": settings["seed"] + number} for number in range(settings["episodes"])]
+    recorded = defaults.get("tasks") if arguments.seed is None and arguments.environment is None else None
+    tasks = recorded or [{"seed": settings["seed"] + number} for number in range(settings["episodes"])]
+    tasks = tasks[: settings["episodes"]]
     with tqdm(total=len(tasks), unit=" episodes", disable=None) as bar:
         trajectories = agent.play(
             environment, tasks, temperature=settings["temperature"], name=name, on_finished=lambda _: bar.update()

@@ -302,6 +302,7 @@ class TurnPPOConfig(BaseConfig):
             ("critic_warmup_steps", 0, math.inf, "it counts optimizer steps"),
             ("epsilon", 1e-12, 1.0, "the clip range would be empty or reach a negative ratio"),
             ("epsilon_high", 1e-12, math.inf, "the clip range would be empty"),
+            ("entropy_coef", 0.0, math.inf, "a negative bonus would be a penalty on exploration"),
             ("beta", 0.0, math.inf, "a negative KL penalty drives the actor away from the reference"),
             ("num_iterations", 1, math.inf, "no update would be made"),
             ("num_minibatches", 1, math.inf, "no update would be made"),
@@ -325,6 +326,11 @@ class TurnPPOConfig(BaseConfig):
                 raise ValueError(
                     f"`{name}` must be {_describe(low, high)}, got {value}: {why}. Set `{name}` in TurnPPOConfig."
                 )
+        if not self.uses_critic and self.critic_warmup_steps:
+            raise ValueError(
+                f"`critic_warmup_steps` is {self.critic_warmup_steps}, but {self.algorithm} has no critic, so these "
+                "steps would train nothing. Set it to 0."
+            )
         if self.algorithm in ("grpo", "rloo") and self.num_generations < 2:  # type: ignore[operator]
             raise ValueError(
                 f"`num_generations` must be at least 2 for {self.algorithm}, got {self.num_generations}: its baseline "

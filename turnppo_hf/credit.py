@@ -142,6 +142,22 @@ def whitening_sample(batch: TurnBatch, credit: Credit, *, over: str) -> torch.Te
     return credit.advantages[credit.mask.bool()]
 
 
+def flatten(batch: TurnBatch, credit: Credit, *, over: str) -> dict[str, torch.Tensor]:
+    """
+    List the decisions of a batch, for statistics over all ranks.
+
+    Returns:
+        `dict[str, torch.Tensor]`: 1-D and on the CPU: `advantages`, `returns`, `values`, `turns` (a decision's turn,
+        from 0, or -1 where decisions are tokens) and `sample`, whose mean and deviation whitening over `over` uses.
+    """
+    real = credit.mask.bool()
+    numbers = torch.arange(real.shape[1], device=real.device).expand_as(real)
+    turns = numbers if credit.per == "turn" else torch.full_like(numbers, -1)
+    tables = {"advantages": credit.advantages, "returns": credit.returns, "values": credit.values, "turns": turns}
+    lists = {name: table[real].cpu() for name, table in tables.items()}
+    return {**lists, "sample": whitening_sample(batch, credit, over=over).cpu()}
+
+
 def record_credit(trajectories: Sequence[Trajectory], credit: Credit) -> list[Trajectory]:
     """Write value, advantage (before whitening) and return into the turns they belong to; token credit has none."""
     if credit.per != "turn":

@@ -13,12 +13,12 @@ from packaging.requirements import Requirement
 
 _DISTRIBUTION = "turnppo-hf"
 _EXTRAS = {  # extra -> what it is for
-    "vllm": "sampling with vLLM",
-    "peft": "LoRA adapters",
-    "deepspeed": "ZeRO over several accelerators",
-    "openenv": "environments served by OpenEnv",
-    "textarena": "TextArena's games",
-    "space": "the demo Space",
+    "vllm": "sampling with vLLM (planned: this version does not use it)",
+    "peft": "LoRA adapters (planned)",
+    "deepspeed": "ZeRO over several accelerators (planned)",
+    "openenv": "environments served by OpenEnv (planned)",
+    "textarena": "TextArena's games (planned)",
+    "space": "the demo Space (planned)",
     "report": "learning curves (`turnppo report`)",
     "trackio": "experiment tracking (report_to: trackio)",
     "test": "the tests",
@@ -104,7 +104,7 @@ def _devices() -> list[tuple[str, str, str]]:
         where = ("training", "cpu", f"float32, {threads} (OMP_NUM_THREADS sets them)")
         sampling = ("sampling", "cpu", "with the training weights, exact log-probs")
     else:
-        accelerator = torch.accelerator.current_accelerator()
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
         bf16 = accelerator.type != "cuda" or torch.cuda.is_bf16_supported()
         count = torch.accelerator.device_count()
         name = torch.cuda.get_device_name() if accelerator.type == "cuda" else accelerator.type

@@ -161,7 +161,7 @@ def _play_reference(
     environment: gymnasium.Env, task: Mapping[str, Any], choose: Callable[[], Sequence[str]]
 ) -> Trajectory:
     """Play one episode with texts instead of a model; it ends where the environment says or `choose` has no more."""
-    options = {name: value for name, value in task.items() if name != "seed"}
+    options = {name: value for name, value in task.items() if name not in ("seed", "prompt", "environment")}
     observation, info = environment.reset(seed=task["seed"], options=options or None)
     turns: list[Turn] = []
     stop = None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
+import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedModel
 
@@ -56,6 +58,12 @@ def load_actor(model: str | PreTrainedModel, args: TurnPPOConfig) -> PreTrainedM
         raise TypeError(
             f"`model` must be an id or a causal language model of transformers, got {type(actor).__name__}. Load it "
             "with AutoModelForCausalLM."
+        )
+    if actor.dtype != torch.float32:
+        warnings.warn(
+            f"The actor's weights are {actor.dtype}: a learning rate of {args.learning_rate:g} moves them by less "
+            "than their spacing, so most updates are lost. Load it in float32; `bf16` still computes in bfloat16.",
+            stacklevel=3,
         )
     if args.disable_dropout:
         disable_dropout(actor)
@@ -151,6 +159,30 @@ def check_tasks(dataset: Dataset | None, args: TurnPPOConfig, names: list[str]) 
             f"tasks (`generation_batch_size` {args.generation_batch_size} / `num_generations` "
             f"{args.num_generations}), so no batch would ever be full. Add tasks or lower `generation_batch_size`."
         )
+    _check_environment_column(dataset, names)
+    return dataset
+
+
+def check_eval_tasks(dataset: Dataset | None, names: list[str]) -> None:
+    """
+    Check the tasks of the evaluation before anything is trained.
+
+    Raises:
+        `ValueError`: several datasets, an empty one, or an unknown environment in a row.
+    """
+    if dataset is None:
+        return
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "column_names") or isinstance(dataset, Mapping):
+        raise ValueError(
+            f"`eval_dataset` is a {type(dataset).__name__}; one datasets.Dataset with a length is played. Pass one, "
+            "and call evaluate() for the others."
+        )
+    if len(dataset) == 0:
+        raise ValueError("`eval_dataset` has no rows, so there is nothing to play. Add tasks or leave it out.")
+    _check_environment_column(dataset, names)
+
+
+def _check_environment_column(dataset: Dataset, names: list[str]) -> None:
     if "environment" in dataset.column_names:
         # an empty cell stands for the default environment
         unknown = sorted(set(dataset.unique("environment")) - {*names, None, ""})
@@ -159,7 +191,6 @@ def check_tasks(dataset: Dataset | None, args: TurnPPOConfig, names: list[str]) 
                 f"The column `environment` names {', '.join(map(repr, unknown))}, but `environment_factory` has "
                 f"{', '.join(map(repr, names))}. Use these names."
             )
-    return dataset
 
 
 def _name_of(factory: EnvironmentFactory) -> str:

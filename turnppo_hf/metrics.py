@@ -31,7 +31,11 @@ METRICS = (
     Metric(
         "completions/mean_length", "mean sampled tokens per turn", "steady; a steep rise or fall announces collapse"
     ),
-    Metric("completions/max_length", "longest response of the batch, tokens", "below `max_turn_length`"),
+    Metric(
+        "completions/max_length",
+        "longest response of a batch, tokens (mean over a log)",
+        "below `max_turn_length`",
+    ),
     Metric("completions/clipped_ratio", "share of turns cut at a token limit", "below 0.05"),
     Metric("episodes/truncated_share", "share of episodes that did not end by themselves", "falls"),
     Metric("episodes/bootstrapped_share", "share of episodes whose last turn was bootstrapped", "0 for task budgets"),
@@ -45,6 +49,9 @@ METRICS = (
     Metric("value_return_correlation", "Pearson correlation of values and returns", "above 0 soon"),
     Metric("advantages/mean", "mean advantage before whitening", "near 0"),
     Metric("advantages/std", "standard deviation of the advantage before whitening", "shrinks as the critic learns"),
+    Metric("loss", "policy loss + value loss", "no trend is expected"),
+    Metric("grad_norm", "the actor's gradient norm before its clip", "steady"),
+    Metric("learning_rate", "the actor's current learning rate", "as scheduled"),
     Metric("policy_loss", "the clipped surrogate with its sign turned", "no trend is expected"),
     Metric("value_loss", "half the mean squared error of V, clipped where asked", "falls"),
     Metric("entropy", "mean entropy per sampled token, nats", "falls slowly, stays above 0"),
@@ -57,9 +64,8 @@ METRICS = (
     Metric("grad_norm/critic", "the critic's gradient norm before its clip", "falls"),
     Metric("learning_rate_critic", "the critic's current learning rate", "`critic_lr_multiplier` x the actor's"),
     Metric("sampling/logprob_gap_mean", "mean |log-prob at sampling - recomputed|, nats", "below 0.01"),
-    Metric("sampling/logprob_gap_max", "largest such gap of the batch, nats", "below 0.001 in float32"),
-    Metric("padding_share", "share of padding in the micro-batches", "below 0.1"),
-    Metric("num_tokens", "tokens of all episodes so far, prompts included", "rises"),
+    Metric("sampling/logprob_gap_max", "largest such gap of a batch, nats", "below 0.5 in bf16"),
+    Metric("num_tokens", "tokens of all rows trained on so far, prompts included", "rises"),
     Metric("time/rollout_s", "seconds of collecting the rollout batch", "-"),
     Metric("time/update_s", "seconds of the optimizer step's passes", "-"),
 )
@@ -73,7 +79,9 @@ def explained_variance(returns: torch.Tensor, values: torch.Tensor) -> float:
     return float(1.0 - (returns.double() - values.double()).var(correction=0) / variance)
 
 
-def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+def rollout_metrics(
+    trajectories: Sequence[Trajectory], *, bootstrap_truncated: bool | None = None
+) -> dict[str, float]:
     """Describe a rollout batch; failed episodes are counted and enter nothing else."""
     played = [trajectory for trajectory in trajectories if trajectory.stop_reason is not StopReason.ERROR]
     metrics = {"episodes/failed": float(len(trajectories) - len(played))}
@@ -99,10 +107,12 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "completions/max_length": float(max(lengths)),
         "completions/clipped_ratio": sum(turn.finish_reason == "length" for turn in turns) / len(turns),
         "episodes/truncated_share": share(sum(trajectory.stop_reason.truncated for trajectory in played)),
-        "episodes/bootstrapped_share": share(sum(trajectory.bootstrap_ids is not None for trajectory in played)),
-        "episodes/distinct_tasks": float(len({trajectory.group for trajectory in played})),
+        "episodes/bootstrapped_share": share(sum(item.is_bootstrapped(bootstrap_truncated) for item in played)),
+        "episodes/distinct_tasks": float(len({(item.environment, item.seed, str(item.task)) for item in played})),
     }
-    return metrics | {f"stop/{reason.value}": share(stops[reason]) for reason in StopReason if stops[reason]}
+    # absent reasons too: a mean over several batches must count their zeros
+    reasons = [reason for reason in StopReason if reason is not StopReason.ERROR]
+    return metrics | {f"stop/{reason.value}": share(stops[reason]) for reason in reasons}
 
 
 def credit_metrics(credit: Mapping[str, torch.Tensor], *, with_critic: bool) -> dict[str, float]:

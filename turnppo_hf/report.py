@@ -51,9 +51,10 @@ def learning_curve(results_paths: Sequence[str | Path], output: str | Path) -> P
     figure = Figure(figsize=(7.6, 4.2), dpi=160, facecolor=_PAPER, layout="constrained")
     axes = figure.add_subplot(facecolor=_PAPER)
     labels = []
+    one_each = len({run["algorithm"] for run in runs.values()}) == len(runs)
     for (name, run), color in zip(runs.items(), itertools.cycle(_COLORS), strict=False):
         _draw_run(axes, run, color)
-        text = name if len(runs) > 1 else _ALGORITHMS[run["algorithm"]]
+        text = _ALGORITHMS[run["algorithm"]] if one_each else name
         labels.append(_Label(text, _points(run)[-1]["success_rate"], color, is_run=True))
     first = next(iter(runs.values()))
     for player in ("random", "optimal"):

@@ -236,7 +236,7 @@ def _advance(
     stop = _stop_reason(terminated, truncated, info, out_of_tokens)
     following = (
         None
-        if stop is not None and not stop.bootstraps
+        if stop is not None and (stop.terminated or stop is StopReason.CUT_RESPONSE)
         else chat.extend(state.prompt, completion.completion_ids, observation)
     )
     if stop is None and limits.max_turns is not None and len(state.turns) >= limits.max_turns:
@@ -257,7 +257,7 @@ def _advance(
         turns=tuple(state.turns),
         stop_reason=stop,
         # a state longer than the budget is judged by the longest prefix that the model may read
-        bootstrap_ids=following.ids[: state.budget] if following is not None and stop.bootstraps else None,
+        bootstrap_ids=following.ids[: state.budget] if following is not None else None,
         group=state.episode.group,
         metrics=_numbers(state.last_info),
     )
@@ -311,6 +311,12 @@ def _checked_step(reply: Any) -> tuple[str, float, bool, bool, Mapping[str, Any]
         raise ValueError(
             f"step() returned the reward {reward}. It would turn every advantage of the batch into NaN. Return a "
             "finite number."
+        )
+    penalty = info.get("penalty", 0.0)
+    if not math.isfinite(penalty) or penalty > 0:
+        raise ValueError(
+            f'info["penalty"] is {penalty}. A format penalty lowers the reward of a turn: it is finite and at most 0. '
+            "Put what the environment pays into the reward."
         )
     return observation, float(reward), bool(terminated), bool(truncated), info
 

@@ -36,10 +36,11 @@ from turnppo_hf.batch import TurnBatch, stack
 from turnppo_hf.chat import Chat
 from turnppo_hf.checkpoint import load_networks, load_pending, save_networks, save_pending
 from turnppo_hf.config import TurnPPOConfig
-from turnppo_hf.credit import Credit, record_credit, whitened, whitening_sample
+from turnppo_hf.credit import Credit, flatten, record_credit, whitened
 from turnppo_hf.generation.transformers_generator import TransformersGenerator
 from turnppo_hf.loading import (
     EnvironmentFactory,
+    check_eval_tasks,
     check_tasks,
     load_actor,
     load_critic,
@@ -155,12 +156,12 @@ class TurnPPOTrainer(BaseTrainer):
         self.chat = Chat(tokenizer, args.chat_template_kwargs)  # type: ignore[arg-type]  # a dict after __post_init__
         self.environments, self.environment_names, self.environment_record = open_environments(environment_factory)
         train_dataset = check_tasks(train_dataset, args, self.environment_names)
+        check_eval_tasks(eval_dataset, self.environment_names)
         critic = load_critic(value_model, actor) if args.uses_critic else None
         self.ref_model = copy.deepcopy(actor).requires_grad_(False).eval() if args.beta else None
-        self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
+        self._metrics: dict[str, list[float]] = defaultdict(list)  # since the last log
         self._rollout: _RolloutBatch | None = None
         self._pending_file: Path | None = None
-        self._num_tokens = 0
         self._last_trajectories: list[Trajectory] = []
         # a rank without episodes makes no forward in which it could answer another rank's broadcast
         args.ddp_broadcast_buffers = False
@@ -244,15 +245,9 @@ class TurnPPOTrainer(BaseTrainer):
         self.generator.reset()  # the cache is of no use to the coming weights, and its memory is to the update
         everybody = gather_object([trajectories])
         self._last_trajectories = [trajectory for share in everybody for trajectory in share]
-        self._num_tokens += sum(
-            len(turn.prompt_ids) + len(turn.completion_ids)
-            for trajectory in self._last_trajectories
-            for turn in trajectory.turns[-1:]
-        )
         self._log_now(
             {
-                **rollout_metrics(self._last_trajectories),
-                "num_tokens": float(self._num_tokens),
+                **rollout_metrics(self._last_trajectories, bootstrap_truncated=self.args.bootstrap_truncated),
                 "time/rollout_s": time.perf_counter() - start,
             }
         )
@@ -279,6 +274,7 @@ class TurnPPOTrainer(BaseTrainer):
         if update_number == 0 or (self._rollout is None and not self._load_pending()):
             batch = stack(self._collect(inputs, batch_number), bootstrap_truncated=self.args.bootstrap_truncated)
             self._rollout = _RolloutBatch(batch.to(self.accelerator.device))
+            self._count_tokens(batch)
         assert self._rollout is not None
         start = time.perf_counter()
         model.train()
@@ -304,6 +300,13 @@ class TurnPPOTrainer(BaseTrainer):
         self._log_now({"time/update_s": time.perf_counter() - start})
         loss = reduced.get("policy_loss", 0.0) + reduced.get("value_loss", 0.0)
         return torch.tensor(loss, device=self.accelerator.device)
+
+    def _count_tokens(self, batch: TurnBatch) -> None:
+        """Go on counting from the last value logged, which a resumed run has as well."""
+        logged = [entry["num_tokens"] for entry in self.state.log_history if "num_tokens" in entry]
+        before = self._metrics["num_tokens"][-1:] or logged[-1:] or [0.0]
+        here = self._sum_over_ranks(batch.attention_mask.sum().double())
+        self._log_now({"num_tokens": before[0] + float(here)})
 
     def _passes(
         self, update: Update, batch_number: int, update_number: int
@@ -349,21 +352,7 @@ class TurnPPOTrainer(BaseTrainer):
         """Whiten with the statistics of all ranks, and log the credit before it."""
         batch, credit = rollout.batch, rollout.credit
         over = str(self.args.whiten_advantages)
-        mine: dict[str, torch.Tensor] = {}
-        if credit is not None:
-            real = credit.mask.bool()
-            turns = (
-                torch.arange(real.shape[1], device=real.device).expand_as(real)
-                if credit.per == "turn"
-                else -real.long()
-            )
-            mine = {
-                "advantages": credit.advantages[real].cpu(),
-                "returns": credit.returns[real].cpu(),
-                "values": credit.values[real].cpu(),
-                "turns": turns[real].cpu(),
-                "sample": whitening_sample(batch, credit, over=over).cpu(),
-            }
+        mine = {} if credit is None else flatten(batch, credit, over=over)
         shares = [share for share in gather_object([mine]) if share]
         everybody = {name: torch.cat([share[name] for share in shares]) for name in (shares[0] if shares else ())}
         if credit is not None:
@@ -404,6 +393,7 @@ class TurnPPOTrainer(BaseTrainer):
                 decays, self.args.learning_rate, self.args.critic_lr_multiplier, self.args.weight_decay
             )
             self.optimizer = optimizer_class(groups, **kwargs)
+        self.model.check_optimizer(self.optimizer)
         return self.optimizer
 
     def evaluate(
@@ -430,18 +420,19 @@ class TurnPPOTrainer(BaseTrainer):
 
     def _log_now(self, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
-            self._metrics["train"][name].append(value)
+            self._metrics[name].append(value)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means since the last log to a training log, print the table of turns where asked."""
         if "loss" in logs:
-            for name, values in self._metrics["train"].items():
+            for name, values in self._metrics.items():
                 real = [value for value in values if value == value]
                 logs[name] = values[-1] if name == "num_tokens" else sum(real) / len(real) if real else float("nan")
-            self._metrics["train"].clear()
+            self._metrics.clear()
             if self.optimizer is not None and self.args.uses_critic:
                 logs["learning_rate_critic"] = self.optimizer.param_groups[-1]["lr"]
-            if self.args.log_completions and self.accelerator.is_main_process:
+            # a run resumed in the middle of a rollout batch has its tensors, not its texts
+            if self.args.log_completions and self._last_trajectories and self.accelerator.is_main_process:
                 self._log_completions()
         super().log(logs, start_time)
 
@@ -475,13 +466,17 @@ class TurnPPOTrainer(BaseTrainer):
         pending = self.state.global_step % self.args.updates_per_batch != 0
         if pending and rollout is not None and rollout.credit is not None and rollout.advantages is not None:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            file = folder / f"rollout_{self.accelerator.process_index}.safetensors"
-            save_pending(rollout.batch, rollout.credit, rollout.advantages, file)
+            save_pending(rollout.batch, rollout.credit, rollout.advantages, folder / self._pending_name)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         load_networks(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
         self._rollout = None
-        self._pending_file = Path(resume_from_checkpoint) / f"rollout_{self.accelerator.process_index}.safetensors"
+        self._pending_file = Path(resume_from_checkpoint) / self._pending_name
+
+    @property
+    def _pending_name(self) -> str:
+        # with another number of ranks no rank finds its file, and all of them collect anew
+        return f"rollout_{self.accelerator.process_index}_of_{self.accelerator.num_processes}.safetensors"
 
     def _load_pending(self) -> bool:
         """Take up the rollout batch that a checkpoint in the middle of its updates left; False where there is none."""

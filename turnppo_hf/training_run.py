@@ -86,8 +86,8 @@ def run_training(run: RunConfig) -> dict[str, Any]:
     if is_main:
         print(describe_run(run, tasks, trainer), flush=True)
 
-    score = partial(_score, environment=held_out_environment, tasks=tasks.held_out, run=run)
-    rows = {"before": score(task.model)}
+    score = partial(_score, trainer, held_out_environment, tasks.held_out)
+    rows = {"before": score()}
     if is_main:
         rows |= reference_players(held_out_environment, tasks.held_out)
         print(f"\nHeld out, before training\n{comparison_table(rows)}\n", flush=True)
@@ -96,8 +96,7 @@ def run_training(run: RunConfig) -> dict[str, Any]:
     training_s = time.perf_counter() - training_start
     trainer.save_model(args.output_dir)
     trainer.accelerator.wait_for_everyone()
-    # what is judged is what was saved, so `turnppo evaluate` gives the same numbers
-    rows = {"before": rows.pop("before"), "after": score(args.output_dir), **rows}
+    rows = {"before": rows.pop("before"), "after": score(), **rows}
 
     results = {
         "schema_version": 1,
@@ -180,18 +179,22 @@ def _rows(dataset: datasets.Dataset) -> list[dict[str, Any]]:
 
 
 def _score(
-    model: str, *, environment: Callable[[], gymnasium.Env], tasks: Sequence[Mapping[str, Any]], run: RunConfig
+    trainer: TurnPPOTrainer, environment: Callable[[], gymnasium.Env], tasks: Sequence[Mapping[str, Any]]
 ) -> Summary:
-    """Load a model and play the held-out tasks, shared out over the ranks."""
-    args = run.training
+    """Play the held-out tasks with the trainer's actor as it is, shared out over the ranks."""
+    args = trainer.args
     record = {
         "limits": {name: getattr(args, name) for name in ("max_turns", "max_turn_length", "max_completion_length")},
         "chat_template_kwargs": args.chat_template_kwargs,
     }
-    agent = TurnPPOAgent.from_pretrained(model, args.device, record)
-    mine = tasks[args.process_index :: args.world_size]
-    shares = gather_object([agent.play(environment, mine, temperature=args.eval_temperature)])
-    return summarize([trajectory for share in shares for trajectory in share])
+    agent = TurnPPOAgent(trainer.model.actor, trainer.processing_class, record=record)
+    mine = agent.play(
+        environment,
+        tasks[args.process_index :: args.world_size],
+        temperature=args.eval_temperature,
+        max_parallel_episodes=args.max_parallel_episodes,
+    )
+    return summarize([trajectory for share in gather_object([mine]) for trajectory in share])
 
 
 def _held_out_record(run: RunConfig, tasks: Tasks) -> dict[str, Any]:
@@ -201,6 +204,8 @@ def _held_out_record(run: RunConfig, tasks: Tasks) -> dict[str, Any]:
         "episodes": len(tasks.held_out),
         "seed": tasks.held_out[0]["seed"],
         "temperature": run.training.eval_temperature,
+        # seeds alone do not make a dataset's tasks again
+        "tasks": tasks.held_out if run.task.dataset is not None else None,
     }
 
 

@@ -80,10 +80,15 @@ class Trajectory:
     seed: int  # the environment was reset with it
     turns: tuple[Turn, ...]  # in order; empty only where `stop_reason` is ERROR
     stop_reason: StopReason
-    bootstrap_ids: tuple[int, ...] | None = None  # the state after the last turn, for reasons that bootstrap
+    bootstrap_ids: tuple[int, ...] | None = None  # the state after the last turn, where a cut left one
     group: int = 0  # episodes of the same task in one rollout batch share this number
     error: str | None = None  # what failed, where `stop_reason` is ERROR
     metrics: Mapping[str, float] = field(default_factory=dict)  # e.g. solved, num_actions, from the last `info`
+
+    def is_bootstrapped(self, override: bool | None = None) -> bool:
+        """Whether the state after the last turn counts: by the stop reason, or by `override` where there is one."""
+        wanted = self.stop_reason.bootstraps if override is None else override
+        return wanted and self.stop_reason.truncated and self.bootstrap_ids is not None
 
     @property
     def total_reward(self) -> float:

@@ -127,7 +127,7 @@ class Update:
 
         Returns:
             `dict`: sums over this rank, to be added over ranks: `policy_loss`, `clipped`, `decisions`, `approx_kl`,
-            `entropy`, `ref_kl`, and the first two moments and the extremes of the log-ratio.
+            `entropy`, `ref_kl`, and the first two moments of the log-ratio.
         """
         sums: Sums = defaultdict(lambda: torch.zeros((), device=batch.turn_mask.device))
         for group in batch.micro_batches(self.config.max_tokens_per_micro_batch):

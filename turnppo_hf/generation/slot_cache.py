@@ -19,7 +19,9 @@ class SlotLayer(CacheLayerMixin):
         """Take head number, head size, dtype and device from the first states."""
         slots, columns = self.cursor.slots, self.cursor.columns
         self.keys, self.values = (
-            states.new_zeros(slots, states.shape[1], columns, states.shape[3]) for states in (key_states, value_states)
+            # under autocast, rotary embedding leaves keys in float32: half of the cache would be twice as large
+            states.new_zeros(slots, states.shape[1], columns, states.shape[3], dtype=value_states.dtype)
+            for states in (key_states, value_states)
         )
         self.is_initialized = True
 

@@ -53,7 +53,8 @@ class TransformersGenerator:
             Makes the context of each forward, the trainer's mixed precision.
 
     Raises:
-        `ValueError`: the model has layers other than attention, which this cache cannot hold.
+        `ValueError`: the model has layers other than attention, which this cache cannot hold, or an implementation of
+            attention that takes no dense mask.
     """
 
     def __init__(
@@ -76,6 +77,13 @@ class TransformersGenerator:
             raise ValueError(
                 f"{config.model_type} has layers of kind {', '.join(sorted(kinds))}; this generator keeps keys and "
                 "values of attention layers only. Use a model made of attention layers."
+            )
+        attention = getattr(config, "_attn_implementation", "sdpa")
+        if attention not in ("sdpa", "eager"):
+            raise ValueError(
+                f"The model uses {attention!r} attention, which does not take the mask that keeps episodes of "
+                "different "
+                'lengths side by side. Load it with attn_implementation="sdpa".'
             )
         self.model = model
         self.eos_token_ids = frozenset(eos_token_ids)

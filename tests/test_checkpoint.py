@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
-from tests.test_trainer import make_trainer, moved, weights  # noqa: F401  # a fixture
+from tests.test_trainer import make_trainer, moved, tasks, weights  # noqa: F401  # a fixture
 from turnppo_hf.checkpoint import load_networks, read_record
 
 
@@ -55,9 +55,25 @@ def test_resumed_run_equals_the_run_that_went_on(make_trainer, tmp_path, tiny_ac
             torch.testing.assert_close(parameter, final[name][path], atol=0, rtol=0, msg=f"{name}.{path}")
 
 
-def test_best_model_is_loaded_at_the_end(make_trainer, tmp_path):  # noqa: F811
-    from tests.test_trainer import tasks
+@pytest.mark.parametrize("save_at", [3, 4])  # in the second epoch, and after it
+def test_resumed_run_goes_on_with_the_tasks_of_its_epoch(make_trainer, tmp_path, save_at):  # noqa: F811
+    settings = {"train_dataset": tasks(16), "num_train_epochs": 3, "max_steps": -1, "save_strategy": "steps"}
+    seen = []
+    for resume in (None, str(tmp_path / "run" / f"checkpoint-{save_at}")):
+        trainer = make_trainer(**settings, save_steps=save_at if resume is None else 100)
+        rows = []
+        collect = trainer._collect
+        trainer._collect = lambda batch, number, rows=rows, collect=collect: (
+            rows.append([row["seed"] for row in batch]) or collect(batch, number)
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        seen.append(rows)
+    assert len(seen[0]) == 6 and seen[1] == seen[0][save_at:]
+    epochs = [sorted(seen[0][number] + seen[0][number + 1]) for number in (0, 2, 4)]
+    assert epochs == [list(range(16))] * 3 and seen[0][0] != seen[0][2]
 
+
+def test_best_model_is_loaded_at_the_end(make_trainer, tmp_path):  # noqa: F811
     trainer = make_trainer(
         eval_dataset=tasks(4), eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, max_steps=2,
         load_best_model_at_end=True, metric_for_best_model="eval_reward",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gymnasium
@@ -11,13 +11,34 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedModel
 
-from turnppo_hf._trl import create_model_from_path
+from turnppo_hf._trl import RepeatSampler, create_model_from_path
 from turnppo_hf.actor_critic import critic_from_actor, disable_dropout
 from turnppo_hf.config import TurnPPOConfig
 from turnppo_hf.environments import make_environment
 from turnppo_hf.rollout import EnvironmentPool
 
 EnvironmentFactory = str | Callable[[], gymnasium.Env]
+
+
+class TaskSampler(RepeatSampler):
+    """
+    TRL's sampler of repeated tasks, with an order for each epoch that a resumed run finds again.
+
+    Args:
+        first_epoch (`int`): Epoch of the first pass.
+        seed (`int`): With the epoch's number it seeds the order.
+        kwargs: See TRL's `RepeatSampler`.
+    """
+
+    def __init__(self, *, first_epoch: int, seed: int, **kwargs: Any) -> None:
+        super().__init__(seed=seed, **kwargs)
+        self.epoch = first_epoch
+
+    def __iter__(self) -> Iterator[int]:
+        if self.shuffle:
+            self.generator.manual_seed(self.seed + self.epoch)
+        self.epoch += 1
+        return super().__iter__()
 
 
 def refuse_unsupported(**arguments: Any) -> None:

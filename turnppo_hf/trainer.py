@@ -22,12 +22,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
+    TrainerState,
     set_seed,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 
 from turnppo_hf._trl import (
     BaseTrainer,
-    RepeatSampler,
     get_config_model_id,
     identity,
 )
@@ -40,6 +41,7 @@ from turnppo_hf.credit import Credit, flatten, record_credit, whitened
 from turnppo_hf.generation.transformers_generator import TransformersGenerator
 from turnppo_hf.loading import (
     EnvironmentFactory,
+    TaskSampler,
     check_eval_tasks,
     check_tasks,
     load_actor,
@@ -162,6 +164,7 @@ class TurnPPOTrainer(BaseTrainer):
         self._metrics: dict[str, list[float]] = defaultdict(list)  # since the last log
         self._rollout: _RolloutBatch | None = None
         self._pending_file: Path | None = None
+        self._first_epoch = 0
         self._last_trajectories: list[Trajectory] = []
         # a rank without episodes makes no forward in which it could answer another rank's broadcast
         args.ddp_broadcast_buffers = False
@@ -201,7 +204,8 @@ class TurnPPOTrainer(BaseTrainer):
         )
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
-        return RepeatSampler(
+        return TaskSampler(
+            first_epoch=self._first_epoch,
             data_source=self.train_dataset if train_dataset is None else train_dataset,
             mini_repeat_count=self.args.num_generations,
             batch_size=self.args.tasks_per_batch,
@@ -471,6 +475,8 @@ class TurnPPOTrainer(BaseTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         load_networks(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
         self._rollout = None
+        state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
+        self._first_epoch = int(state.epoch or 0)
         self._pending_file = Path(resume_from_checkpoint) / self._pending_name
 
     @property

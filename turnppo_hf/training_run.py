@@ -205,7 +205,7 @@ def _held_out_record(run: RunConfig, tasks: Tasks) -> dict[str, Any]:
         "seed": tasks.held_out[0]["seed"],
         "temperature": run.training.eval_temperature,
         # seeds alone do not make a dataset's tasks again
-        "tasks": tasks.held_out if run.task.dataset is not None else None,
+        **({} if run.task.dataset is None else {"tasks": tasks.held_out}),
     }
 
 

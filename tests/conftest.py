@@ -55,3 +55,42 @@ def tiny_actor(tiny_tokenizer: Any) -> Any:
         pad_token_id=tiny_tokenizer.pad_token_id,
         bos_token_id=None,
     )
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path, tiny_actor: Any, tiny_tokenizer: Any) -> Any:
+    """Build trainers of `tiny_actor` in a small game; keyword arguments go to `TurnPPOConfig`."""
+    from tests.scripted import CountingEnvironment
+    from turnppo_hf import TurnPPOConfig, TurnPPOTrainer
+
+    def make(
+        environment_factory=CountingEnvironment,
+        model=tiny_actor,
+        train_dataset=None,
+        eval_dataset=None,
+        value_model=None,
+        **changes,
+    ):
+        settings = {
+            "max_steps": 2,
+            "generation_batch_size": 8,
+            "learning_rate": 1e-3,
+            "max_turn_length": 4,
+            "logging_steps": 1,
+            "report_to": "none",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "lr_scheduler_type": "constant",
+            **changes,
+        }
+        return TurnPPOTrainer(
+            model=model,
+            args=TurnPPOConfig(str(tmp_path / "run"), **settings),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tiny_tokenizer,
+            environment_factory=environment_factory,
+            value_model=value_model,
+        )
+
+    return make

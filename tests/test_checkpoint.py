@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
-from tests.test_trainer import make_trainer, moved, tasks, weights  # noqa: F401  # a fixture
+from tests.test_trainer import moved, tasks, weights
 from turnppo_hf.checkpoint import load_networks, read_record
 
 
-def test_checkpoint_is_read_by_plain_transformers(make_trainer, tmp_path):  # noqa: F811
+def test_checkpoint_is_read_by_plain_transformers(make_trainer, tmp_path):
     trainer = make_trainer(save_strategy="steps", save_steps=2)
     trainer.train()
     folder = tmp_path / "run" / "checkpoint-2"
@@ -25,7 +25,7 @@ def test_checkpoint_is_read_by_plain_transformers(make_trainer, tmp_path):  # no
     assert settings["gamma"] == 0.99 and settings["algorithm"] == "turn_ppo"
 
 
-def test_record_tells_how_to_play_the_environment_again(make_trainer, tmp_path):  # noqa: F811
+def test_record_tells_how_to_play_the_environment_again(make_trainer, tmp_path):
     trainer = make_trainer("turnppo_hf/Sokoban-v0", max_turns=3)
     trainer.save_model()
     record = read_record(str(tmp_path / "run"))
@@ -40,7 +40,7 @@ def test_record_tells_how_to_play_the_environment_again(make_trainer, tmp_path):
 
 @pytest.mark.parametrize("algorithm", ["turn_ppo", "token_ppo", "grpo"])
 @pytest.mark.parametrize("save_at", [2, 3])  # between rollout batches, and with an update of one left
-def test_resumed_run_equals_the_run_that_went_on(make_trainer, tmp_path, tiny_actor, algorithm, save_at):  # noqa: F811
+def test_resumed_run_equals_the_run_that_went_on(make_trainer, tmp_path, tiny_actor, algorithm, save_at):
     settings = {"algorithm": algorithm, "num_minibatches": 2, "max_steps": 6, "save_strategy": "steps"}
     start = {name: value.clone() for name, value in tiny_actor.state_dict().items()}
     whole = make_trainer(**settings, save_steps=save_at)
@@ -56,7 +56,7 @@ def test_resumed_run_equals_the_run_that_went_on(make_trainer, tmp_path, tiny_ac
 
 
 @pytest.mark.parametrize("save_at", [3, 4])  # in the second epoch, and after it
-def test_resumed_run_goes_on_with_the_tasks_of_its_epoch(make_trainer, tmp_path, save_at):  # noqa: F811
+def test_resumed_run_goes_on_with_the_tasks_of_its_epoch(make_trainer, tmp_path, save_at):
     settings = {"train_dataset": tasks(16), "num_train_epochs": 3, "max_steps": -1, "save_strategy": "steps"}
     seen = []
     for resume in (None, str(tmp_path / "run" / f"checkpoint-{save_at}")):
@@ -73,7 +73,7 @@ def test_resumed_run_goes_on_with_the_tasks_of_its_epoch(make_trainer, tmp_path,
     assert epochs == [list(range(16))] * 3 and seen[0][0] != seen[0][2]
 
 
-def test_best_model_is_loaded_at_the_end(make_trainer, tmp_path):  # noqa: F811
+def test_best_model_is_loaded_at_the_end(make_trainer, tmp_path):
     trainer = make_trainer(
         eval_dataset=tasks(4), eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, max_steps=2,
         load_best_model_at_end=True, metric_for_best_model="eval_reward",
@@ -83,7 +83,7 @@ def test_best_model_is_loaded_at_the_end(make_trainer, tmp_path):  # noqa: F811
     assert not moved(weights(trainer.model.actor), best)
 
 
-def test_checkpoint_without_critic_is_refused(make_trainer, tmp_path):  # noqa: F811
+def test_checkpoint_without_critic_is_refused(make_trainer, tmp_path):
     trainer = make_trainer()
     trainer.model.actor.save_pretrained(tmp_path / "actor")
     with pytest.raises(FileNotFoundError, match="holds no critic"):

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from tests.scripted import CountingEnvironment
-from tests.test_trainer import make_trainer, train_logs  # noqa: F401  # a fixture
+from tests.test_trainer import train_logs
 from turnppo_hf.trajectory import FailedEpisodesError, StopReason
 
 
@@ -33,7 +33,7 @@ class Failing(CountingEnvironment):
 
 
 @pytest.mark.parametrize("how", ["raises", "tuple", "nan", "reset"])
-def test_failed_episodes_are_counted_and_dropped(make_trainer, how):  # noqa: F811
+def test_failed_episodes_are_counted_and_dropped(make_trainer, how):
     trainer = make_trainer(lambda: Failing(lambda seed: seed % 4 == 0, how), max_steps=2, num_minibatches=2)
     trainer.train()
     log = train_logs(trainer)[0]
@@ -44,7 +44,7 @@ def test_failed_episodes_are_counted_and_dropped(make_trainer, how):  # noqa: F8
     assert all(math.isfinite(value) for name, value in log.items() if "explained" not in name)
 
 
-def test_too_many_failures_stop_with_a_checkpoint_to_resume_from(make_trainer, tmp_path):  # noqa: F811
+def test_too_many_failures_stop_with_a_checkpoint_to_resume_from(make_trainer, tmp_path):
     switch = {"on": False}
     trainer = make_trainer(
         lambda: Failing(lambda seed: switch["on"] and seed % 4 != 0, "raises"), max_steps=4, max_failed_share=0.5
@@ -67,7 +67,7 @@ def test_too_many_failures_stop_with_a_checkpoint_to_resume_from(make_trainer, t
 
 @pytest.mark.parametrize("algorithm", ["turn_ppo", "grpo"])
 @pytest.mark.parametrize("minibatches", [1, 2])
-def test_batch_of_failures_only_makes_no_update(make_trainer, algorithm, minibatches):  # noqa: F811
+def test_batch_of_failures_only_makes_no_update(make_trainer, algorithm, minibatches):
     trainer = make_trainer(
         lambda: Failing(lambda seed: True, "raises"), algorithm=algorithm, max_failed_share=1.0,
         num_minibatches=minibatches, max_steps=minibatches,

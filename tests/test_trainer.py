@@ -10,7 +10,7 @@ from transformers import AutoModelForTokenClassification
 from trl import GRPOTrainer
 
 from tests.scripted import CountingEnvironment
-from turnppo_hf import TurnPPOConfig, TurnPPOTrainer
+from turnppo_hf import TurnPPOTrainer
 from turnppo_hf.actor_critic import critic_from_actor
 from turnppo_hf.metrics import METRICS
 from turnppo_hf.trajectory import StopReason
@@ -21,41 +21,6 @@ REWRITING = (
     "{{ message.content[1:] if message.role == 'assistant' else message.content }}<|end|>{%- endfor -%}"
     "{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"
 )
-
-
-@pytest.fixture
-def make_trainer(tmp_path, tiny_actor, tiny_tokenizer):
-    def make(
-        environment_factory=CountingEnvironment,
-        model=tiny_actor,
-        train_dataset=None,
-        eval_dataset=None,
-        value_model=None,
-        **changes,
-    ):
-        settings = {
-            "max_steps": 2,
-            "generation_batch_size": 8,
-            "learning_rate": 1e-3,
-            "max_turn_length": 4,
-            "logging_steps": 1,
-            "report_to": "none",
-            "save_strategy": "no",
-            "disable_tqdm": True,
-            "lr_scheduler_type": "constant",
-            **changes,
-        }
-        return TurnPPOTrainer(
-            model=model,
-            args=TurnPPOConfig(str(tmp_path / "run"), **settings),
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=tiny_tokenizer,
-            environment_factory=environment_factory,
-            value_model=value_model,
-        )
-
-    return make
 
 
 def weights(network):

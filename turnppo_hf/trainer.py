@@ -325,8 +325,8 @@ class TurnPPOTrainer(BaseTrainer):
         picked = self._minibatch(len(rollout.batch), batch_number, update_number)
         batch = rollout.batch if once else rollout.batch.select(picked)
         totals = Totals.of(batch, self._sum_over_ranks)
+        known = None if rollout.credit is None else rollout.credit.select(picked, rollout.credit.mask.shape[1])
         if self.args.uses_critic:
-            known = None if rollout.credit is None else rollout.credit.select(picked, rollout.credit.mask.shape[1])
             credit, critic_sums = update.critic_pass(batch, known, totals)
             sums |= critic_sums
             rollout.credit = credit if rollout.credit is None else rollout.credit
@@ -334,7 +334,8 @@ class TurnPPOTrainer(BaseTrainer):
             self._whiten(rollout)
         if self.state.global_step >= self.args.critic_warmup_steps:
             assert rollout.credit is not None and rollout.advantages is not None
-            credit = rollout.credit.select(picked, rollout.credit.mask.shape[1])
+            # a batch that is used once is picked whole, so its own credit is the one just made
+            credit = rollout.credit if known is None else known
             sums |= update.actor_pass(batch, credit, rollout.advantages[picked], totals)
         return sums, totals
 

@@ -26,7 +26,7 @@ from turnppo_hf.generation.transformers_generator import TransformersGenerator
 from turnppo_hf.rollout import EnvironmentPool, Episode, Limits, collect_trajectories
 from turnppo_hf.trajectory import Trajectory
 
-EMBEDDED_MODELS = {"tiny": "sokoban_tiny"}  # name -> folder in turnppo_hf/models
+EMBEDDED_MODELS = {"tiny": "sokoban_tiny", "tiny-webshop": "webshop_tiny"}  # name -> folder in turnppo_hf/models
 
 
 class TurnPPOAgent:
@@ -65,7 +65,8 @@ class TurnPPOAgent:
 
         Args:
             model (`str`):
-                Folder that the trainer saved, any causal language model on the Hub or in a folder, or `"tiny"`.
+                Folder that the trainer saved, any causal language model on the Hub or in a folder, `"tiny"` or
+                `"tiny-webshop"`.
             device (`torch.device` or `str`, *optional*):
                 Defaults to the accelerator where there is one.
             record (`Mapping`, *optional*):
@@ -170,5 +171,5 @@ def find_model(model: str) -> Path:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f"{model!r} is no folder here and no model that the Hub gives ({reason}). Name the folder of a run, a "
-            "model id on the Hub, or `tiny` for the Sokoban actor in the package."
+            "model id on the Hub, or `tiny` or `tiny-webshop` for the actors in the package."
         ) from error

@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 
     from turnppo_hf.agent import TurnPPOAgent
 
-COMMANDS = ("train", "evaluate", "play", "report", "doctor")
+COMMANDS = ("train", "evaluate", "play", "report", "webshop", "doctor")
 
 # what users can cause; anything else is a mistake of ours and keeps its traceback
 _USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FailedEpisodesError)
 _EPILOG = (
     "turnppo COMMAND --help tells a command's arguments. turnppo --debug COMMAND shows the traceback of an error."
 )
-_MODEL_HELP = "folder that a run saved, model id on the Hub, or tiny for the Sokoban actor in the package"
+_MODEL_HELP = (
+    "folder that a run saved, model id on the Hub, or tiny (Sokoban) or tiny-webshop for the actors in the package"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,8 +96,8 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--temperature", type=float, help="0 is greedy (default: the run's own, or 0)")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
-    play = _command(commands, "play", _play, "watch one episode")
-    play.add_argument("model", help=_MODEL_HELP)
+    play = _command(commands, "play", _play, "watch one episode, or play it yourself")
+    play.add_argument("model", nargs="?", help=f"{_MODEL_HELP}; without one, you play")
     _add_environment(play)
     play.add_argument("--seed", type=int, default=1_000_000, help="of the environment and the sampling (%(default)s)")
     play.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (%(default)s)")
@@ -103,6 +105,14 @@ def build_parser() -> argparse.ArgumentParser:
     report = _command(commands, "report", _report, "draw learning curves of finished runs")
     report.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or its results.json")
     report.add_argument("--output", default="learning_curve.png", help="picture to write (%(default)s)")
+
+    webshop = _command(commands, "webshop", _webshop_prepare, "make WebShop's product files into one world file")
+    webshop.add_argument("action", choices=["prepare"], help="read the files, write the world")
+    webshop.add_argument("source", help="folder with the files, one of its catalogue files, or dataset id on the Hub")
+    webshop.add_argument("--output", help="file to write (default: webshop.world)", default="webshop.world")
+    webshop.add_argument("--goals", choices=["synthetic", "human"], default="synthetic", help="(%(default)s)")
+    webshop.add_argument("--num_products", type=int, help="only the first ones (default: all)")
+    webshop.add_argument("--seed", type=int, default=0, help="of drawn prices and price caps (%(default)s)")
 
     _command(commands, "doctor", _doctor, "say what is installed, what will run where and how to get the rest")
     return parser
@@ -187,6 +197,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _play(arguments: argparse.Namespace) -> int:
+    if arguments.model is None:
+        return _play_by_hand(arguments)
     from turnppo_hf.agent import TurnPPOAgent
     from turnppo_hf.play import render_episode
 
@@ -195,6 +207,24 @@ def _play(arguments: argparse.Namespace) -> int:
     name, _, environment = _environment_of(agent, arguments)
     (trajectory,) = agent.play(environment, [{"seed": arguments.seed}], temperature=arguments.temperature, name=name)
     print(render_episode(agent.with_values(trajectory)))
+    return 0
+
+
+def _play_by_hand(arguments: argparse.Namespace) -> int:
+    from turnppo_hf.environments import make_environment
+    from turnppo_hf.play import play_by_hand
+    from turnppo_hf.run_config import read_json_object
+
+    if arguments.environment is None:
+        raise ValueError(
+            "Neither a model nor an environment is given, so there is nothing to play. Pass --environment webshop to "
+            "play yourself, or a model to watch it."
+        )
+    kwargs = read_json_object("environment_kwargs", arguments.environment_kwargs)
+    environment = make_environment(arguments.environment, **kwargs)
+    if "action_format" not in kwargs and hasattr(environment.unwrapped, "action_format"):
+        environment = make_environment(arguments.environment, **kwargs, action_format="bare")  # a person types no tags
+    play_by_hand(environment, arguments.seed, input, print)
     return 0
 
 
@@ -211,11 +241,11 @@ def _environment_of(
     """Take the environment from the flags, else from the model's record; try it once, so that a mistake shows here."""
     from functools import partial
 
-    from turnppo_hf.environments import make_environment
+    from turnppo_hf.environments import full_id, make_environment
     from turnppo_hf.run_config import read_json_object
 
     record = agent.record
-    name = arguments.environment or record.get("environment")
+    name = full_id(arguments.environment) if arguments.environment else record.get("environment")
     if name is None:
         raise ValueError(
             f"The model {arguments.model!r} does not say which environment it plays: it has no turnppo.json. Pass "
@@ -238,6 +268,30 @@ def _report(arguments: argparse.Namespace) -> int:
     from turnppo_hf.report import learning_curve
 
     print(learning_curve(arguments.runs, arguments.output))
+    return 0
+
+
+def _webshop_prepare(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from turnppo_hf.environments.webshop_files import find_data, prepare_world
+
+    with tqdm(unit=" products", disable=None) as bar:
+
+        def show(done: int, total: int | None) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        meta = prepare_world(
+            find_data(arguments.source),
+            arguments.output,
+            goals=arguments.goals,
+            num_products=arguments.num_products,
+            seed=arguments.seed,
+            progress=show,
+        )
+    print("\n".join(f"{name:<14}{value}" for name, value in meta.items()))
+    print(f'Wrote {arguments.output}; play it with --environment_kwargs \'{{"data": "{arguments.output}"}}\'')
     return 0
 
 

@@ -105,10 +105,10 @@ def reference_players(
     environment: Callable[[], gymnasium.Env], tasks: Sequence[Mapping[str, Any]], *, seed: int = 0
 ) -> dict[str, Summary]:
     """
-    Play the same tasks at random and optimally, where the environment knows how.
+    Play the same tasks at random, by a script and optimally, where the environment knows how.
 
     An environment offers a reference by a method of its own: `random_completion(rng)` returns one turn's text,
-    `optimal_completions()` returns the texts of the rest of the episode.
+    `expert_completions()` and `optimal_completions()` return the texts of the next turns, up to the episode's end.
 
     Args:
         environment (`Callable`): Builds an environment.
@@ -116,15 +116,16 @@ def reference_players(
         seed (`int`, *optional*, defaults to `0`): Seeds the random player.
 
     Returns:
-        `dict[str, Summary]`: `"random"` and `"optimal"`, as far as the environment offers them.
+        `dict[str, Summary]`: `"random"`, `"expert"` and `"optimal"`, as far as the environment offers them.
     """
     world = environment()
     players: dict[str, Callable[[], Sequence[str]]] = {}
     rng = np.random.default_rng(seed)
     if hasattr(world.unwrapped, "random_completion"):
         players["random"] = lambda: [world.unwrapped.random_completion(rng)]  # type: ignore[attr-defined]
-    if hasattr(world.unwrapped, "optimal_completions"):
-        players["optimal"] = world.unwrapped.optimal_completions
+    for name in ("expert", "optimal"):
+        if hasattr(world.unwrapped, f"{name}_completions"):
+            players[name] = getattr(world.unwrapped, f"{name}_completions")
     try:
         return {
             name: summarize([_play_reference(world, task, choose) for task in tasks])

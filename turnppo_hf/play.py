@@ -1,6 +1,10 @@
-"""One trajectory in, what a reader of the terminal sees out."""
+"""One trajectory in, what a reader of the terminal sees out; or a person at the terminal plays."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+
+import gymnasium
 
 from turnppo_hf.trajectory import Trajectory
 
@@ -33,3 +37,35 @@ def render_episode(trajectory: Trajectory) -> str:
         f"format penalties {trajectory.total_penalty:g}"
     )
     return "\n".join(lines)
+
+
+def play_by_hand(
+    environment: gymnasium.Env[str, str], seed: int, read: Callable[[str], str], write: Callable[[str], object]
+) -> None:
+    """
+    Let a person play one episode, with the texts and by the rules that a model gets.
+
+    Args:
+        environment (`gymnasium.Env`): With Text spaces.
+        seed (`int`): The environment is reset with it.
+        read (`Callable`): Shows a prompt and returns a line, as `input` does; its `EOFError` leaves the game.
+        write (`Callable`): Shows a text, as `print` does.
+    """
+    observation, info = environment.reset(seed=seed)
+    total, num_turns, over = 0.0, 0, False
+    while not over:
+        write(observation)
+        try:
+            line = read("> ")
+        except EOFError:
+            break
+        observation, reward, terminated, truncated, info = environment.step(line)
+        total, num_turns, over = total + float(reward), num_turns + 1, terminated or truncated
+        if not info.get("action", line):
+            write("(not understood: nothing happened)")
+        write("-" * _WIDTH)
+    ending = "left"
+    if over:
+        write(observation)
+        ending = "solved" if info.get("solved") else "over"
+    write(f"{ending} after {num_turns} turn{'s' * (num_turns != 1)}   return {total:g}")

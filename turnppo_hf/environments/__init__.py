@@ -13,7 +13,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from turnppo_hf.environments.checker import check_environment
 
-__all__ = ["check_environment", "make_environment"]
+__all__ = ["check_environment", "full_id", "make_environment"]
 
 
 def _register(name: str, entry_point: str, **kwargs: Any) -> None:
@@ -23,6 +23,13 @@ def _register(name: str, entry_point: str, **kwargs: Any) -> None:
 
 _register("Sokoban-v0", "turnppo_hf.environments.sokoban:Sokoban")
 _register("SokobanLarge-v0", "turnppo_hf.environments.sokoban:Sokoban", size=8, num_boxes=2)
+_register("WebShop-v0", "turnppo_hf.environments.webshop:WebShop")
+
+
+def full_id(name: str) -> str:
+    """Return the id that a short name stands for, such as `"turnppo_hf/WebShop-v0"` for `"webshop"`; others stay."""
+    short = {known.removeprefix("turnppo_hf/").rpartition("-v")[0].lower(): known for known in _own_ids()}
+    return short.get(name.lower(), name)
 
 
 def make_environment(name: str, **kwargs: Any) -> gymnasium.Env[str, str]:
@@ -31,7 +38,8 @@ def make_environment(name: str, **kwargs: Any) -> gymnasium.Env[str, str]:
 
     Args:
         name (`str`):
-            Gymnasium id, e.g. `"turnppo_hf/Sokoban-v0"`; `"module:id"` imports `module` first, which registers it.
+            Gymnasium id, e.g. `"turnppo_hf/Sokoban-v0"` or, for one of ours, `"sokoban"`; `"module:id"` imports
+            `module` first, which registers it.
         kwargs:
             Arguments of the environment's constructor.
     Returns:
@@ -40,7 +48,7 @@ def make_environment(name: str, **kwargs: Any) -> gymnasium.Env[str, str]:
         `ValueError`: unknown id or argument, or an argument's value is out of range.
         `TypeError`: observations or actions of the environment are no `gymnasium.spaces.Text`.
     """
-    module, _, environment_id = name.rpartition(":")
+    module, _, environment_id = full_id(name).rpartition(":")
     if module:
         try:
             importlib.import_module(module)
@@ -51,7 +59,7 @@ def make_environment(name: str, **kwargs: Any) -> gymnasium.Env[str, str]:
             ) from error
     spec = gymnasium.registry.get(environment_id)
     if spec is None:
-        own = [known for known in gymnasium.registry if known.startswith("turnppo_hf/")]
+        own = _own_ids()
         near = _nearest(f"turnppo_hf/{environment_id.rpartition('/')[2]}", own, 0.8) or _nearest(
             environment_id, gymnasium.registry, 0.6
         )
@@ -68,6 +76,10 @@ def make_environment(name: str, **kwargs: Any) -> gymnasium.Env[str, str]:
                 "reads and writes text. Wrap the environment so that both spaces are Text."
             )
     return environment
+
+
+def _own_ids() -> list[str]:
+    return [known for known in gymnasium.registry if known.startswith("turnppo_hf/")]
 
 
 def _check_arguments(spec: EnvSpec, kwargs: dict[str, Any]) -> None:

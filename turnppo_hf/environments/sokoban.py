@@ -7,17 +7,17 @@ What the model wrote goes in; what it reads next and the reward of its turn come
 from __future__ import annotations
 
 import difflib
-import math
 import re
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_args
+from typing import Any, ClassVar, get_args
 
 import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 
+from turnppo_hf.environments.reading import read_answer, read_choice, read_count, read_penalty
 from turnppo_hf.environments.sokoban_levels import Split, generate_level, level_split, load_levels
 from turnppo_hf.environments.sokoban_rules import DOWN, LEFT, RIGHT, UP, SokobanState
 from turnppo_hf.environments.sokoban_solver import best_plan
@@ -25,8 +25,6 @@ from turnppo_hf.environments.sokoban_solver import best_plan
 ACTIONS = {"Up": UP, "Down": DOWN, "Left": LEFT, "Right": RIGHT}
 MAX_CELLS = 50 * 50  # of a board: what an observation has room for
 MAX_TEXT_LENGTH = 8192  # characters of an observation and of a sampled completion
-
-_Choice = TypeVar("_Choice", bound=str)
 
 _ACTION_NAMES = {number: name for name, number in ACTIONS.items()}
 _ACTION_IDS = {name.lower(): number for name, number in ACTIONS.items()}
@@ -129,19 +127,14 @@ class Sokoban(gymnasium.Env[str, str]):
         render_mode: str | None = None,
     ) -> None:
         self.size = _read_size(size)
-        self.num_boxes = _read_count("num_boxes", num_boxes)
-        self.max_actions_per_turn = _read_count("max_actions_per_turn", max_actions_per_turn)
-        self.max_turns = _read_count("max_turns", max_turns)
-        self.max_actions = _read_count("max_actions", max_actions)
-        if not isinstance(format_penalty, int | float) or not -math.inf < format_penalty <= 0:
-            raise ValueError(
-                f"`format_penalty` must be a finite number that is at most 0, got {format_penalty!r}. It is added to "
-                "the reward of an unreadable turn, so a positive one would reward it. Pass for example -0.1."
-            )
-        self.format_penalty = float(format_penalty)
-        self.action_format = _read_choice("action_format", action_format, tuple(_SEPARATORS))
-        self.split = None if split is None else _read_choice("split", split, get_args(Split))
-        self.render_mode = None if render_mode is None else _read_choice("render_mode", render_mode, ("ansi",))
+        self.num_boxes = read_count("num_boxes", num_boxes)
+        self.max_actions_per_turn = read_count("max_actions_per_turn", max_actions_per_turn)
+        self.max_turns = read_count("max_turns", max_turns)
+        self.max_actions = read_count("max_actions", max_actions)
+        self.format_penalty = read_penalty(format_penalty)
+        self.action_format = read_choice("action_format", action_format, tuple(_SEPARATORS))
+        self.split = None if split is None else read_choice("split", split, get_args(Split))
+        self.render_mode = None if render_mode is None else read_choice("render_mode", render_mode, ("ansi",))
         self.levels = None if levels is None else load_levels(levels)
         self.observation_space = gymnasium.spaces.Text(MAX_TEXT_LENGTH, charset=string.printable + "√")
         self.action_space = gymnasium.spaces.Text(MAX_TEXT_LENGTH, min_length=0, charset=string.printable)
@@ -271,11 +264,7 @@ class Sokoban(gymnasium.Env[str, str]):
     def _read_words(self, completion: str) -> list[str]:
         if self.action_format == "bare":
             return re.findall(r"[^\s,|]+", completion)
-        _, end_of_reasoning, answer = completion.rpartition("</think>")
-        if not end_of_reasoning and "<think>" in answer:
-            return []  # reasoning that never ended: an answer quoted inside it is no answer
-        match = re.search(r"<answer>(.*?)</answer>", answer, re.DOTALL)
-        words = match.group(1).split("||") if match else []
+        words = read_answer(completion).split("||")
         return [word.strip() for word in words if word.strip()]
 
     def _observe(self, reward: float | None) -> str:
@@ -340,15 +329,6 @@ class Sokoban(gymnasium.Env[str, str]):
         return state
 
 
-def _read_count(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(
-            f"`{name}` must be an integer of at least 1, got {value!r}. Nothing could be played otherwise. Pass 1 or "
-            "more."
-        )
-    return value
-
-
 def _read_size(size: object) -> tuple[int, int]:
     match (size, size) if isinstance(size, int) else size:
         case (int(height), int(width)) if min(height, width) >= 3 and 5 <= max(height, width) <= MAX_CELLS // 50:
@@ -357,15 +337,4 @@ def _read_size(size: object) -> tuple[int, int]:
         f"`size` must be a side or (height, width), both from 3 to {MAX_CELLS // 50}, one at least 5, got {size!r}. "
         "Player, box and target must fit between the outer walls, and the text into the observation. Pass for "
         "example 6."
-    )
-
-
-def _read_choice(name: str, value: str, choices: Sequence[_Choice]) -> _Choice:
-    for choice in choices:
-        if value == choice:
-            return choice
-    near = difflib.get_close_matches(str(value).lower(), choices, n=1, cutoff=0.3)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    raise ValueError(
-        f"Unknown `{name}` {value!r}{hint} Nothing else has a meaning. Pass one of {', '.join(map(repr, choices))}."
     )

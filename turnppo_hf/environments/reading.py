@@ -1,0 +1,71 @@
+"""What a user passed to an environment, or a model wrote to it, goes in; the checked value comes out."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Sequence
+from typing import TypeVar
+
+_Choice = TypeVar("_Choice", bound=str)
+
+
+def read_answer(completion: str) -> str:
+    """
+    Return what stands between `<answer>` and `</answer>`, trimmed; "" where there is no answer.
+
+    Reasoning may precede it: what stands before the last `</think>` is ignored.
+    """
+    _, end_of_reasoning, answer = completion.rpartition("</think>")
+    if not end_of_reasoning and "<think>" in answer:
+        return ""  # reasoning that never ended: an answer quoted inside it is no answer
+    match = re.search(r"<answer>(.*?)</answer>", answer, re.DOTALL)
+    return match[1].strip() if match else ""
+
+
+def read_count(name: str, value: object) -> int:
+    """
+    Return a number of things.
+
+    Raises:
+        `ValueError`: it is no integer of at least 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(
+            f"`{name}` must be an integer of at least 1, got {value!r}. Nothing could be played otherwise. Pass 1 or "
+            "more."
+        )
+    return value
+
+
+def read_penalty(value: float) -> float:
+    """
+    Return a format penalty.
+
+    Raises:
+        `ValueError`: it is no finite number of at most 0.
+    """
+    if not isinstance(value, int | float) or not -math.inf < value <= 0:
+        raise ValueError(
+            f"`format_penalty` must be a finite number that is at most 0, got {value!r}. It is added to "
+            "the reward of an unreadable turn, so a positive one would reward it. Pass for example -0.1."
+        )
+    return float(value)
+
+
+def read_choice(name: str, value: str, choices: Sequence[_Choice]) -> _Choice:
+    """
+    Return one of some words.
+
+    Raises:
+        `ValueError`: it is none of them; the nearest one is told.
+    """
+    for choice in choices:
+        if value == choice:
+            return choice
+    near = difflib.get_close_matches(str(value).lower(), choices, n=1, cutoff=0.3)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    raise ValueError(
+        f"Unknown `{name}` {value!r}{hint} Nothing else has a meaning. Pass one of {', '.join(map(repr, choices))}."
+    )

@@ -1,7 +1,7 @@
-"""WebShop's figures: what a step, a reset and loading cost, and how much of the original's behaviour is matched.
+"""WebShop's figures: what a step, a reset and loading cost, and how much of the original is matched.
 
-`python benchmarks/webshop.py --data FOLDER [--cases FOLDER] [--json]`. Without `--data` the generated catalogue is measured.
-Times are wall-clock milliseconds of one thread; a step includes page, clickables and `info`.
+`python benchmarks/webshop.py --data FOLDER [--cases FOLDER] [--json]`. Without `--data` the generated catalogue is
+measured. Times are wall-clock milliseconds of one thread; a step includes page, clickables and `info`.
 """
 
 from __future__ import annotations

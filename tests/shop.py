@@ -17,7 +17,7 @@ def product(asin: str, **changes: Any) -> dict[str, Any]:
         "name": name,
         "category": "garden",
         "query": "table lamps",
-        "product_category": "Home › Lighting › Table Lamps",
+        "product_category": "Home \u203a Lighting \u203a Table Lamps",
         "Description": "A lamp.",
         "BulletPoints": ["easy assembly", "for the living room"],
         "pricing": [20.0],
@@ -37,8 +37,9 @@ def goal(asin: str, **changes: Any) -> dict[str, Any]:
         "name": "Brass Table Lamp",
         "category": "garden",
         "query": "table lamps",
-        "product_category": "Home › Lighting › Table Lamps",
-        "instruction_text": "Find me easy assembly table lamps with color: dark red, and price lower than 30.00 dollars",
+        "product_category": "Home \u203a Lighting \u203a Table Lamps",
+        "instruction_text": "Find me easy assembly table lamps "
+        "with color: dark red, and price lower than 30.00 dollars",
         "attributes": ["easy assembly"],
         "price_upper": 30.0,
         "goal_options": {"color": "dark red"},
@@ -50,7 +51,7 @@ def goal(asin: str, **changes: Any) -> dict[str, Any]:
 def make_world(products: list[dict[str, Any]] | None = None, goals: list[dict[str, Any]] | None = None) -> World:
     """Two lamps and a rug by default; goals for the first lamp."""
     if products is None:
-        rug = {"query": "rugs", "product_category": "Home › Rugs", "Attributes": ["hand wash"], "options": {}}
+        rug = {"query": "rugs", "product_category": "Home \u203a Rugs", "Attributes": ["hand wash"], "options": {}}
         products = [
             product("B000000001"),
             product("B000000002", name="Glass Floor Lamp", query="floor lamps", price=35.0, Price="$35.0"),

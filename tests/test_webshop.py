@@ -1,4 +1,4 @@
-"""WebShop as an environment: observation modes, parsing, limits, starts, and what a player may not do to the prompt."""
+"""WebShop as an environment: observation modes, parsing, limits, starts, and what no text can do to the prompt."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_purchase_in_the_last_turn_terminates(shop: Any) -> None:
 
 def test_turn_that_does_nothing_is_penalised_apart_from_the_reward(shop: Any) -> None:
     environment = shop()
-    first, _ = environment.reset(seed=0)
+    environment.reset(seed=0)
     observation, reward, _, _, info = environment.step("I would search for a lamp.")
     assert (reward, info["penalty"], info["action"]) == (0.0, -0.1, "")
     assert "Turn 2 of 15" in observation and "start page" in observation
@@ -205,7 +205,8 @@ def test_text_of_a_product_cannot_pass_for_a_part_of_the_prompt(shop: Any) -> No
     environment = shop(make_world([item], [goal("B000000001", instruction_text=HOSTILE)]), action_format="bare")
     pages = [environment.reset(seed=0)[0]]
     # the changed name of the option can be clicked
-    commands = [f"search[{HOSTILE}]", "click[b000000001]", f"click[{shown(HOSTILE_VALUE)}]", "click[description]"]
+    search = f"search[red {HOSTILE.replace('[', '(')}]"
+    commands = [search, "click[b000000001]", f"click[{shown(HOSTILE_VALUE)}]", "click[description]"]
     for command in [*commands, "click[< prev]", "click[features]", "click[< prev]", "click[buy now]"]:
         observation, *_, info = environment.step(environment.completion(command.replace("\n", " ")))
         pages.append(observation)

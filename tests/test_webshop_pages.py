@@ -66,8 +66,9 @@ def test_item_page_shows_options_price_and_buttons_in_order(session: ShoppingSes
     session.act("search[brass]")
     assert session.act("click[B000000001]")
     assert page_text(session) == (
-        f"Instruction: [SEP] {WISH} [SEP] Back to Search [SEP] < Prev [SEP] color [SEP] dark red [SEP] black | blue [SEP] "
-        "Brass Table Lamp [SEP] Price: $20.0 [SEP] Rating: N.A. [SEP] Description [SEP] Features [SEP] Reviews [SEP] Buy Now"
+        f"Instruction: [SEP] {WISH} [SEP] Back to Search [SEP] < Prev [SEP] color [SEP] dark red [SEP] black | blue "
+        "[SEP] Brass Table Lamp [SEP] Price: $20.0 [SEP] Rating: N.A. [SEP] Description [SEP] Features [SEP] Reviews "
+        "[SEP] Buy Now"
     )
     assert list(session.clickables()) == [
         "back to search", "< prev", "description", "features", "reviews", "buy now", "dark red", "black | blue",
@@ -81,8 +82,9 @@ def test_chosen_option_is_seen_in_the_rich_text_only(session: ShoppingSession) -
     assert session.act("click[dark red]") and session.options == {"color": "dark red"}
     assert page_text(session) == before
     assert page_text_rich(session) == (
-        f"You have clicked dark red.\nInstruction:\n{WISH}\n[button] Back to Search [button_]\n[button] < Prev [button_]\n"
-        "color\n  [clicked button] dark red [clicked button_]\n  [button] black | blue [button_]\nBrass Table Lamp\n"
+        f"You have clicked dark red.\nInstruction:\n{WISH}\n[button] Back to Search [button_]\n"
+        "[button] < Prev [button_]\ncolor\n  [clicked button] dark red [clicked button_]\n"
+        "  [button] black | blue [button_]\nBrass Table Lamp\n"
         "Price: $20.0\nRating: N.A.\n[button] Description [button_]\n[button] Features [button_]\n"
         "[button] Reviews [button_]\n[button] Buy Now [button_]\n"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def test_reward_of_the_wished_product_is_one() -> None:
 
 
 def test_reward_of_another_product_is_what_it_fulfils() -> None:
-    # the floor lamp: attribute and neither option nor price, 1/3; nouns: "lamp" of three, 1/3 > 0.2, so its type is right
+    # the floor lamp: the attribute, neither option nor price: 1/3; nouns: "lamp" of three, above 0.2, so of its type
     reward, terms = make_world().reward(asin="B000000002", goal=goal("B000000001"), options={})
     assert reward == pytest.approx(1 / 3)
     assert terms["title_score"] == pytest.approx(1 / 3) and not terms["query_match"]
@@ -116,7 +117,7 @@ def test_goal_without_nouns_scores_a_fifth() -> None:
 
 
 def test_pair_of_group_and_value_is_compared_as_text() -> None:
-    """WebShop's quirk: without a color, `("size", "king")` is compared as "('size', 'king')": king alone is not enough."""
+    """WebShop's quirk: without a color in it, the pair `("size", "king")` is compared as "('size', 'king')"."""
     world = make_world([product("B000000001", options={"fit type of the shade": ["king"]})])
     wish = goal("B000000001", goal_options={"fit type of the shade": "king"})
     chosen = {"fit type of the shade": "king"}
@@ -173,7 +174,7 @@ def test_index_split_is_webshops(world: World) -> None:
         split: sum(map(len, world.goals_by_product(split))) for split in ("test", "validation", "train")
     }  # fmt: skip
     assert sizes == {"test": 500, "validation": 1000, "train": 5410}
-    assert sorted(sum(world.goals_by_product("test"), [])) == list(range(500))
+    assert sorted(itertools.chain(*world.goals_by_product("test"))) == list(range(500))
 
 
 def test_index_split_shares_products_and_product_split_does_not(world: World) -> None:

@@ -69,8 +69,9 @@ def find_data(data: str | Path) -> Path:
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"{str(data)!r} is no file or folder here and no dataset that the Hub gives ({reason}). There are no products "
-            'to sell. Name a folder with WebShop\'s files or a world file (docs/webshop.md), or pass "synthetic".'
+            f"{str(data)!r} is no file or folder here and no dataset that the Hub gives ({reason}). There are no "
+            "products to sell. Name a folder with WebShop's files or a world file (docs/webshop.md), or pass "
+            '"synthetic".'
         ) from error
 
 
@@ -94,8 +95,8 @@ def read_world(
         data = read_world_file(source)
         if num_products is not None and num_products != len(data.products):
             raise ValueError(
-                f"{source} is frozen with {len(data.products)} products, but `num_products` is {num_products}. A part of "
-                "it would be another world. Leave `num_products` out, or prepare a world of that size."
+                f"{source} is frozen with {len(data.products)} products, but `num_products` is {num_products}. A part "
+                "of it would be another world. Leave `num_products` out, or prepare a world of that size."
             )
         return data
     products: dict[str, Product] = {}
@@ -181,15 +182,15 @@ def _locate(path: Path) -> _Source | Path:
         return worlds[0]
     if worlds:
         raise ValueError(
-            f"{path} holds several world files ({', '.join(file.name for file in worlds)}). Each is another shop. Name "
-            "one of them."
+            f"{path} holds several world files ({', '.join(file.name for file in worlds)}). Each is another shop. "
+            "Name one of them."
         )
     catalogues = {key: sorted(path.glob(_PATTERNS[key])) for key in ("slim", "items")}
     key = "slim" if catalogues["slim"] else "items"
     if not catalogues[key]:
         raise ValueError(
-            f"{path} holds no products: neither a .world file nor {_PATTERNS['items']} nor {_PATTERNS['slim']}. There is "
-            "nothing to sell. docs/webshop.md tells which files are needed and where they come from."
+            f"{path} holds no products: neither a .world file nor {_PATTERNS['items']} nor {_PATTERNS['slim']}. There "
+            "is nothing to sell. docs/webshop.md tells which files are needed and where they come from."
         )
     if len(catalogues[key]) > 1:
         raise ValueError(
@@ -254,9 +255,10 @@ def _build(
         return index, _checked_goals(source.goals, set(asins), source)
     wanted = human if kind == "human" else instructions
     if not any(asin in wanted for asin in asins):
+        companion = _PATTERNS["human" if kind == "human" else "attributes"]
         raise ValueError(
-            f"None of the {len(asins)} products of {source.catalogue} has an entry for {kind} goals. There would be nothing "
-            f"to shop for. Put the {_PATTERNS['human' if kind == 'human' else 'attributes']} that belongs to it beside it."
+            f"None of the {len(asins)} products of {source.catalogue} has an entry for {kind} goals. There would be "
+            f"nothing to shop for. Put the {companion} that belongs to it beside it."
         )
     goals = (make_human_goals if kind == "human" else make_goals)(kept(), wanted, rng)
     return index, goals
@@ -302,7 +304,7 @@ def _product(record: Mapping[str, Any], source: _Source) -> Product:
     try:
         if source.is_slim:
             names = Product.__required_keys__ - {"price"}
-            return {**{name: record[name] for name in names}, "price": 0.0}  # type: ignore[typeddict-item, return-value]
+            return {**{name: record[name] for name in names}, "price": 0.0}  # type: ignore[typeddict-item]
         pricing = [_dollars(part) for part in (record.get("pricing") or "$100.0").split("$")[1:]]
         bullets = record["small_description"]
         asin = record["asin"]
@@ -342,9 +344,9 @@ def _with_nouns(records: Iterable[dict[str, Any]], source: _Source) -> Iterator[
         tag = spacy.load(_SPACY_MODEL, exclude=["parser", "ner", "lemmatizer"])
     except (ImportError, OSError) as error:
         raise ValueError(
-            f"There is no {_PATTERNS['nouns']} beside {source.catalogue}, and the nouns of its titles cannot be computed "
-            f"({error}). The reward compares them. Put the file there, or install spaCy: pip install spacy && python -m "
-            f"spacy download {_SPACY_MODEL}."
+            f"There is no {_PATTERNS['nouns']} beside {source.catalogue}, and the nouns of its titles cannot be "
+            f"computed ({error}). The reward compares them. Put the file there, or install spaCy: pip install spacy "
+            f"&& python -m spacy download {_SPACY_MODEL}."
         ) from error
     for tagged, record in tag.pipe(((record["name"], record) for record in records), as_tuples=True):
         yield {**record, "title_nouns": [token.text.lower() for token in tagged if token.pos_ in _NOUN_TAGS]}
@@ -353,8 +355,8 @@ def _with_nouns(records: Iterable[dict[str, Any]], source: _Source) -> Iterator[
 def _of_product(values: Mapping[str, Any], asin: str, source: _Source) -> Any:
     if asin not in values:
         raise ValueError(
-            f"Product {asin} of {source.catalogue} is missing in a file beside it ({', '.join(source.names)}). Price and "
-            "nouns are needed of every product. Put the files there that belong together."
+            f"Product {asin} of {source.catalogue} is missing in a file beside it ({', '.join(source.names)}). Price "
+            "and nouns are needed of every product. Put the files there that belong together."
         )
     return values[asin]
 
@@ -364,9 +366,9 @@ def _checked_goals(goals: list[Goal], asins: set[str], source: _Source) -> list[
         missing = Goal.__required_keys__ - goal.keys() if isinstance(goal, dict) else Goal.__required_keys__
         if missing or goal["asin"] not in asins or goal["price_upper"] <= 0 or not goal["attributes"]:
             raise ValueError(
-                f"Goal {number} in the files beside {source.catalogue} cannot be met: a field or its product is missing, it "
-                "has no attributes, or its price cap is not above 0. Its reward would be undefined. Put the goals there "
-                "that belong to this catalogue, or none, so that they are made."
+                f"Goal {number} in the files beside {source.catalogue} cannot be met: a field or its product is "
+                "missing, it has no attributes, or its price cap is not above 0. Its reward would be undefined. Put the "
+                "goals there that belong to this catalogue, or none, so that they are made."
             )
     return goals
 
@@ -393,8 +395,8 @@ def _check_disk(catalogue: Path, target: Path) -> None:
     needed, free = _SIZE_FACTOR * packed * catalogue.stat().st_size, shutil.disk_usage(target.parent).free
     if needed > free:
         raise ValueError(
-            f"The world of {catalogue} takes up to {needed / 1e9:.1f} GB, and {target.parent} has {free / 1e9:.1f} GB free. "
-            "The file would be cut. Make room, or write elsewhere with --output."
+            f"The world of {catalogue} takes up to {needed / 1e9:.1f} GB, and {target.parent} has {free / 1e9:.1f} GB "
+            "free. The file would be cut. Make room, or write elsewhere with --output."
         )
 
 
@@ -404,6 +406,6 @@ def _name(count: int, goals: GoalKind, seed: int) -> str:
 
 def _damaged(path: Path, why: str) -> ValueError:
     return ValueError(
-        f"{path} is no complete file of WebShop: {why}. The shop would lack products or wishes. Get the file again, see "
-        "docs/webshop.md."
+        f"{path} is no complete file of WebShop: {why}. The shop would lack products or wishes. Get the file again, "
+        "see docs/webshop.md."
     )

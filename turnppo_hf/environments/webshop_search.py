@@ -2,8 +2,8 @@
 Texts go in, a ranking comes out: BM25 exactly as Lucene computes it for WebShop's search.
 
 The original asks Anserini (https://github.com/castorini/anserini) for `k1 = 0.9, b = 0.4` over English text. Matching
-its ranking takes Lucene's words (Unicode's rules, Porter's stems), its rounding of document lengths to one byte, and its
-arithmetic in single precision. Postings are kept in flat arrays, so that a million products fit into memory.
+its ranking takes Lucene's words (Unicode's rules, Porter's stems), its rounding of document lengths to one byte, and
+its arithmetic in single precision. Postings are kept in flat arrays, so that a million products fit into memory.
 """
 
 from __future__ import annotations
@@ -58,8 +58,12 @@ def tokenize(text: str) -> list[str]:
 
     Source: StandardTokenizer, EnglishPossessiveFilter, LowerCaseFilter, StopFilter and PorterStemFilter of Lucene.
     """
-    terms = (_term(token) for token in _TOKEN.findall(text))
-    return [term for term in terms if term]
+    terms = []
+    for token in _TOKEN.findall(text):
+        for start in range(0, len(token), MAX_TOKEN_LENGTH):
+            if term := _term(token[start : start + MAX_TOKEN_LENGTH]):
+                terms.append(term)
+    return terms
 
 
 @lru_cache(maxsize=1 << 18)
@@ -216,7 +220,8 @@ class SearchIndex:
                 f"The arrays of the search index do not belong together{f' ({missing} missing)' if missing else ''}. "
                 "A search would find the wrong products. Make the world file again."
             )
-        return cls(asins, terms, *(arrays[name] for name in names[2:6]), total_length=int(arrays["total_length"][0]))
+        flat = (arrays[name] for name in names[2:6])
+        return cls(asins, terms, *flat, int(arrays["total_length"][0]))  # type: ignore[call-arg, arg-type]
 
     def _idf(self, document_frequency: int) -> np.float32:
         rest = len(self.asins) - document_frequency + 0.5

@@ -7,6 +7,7 @@ goals and the search index are loaded.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sqlite3
@@ -113,7 +114,8 @@ class WorldWriter:
         """Write the rest and put the file in its place; return the meta data with counts and checksum."""
         lines = [canonical(goal) for goal in goals]
         self._connection.executemany("INSERT INTO goals VALUES (?, ?)", enumerate(lines))
-        for name, values in index.arrays().items():
+        arrays = index.arrays()
+        for name, values in arrays.items():
             data = values.tobytes()
             for part, start in enumerate(range(0, max(len(data), 1), _PART)):
                 row = (name, part, values.dtype.str, data[start : start + _PART])
@@ -123,6 +125,7 @@ class WorldWriter:
             "products": self._num_products,
             "goals": len(lines),
             "checksum": checksum(_lines(self._connection)),
+            "index_checksum": _checksum_of(arrays),
         }
         rows = [(name, json.dumps(value)) for name, value in complete.items()]
         self._connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
@@ -193,7 +196,7 @@ def read_world_file(path: Path) -> WorldData:
         connection.close()
     except (sqlite3.Error, json.JSONDecodeError, TypeError) as error:
         raise _damaged(path, str(error)) from error
-    if found != meta.get("checksum"):
+    if found != meta.get("checksum") or _checksum_of(arrays) != meta.get("index_checksum"):
         raise _damaged(path, "its checksum does not fit")
     data = WorldData(ProductTable(path), goals, index, meta["name"], meta["synthetic"])
     vars(data)["checksum"] = found  # not to be computed again
@@ -215,6 +218,13 @@ def _lines(connection: sqlite3.Connection) -> Iterator[str]:
     for table in ("products", "goals"):
         for (record,) in connection.execute(f"SELECT record FROM {table} ORDER BY place"):
             yield record
+
+
+def _checksum_of(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(np.ascontiguousarray(arrays[name]).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _damaged(path: Path, why: str) -> ValueError:

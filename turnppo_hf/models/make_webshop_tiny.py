@@ -1,4 +1,4 @@
-"""Make the embedded starting actor for the generated WebShop: a small Llama with a word tokenizer, cloned from a script.
+"""Make the embedded starting actor of the generated shop: a small Llama with a word tokenizer, cloned from a script.
 
 `python -m turnppo_hf.models.make_webshop_tiny` writes `turnppo_hf/models/webshop_tiny` again, in some minutes on two
 cores. It sees no product of the split by product's test side. The imitation stops early and sees many turns drawn at
@@ -57,7 +57,7 @@ def main() -> None:
     options = parser.parse_args()
     set_seed(options.seed)
     environment = cast(WebShop, make_environment(ENVIRONMENT_ID, split="train", **ENVIRONMENT).unwrapped)
-    phases = ((0.3, 500, 1e-3),)  # noise, steps, learning rate
+    phases = ((0.3, 400, 1.5e-3),)  # noise, steps, learning rate
     plays = [
         make_demonstrations(environment, environment.expert_completions, 20 * steps, noise, seed)
         for seed, (noise, steps, _) in enumerate(phases, start=options.seed)

@@ -212,7 +212,7 @@ def test_frozen_goal_that_cannot_be_met_is_told(folder: Path, change: dict[str, 
     write(folder, goals_synthetic=goals)
     assert read_world(folder).goals == goals
     write(folder, goals_synthetic=[goals[0], {**goals[1], **change}])
-    with pytest.raises(ValueError, match="Goal 1 .* cannot be met"):
+    with pytest.raises(ValueError, match=r"Goal 1 .* cannot be met"):
         read_world(folder)
 
 

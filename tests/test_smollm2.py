@@ -1,4 +1,4 @@
-"""A real pretrained model, SmolLM2-135M-Instruct, through two Turn-PPO updates on Sokoban (slow: minutes on a CPU)."""
+"""A real pretrained model, SmolLM2-135M-Instruct: two updates on Sokoban, ten goals in WebShop (slow: minutes)."""
 
 import importlib.util
 import os
@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
-from turnppo_hf import TurnPPOConfig, TurnPPOTrainer, make_environment
+from turnppo_hf import TurnPPOAgent, TurnPPOConfig, TurnPPOTrainer, make_environment
+from turnppo_hf.trajectory import StopReason
 from turnppo_hf.update import Update
 
 pytestmark = pytest.mark.slow
@@ -70,3 +71,33 @@ def test_smollm2_trains_two_updates_on_sokoban(smollm2, tmp_path, capsys):
     for loaded, trained in ((actor, trainer.model.actor), (critic, trainer.model.critic)):
         state = trained.state_dict()
         assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
+
+
+def test_smollm2_plays_ten_goals_of_the_real_webshop(smollm2, shared_data, capsys):
+    torch.set_num_threads(2)
+    agent = TurnPPOAgent.from_pretrained(
+        smollm2, device="cpu", record={"limits": {"max_turns": None, "max_turn_length": 48}}
+    )
+    environment = partial(make_environment, "turnppo_hf/WebShop-v0", data=shared_data / "webshop")
+    tasks = [{"seed": number, "goal": 50 * number} for number in range(10)]  # of the test split
+    trajectories = agent.play(environment, tasks, temperature=0.0, name="webshop")
+    goals = environment().unwrapped.world.goals
+    for task, trajectory in zip(tasks, trajectories, strict=True):
+        assert trajectory.stop_reason in (StopReason.TERMINATED, StopReason.SOLVED, StopReason.TASK_BUDGET)
+        assert 0 <= trajectory.total_reward <= 1
+        replay = environment()
+        page, info = replay.reset(seed=task["seed"], options={"goal": task["goal"]})
+        assert info["goal"] == goals[task["goal"]]
+        for number, turn in enumerate(trajectory.turns):
+            prompt = agent.chat.tokenizer.decode(turn.prompt_ids)
+            assert turn.observation == page
+            assert prompt.endswith(f"<|im_start|>user\n{page}<|im_end|>\n<|im_start|>assistant\n")
+            assert prompt.count("<|im_start|>user\n") == number + 1  # the whole conversation so far
+            page, *_ = replay.step(turn.completion)
+    turns = [turn for trajectory in trajectories for turn in trajectory.turns]
+    with capsys.disabled():
+        print(
+            f"\nSmolLM2-135M in WebShop: mean score {sum(item.total_reward for item in trajectories) / 10:.3f}, "
+            f"{sum(item.stop_reason is not StopReason.TASK_BUDGET for item in trajectories)} of 10 bought, "
+            f"{sum(bool(turn.action) for turn in turns)} of {len(turns)} turns did something"
+        )

@@ -125,7 +125,8 @@ def open_environments(
 
     Returns:
         `tuple`: the pool, its names with the default first, and what a checkpoint records: `environment`,
-        `environment_kwargs` of the default environment where Gymnasium knows them.
+        `environment_kwargs` of the default environment where Gymnasium knows them, and as `data` what it says of its
+        data in its attribute `data_label`.
 
     Raises:
         `ValueError`: no factory, or an unknown Gymnasium id.
@@ -149,6 +150,8 @@ def open_environments(
         spec = getattr(environment, "spec", None)
         if number == 0 and spec is not None:
             record = {"environment": spec.id, "environment_kwargs": dict(spec.kwargs)}
+            if label := getattr(environment.unwrapped, "data_label", ""):
+                record["data"] = label
         pool.give_back(name, environment)
     return pool, list(named), record
 

@@ -41,6 +41,7 @@ METRICS = (
     Metric("episodes/bootstrapped_share", "share of episodes whose last turn was bootstrapped", "0 for task budgets"),
     Metric("episodes/failed", "episodes dropped because their environment failed", "0"),
     Metric("episodes/distinct_tasks", "distinct tasks in the rollout batch", "all of them, for PPO"),
+    Metric("synthetic", "share of episodes on generated stand-in data, where the environment says", "0 in a result"),
     Metric("stop/<reason>", "share of episodes that ended for that reason", "task-dependent"),
     Metric("value/mean", "mean V over decisions", "near the mean return"),
     Metric("value/turn_<n>", "mean V of the states that turn n starts from (turn PPO)", "ordered as the returns are"),
@@ -110,6 +111,8 @@ def rollout_metrics(
         "episodes/bootstrapped_share": share(sum(item.is_bootstrapped(bootstrap_truncated) for item in played)),
         "episodes/distinct_tasks": float(len({(item.environment, item.seed, str(item.task)) for item in played})),
     }
+    if any("synthetic" in trajectory.metrics for trajectory in played):
+        metrics["synthetic"] = share(sum(trajectory.metrics.get("synthetic", 0.0) for trajectory in played))
     # absent reasons too: a mean over several batches must count their zeros
     reasons = [reason for reason in StopReason if reason is not StopReason.ERROR]
     return metrics | {f"stop/{reason.value}": share(stops[reason]) for reason in reasons}

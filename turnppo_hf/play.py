@@ -48,7 +48,8 @@ def play_by_hand(
     Args:
         environment (`gymnasium.Env`): With Text spaces.
         seed (`int`): The environment is reset with it.
-        read (`Callable`): Shows a prompt and returns a line, as `input` does; its `EOFError` leaves the game.
+        read (`Callable`): Shows a prompt and returns a line, as `input` does; the end of the input, or an interrupt,
+            leaves the game.
         write (`Callable`): Shows a text, as `print` does.
     """
     observation, info = environment.reset(seed=seed)
@@ -57,7 +58,7 @@ def play_by_hand(
         write(observation)
         try:
             line = read("> ")
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             break
         observation, reward, terminated, truncated, info = environment.step(line)
         total, num_turns, over = total + float(reward), num_turns + 1, terminated or truncated

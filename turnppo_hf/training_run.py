@@ -105,6 +105,7 @@ def run_training(run: RunConfig) -> dict[str, Any]:
         "algorithm": args.algorithm,
         "environment": task.environment,
         "environment_kwargs": task.environment_kwargs,
+        **({"data": trainer.environment_record["data"]} if "data" in trainer.environment_record else {}),
         "seed": args.seed,
         "train_tasks": len(tasks.train),
         "held_out": _held_out_record(run, tasks),
@@ -138,9 +139,11 @@ def describe_run(run: RunConfig, tasks: Tasks, trainer: TurnPPOTrainer) -> str:
     gamma, lam = (args.token_gamma, args.token_lam) if args.algorithm == "token_ppo" else (args.gamma, args.lam)
     details = f"gamma {gamma:g}, lam {lam:g}, " if args.uses_critic else f"{args.num_generations} episodes a task, "
     device = args.device.type
+    data = trainer.environment_record.get("data")
     lines = {
         "model": f"{task.model} ({type(trainer.model.actor).__name__}): {networks}",
         "environment": f"{task.environment} {json.dumps(task.environment_kwargs)}",
+        **({"data": data} if data else {}),
         "algorithm": f"{args.algorithm}: {details}ratio per {args.importance_sampling_level}, "
         f"learning rate {args.learning_rate:g}"
         + (f" (critic {args.learning_rate * args.critic_lr_multiplier:g})" if args.uses_critic else ""),

@@ -154,6 +154,11 @@ class WebShop(gymnasium.Env[str, str]):
         self._ending: str | None = "not begun"
 
     @property
+    def data_label(self) -> str:
+        """What the world is, in one line; runs record it."""
+        return self.world.label
+
+    @property
     def session(self) -> ShoppingSession:
         """The way through the shop so far."""
         if self._session is None:
@@ -172,7 +177,7 @@ class WebShop(gymnasium.Env[str, str]):
         goal = int(goal) if isinstance(goal, np.integer) else goal
         self._session = ShoppingSession(self.world, self.world.checked_goal(goal), self.strict_options)
         self._num_turns, self._ending = 0, None
-        opening = {"goal": dict(self._session.goal), "world": self.world.label}
+        opening = {"goal": dict(self._session.goal), "world": self.data_label}
         return self._observe(), {**self._info(), "action": "", **opening}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:

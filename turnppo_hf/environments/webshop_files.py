@@ -367,8 +367,8 @@ def _checked_goals(goals: list[Goal], asins: set[str], source: _Source) -> list[
         if missing or goal["asin"] not in asins or goal["price_upper"] <= 0 or not goal["attributes"]:
             raise ValueError(
                 f"Goal {number} in the files beside {source.catalogue} cannot be met: a field or its product is "
-                "missing, it has no attributes, or its price cap is not above 0. Its reward would be undefined. Put the "
-                "goals there that belong to this catalogue, or none, so that they are made."
+                "missing, it has no attributes, or its price cap is not above 0. Its reward would be undefined. Put "
+                "the goals there that belong to this catalogue, or none, so that they are made."
             )
     return goals
 

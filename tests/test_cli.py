@@ -165,6 +165,32 @@ def test_report_draws_a_picture(run: Path, tmp_path: Path, capsys: pytest.Captur
         assert main(["report", str(run), "--output", str(tmp_path / name)]) == 0
         assert (tmp_path / name).stat().st_size > 5000
     assert "curve.svg" in capsys.readouterr().out
+    assert main(["report", str(run), "--metric", "return", "--output", str(tmp_path / "return.svg")]) == 0
+    assert (tmp_path / "return.svg").read_bytes() != (tmp_path / "curve.svg").read_bytes()
+
+
+def test_learning_curve_holds_the_return_with_its_standard_error(run: Path) -> None:
+    state = json.loads((run / "results.json").read_text())
+    before, between, after = state["learning_curve"]
+    assert before["return_error"] == state["before"]["return_error"]
+    assert after["return_error"] == state["after"]["return_error"]
+    assert 0 < between["return_error"] < 10 / 5**0.5  # six episodes of returns between -1.2 and 10.9
+
+
+def test_report_draws_the_return_where_success_is_not_defined(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    results = results_of(run)
+    for point in results["learning_curve"]:
+        point |= {"success_rate": None, "success_low": None, "success_high": None}
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(results))
+    with pytest.raises(ValueError, match=r"no success rate .* --metric return"):
+        report.learning_curve([file], tmp_path / "curve.png")
+    assert report.learning_curve([file], tmp_path / "curve.png", metric="return").exists()
+    results["learning_curve"] = []
+    file.write_text(json.dumps(results))
+    with pytest.raises(ValueError, match="no mean return"):
+        report.learning_curve([file], tmp_path / "curve.png", metric="return")
 
 
 def test_report_refuses_runs_judged_on_different_tasks(run: Path, tmp_path: Path) -> None:

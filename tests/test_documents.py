@@ -28,7 +28,12 @@ PAGES = sorted(
     for path in ROOT.glob(pattern)
 )
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "trainer_configs").glob("*.yaml"))
-PLACEHOLDERS = {"CONFIG.yaml": "trainer_configs/sokoban_cpu.yaml", "MODEL": "tiny", "RUN": "runs/sokoban_cpu"}
+PLACEHOLDERS = {
+    "CONFIG.yaml": "trainer_configs/sokoban_cpu.yaml",
+    "MODEL": "tiny",
+    "FOLDER": "data",
+    "RUN": "runs/sokoban_cpu",
+}
 MAIN_JOB, TEST_JOB = "turnppo train trainer_configs/sokoban_cpu.yaml", "pytest"
 FLAGS_OF_OTHERS = {"--multi_gpu"}
 FIELDS = {item.name: item for kind in (TaskArguments, TurnPPOConfig) for item in fields(kind) if item.init}

@@ -79,7 +79,7 @@ def test_prompt_shows_rules_wish_turn_and_what_can_be_done(shop: Any) -> None:
     observation, *_ = play(environment, "search[brass lamp]")
     assert "Wish" not in observation
     assert (
-        "Turn 2 of 15:\nResults for brass lamp, page 1 of 1:\nclick[b000000001] Brass Table Lamp, $20.0\n"
+        "Turn 2 of 15:\nResults for brass lamp, page 1 of 1:\nBrass Table Lamp, $20.0: click[b000000001]\n"
         in observation
     )
     assert "Also: click[back to search], search[words]" in observation  # one page: nothing to turn to

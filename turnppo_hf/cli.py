@@ -104,6 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     report = _command(commands, "report", _report, "draw learning curves of finished runs")
     report.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or its results.json")
+    report.add_argument("--metric", choices=["success", "return"], default="success", help="(%(default)s)")
     report.add_argument("--output", default="learning_curve.png", help="picture to write (%(default)s)")
 
     webshop = _command(commands, "webshop", _webshop_prepare, "make WebShop's product files into one world file")
@@ -267,7 +268,7 @@ def _first_error(trajectories: Sequence[Any]) -> str:
 def _report(arguments: argparse.Namespace) -> int:
     from turnppo_hf.report import learning_curve
 
-    print(learning_curve(arguments.runs, arguments.output))
+    print(learning_curve(arguments.runs, arguments.output, arguments.metric))
     return 0
 
 

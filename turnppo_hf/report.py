@@ -6,13 +6,17 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 RESULTS_FILE = "results.json"
 
 _COLORS = ("#0b6fb8", "#c8501e", "#00806a", "#8a4fa3", "#a36a00", "#4d4d4d")  # told apart without red and green
 _INK, _MUTED, _PAPER = "#1f2328", "#6b7280", "#fbfbfa"
-_LABEL_SPACE = 0.055  # between two labels, in units of success rate
+_LABEL_SPACE = 0.055  # between two labels, as a share of the axis
+METRICS = {"success": ("success_rate", "success rate"), "return": ("mean_return", "mean return")}  # key, name
+_LOW = {"success": "success_low", "return": "return_error"}  # what an interval is made of
+_Z = NormalDist().inv_cdf(0.975)
 _ALGORITHMS = {"turn_ppo": "Turn-PPO", "token_ppo": "token PPO", "grpo": "GRPO", "rloo": "RLOO"}
 
 
@@ -20,18 +24,20 @@ class _Label(NamedTuple):
     """What stands beside the end of a line."""
 
     text: str
-    height: float  # success rate
+    height: float  # value of the metric
     color: str
     is_run: bool
 
 
-def learning_curve(results_paths: Sequence[str | Path], output: str | Path) -> Path:
+def learning_curve(results_paths: Sequence[str | Path], output: str | Path, metric: str = "success") -> Path:
     """
-    Draw held-out success over optimizer steps, with 95 % Wilson bands, beside random and optimal play.
+    Draw held-out success or return over optimizer steps, with 95 % bands, beside random, scripted and optimal play.
 
     Args:
         results_paths (`Sequence[str]`): Folders of runs, or their `results.json`.
         output (`str`): Picture to write; its suffix chooses the format (.png, .svg, .pdf).
+        metric (`str`, *optional*, defaults to `"success"`): `"success"` with Wilson intervals, or `"return"` with
+            normal ones.
 
     Returns:
         `Path`: the picture.
@@ -40,7 +46,8 @@ def learning_curve(results_paths: Sequence[str | Path], output: str | Path) -> P
         `ValueError`: a path without results, or runs on different held-out tasks.
         `ImportError`: matplotlib is missing.
     """
-    runs = dict(zip(_names(results_paths), map(read_results, results_paths), strict=True))
+    key, _ = METRICS[metric]
+    runs = {name: read_results(path, metric) for name, path in zip(_names(results_paths), results_paths, strict=True)}
     _check_comparable(runs)
     try:
         from matplotlib.figure import Figure
@@ -53,29 +60,29 @@ def learning_curve(results_paths: Sequence[str | Path], output: str | Path) -> P
     labels = []
     one_each = len({run["algorithm"] for run in runs.values()}) == len(runs)
     for (name, run), color in zip(runs.items(), itertools.cycle(_COLORS), strict=False):
-        _draw_run(axes, run, color)
+        _draw_run(axes, run, metric, color)
         text = _ALGORITHMS[run["algorithm"]] if one_each else name
-        labels.append(_Label(text, _points(run)[-1]["success_rate"], color, is_run=True))
+        labels.append(_Label(text, run["learning_curve"][-1][key], color, is_run=True))
     first = next(iter(runs.values()))
-    for player in ("random", "optimal"):
+    for player in ("random", "expert", "optimal"):
         if first.get(player) is not None:
-            height = first[player]["success_rate"]
+            height = first[player][key]
             axes.axhline(height, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
             labels.append(_Label(player, height, _MUTED, is_run=False))
+    _finish(axes, first, metric)
     _draw_labels(axes, labels)
-    _finish(axes, first)
     target = Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, metadata={"Date": None} if target.suffix == ".svg" else None)
     return target
 
 
-def read_results(path: str | Path) -> dict[str, Any]:
+def read_results(path: str | Path, metric: str = "success") -> dict[str, Any]:
     """
     Read a run's `results.json`.
 
     Raises:
-        `ValueError`: there is none, or it holds no learning curve.
+        `ValueError`: there is none, or it holds no learning curve of the metric.
     """
     file = Path(path)
     file = file / RESULTS_FILE if file.is_dir() else file
@@ -85,8 +92,11 @@ def read_results(path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{str(file)!r} cannot be read ({error}). `turnppo train` writes it at its end; name the run's folder."
         ) from error
-    if not any(point["success_rate"] is not None for point in results.get("learning_curve", ())):
-        raise ValueError(f"{str(file)!r} holds no success rates, so there is no curve to draw. Name another run.")
+    key, name = METRICS[metric]
+    curve = results.get("learning_curve", ())
+    if not curve or any(point.get(key) is None or point.get(_LOW[metric]) is None for point in curve):
+        others = " Draw the return instead: --metric return." if metric == "success" and curve else ""
+        raise ValueError(f"{str(file)!r} holds no {name} with intervals, so there is no curve to draw.{others}")
     return results
 
 
@@ -95,10 +105,6 @@ def _names(paths: Sequence[str | Path]) -> list[str]:
     folders = [Path(path).parent if Path(path).suffix == ".json" else Path(path) for path in paths]
     names = [folder.name for folder in folders]
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
-
-
-def _points(run: dict[str, Any]) -> list[dict[str, Any]]:
-    return [point for point in run["learning_curve"] if point["success_rate"] is not None]
 
 
 def _check_comparable(runs: dict[str, dict[str, Any]]) -> None:
@@ -111,19 +117,25 @@ def _check_comparable(runs: dict[str, dict[str, Any]]) -> None:
         )
 
 
-def _draw_run(axes: Any, run: dict[str, Any], color: str) -> None:
-    points = _points(run)
+def _draw_run(axes: Any, run: dict[str, Any], metric: str, color: str) -> None:
+    points = run["learning_curve"]
+    key, _ = METRICS[metric]
     steps = [point["step"] for point in points]
-    low, high = ([point[key] for point in points] for key in ("success_low", "success_high"))
+    if metric == "success":
+        low, high = ([point[name] for point in points] for name in ("success_low", "success_high"))
+    else:
+        low, high = ([point[key] + sign * _Z * point["return_error"] for point in points] for sign in (-1, 1))
     axes.fill_between(steps, low, high, color=color, alpha=0.16, linewidth=0)
-    axes.plot(steps, [point["success_rate"] for point in points], color=color, linewidth=2, marker="o", markersize=3.5)
+    axes.plot(steps, [point[key] for point in points], color=color, linewidth=2, marker="o", markersize=3.5)
 
 
 def _draw_labels(axes: Any, labels: list[_Label]) -> None:
     """Write each line's name and height beside its end, apart from each other where lines end close together."""
     heights: list[float] = []
+    bottom, top = axes.get_ylim()
+    space = _LABEL_SPACE * (top - bottom)
     for label in sorted(labels, key=lambda label: label.height):
-        heights.append(max(label.height, heights[-1] + _LABEL_SPACE) if heights else label.height)
+        heights.append(max(label.height, heights[-1] + space) if heights else label.height)
         axes.annotate(
             f"{label.text}  {label.height:.2f}",
             (1, heights[-1]),
@@ -137,14 +149,16 @@ def _draw_labels(axes: Any, labels: list[_Label]) -> None:
         )
 
 
-def _finish(axes: Any, run: dict[str, Any]) -> None:
-    axes.set_ylim(0, 1.03)
+def _finish(axes: Any, run: dict[str, Any], metric: str) -> None:
+    _, name = METRICS[metric]
+    if metric == "success":
+        axes.set_ylim(0, 1.03)
     axes.margins(x=0.02)
     axes.set_xlabel("optimizer step", color=_MUTED)
-    axes.set_ylabel("success rate", color=_MUTED)
+    axes.set_ylabel(name, color=_MUTED)
     episodes = run["learning_curve"][-1]["episodes"]
     axes.set_title(
-        f"Success on {episodes} held-out tasks, {run['environment'].rpartition('/')[2]} (95 % interval)",
+        f"{name.capitalize()} on {episodes} held-out tasks, {run['environment'].rpartition('/')[2]} (95 % interval)",
         color=_INK,
         loc="left",
         fontsize=11,

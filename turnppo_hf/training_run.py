@@ -231,14 +231,16 @@ def _learning_curve(
                 "success_low": low,
                 "success_high": high,
                 "mean_return": entry["eval_reward"],
+                "return_error": entry["eval_reward_std"] / math.sqrt(played - 1) if played > 1 else None,
             }
         )
     return [*points, _point(last_step, rows["after"])]
 
 
 def _point(step: int, summary: Summary) -> dict[str, Any]:
-    names = ("episodes", "success_rate", "success_low", "success_high", "mean_return")
-    return {"step": step, **{name: getattr(summary, name) for name in names}}
+    names = ("episodes", "success_rate", "success_low", "success_high", "mean_return", "return_error")
+    values = summary.to_dict()
+    return {"step": step, **{name: values[name] for name in names}}
 
 
 def _write_results(folder: Path, results: Mapping[str, Any]) -> None:

@@ -300,7 +300,7 @@ def _results_page(session: ShoppingSession) -> str:
     query, total, last = shown(" ".join(session.keywords)), len(session.results), session.page * PAGE_SIZE
     lines = [f"Results for {query}, page {session.page} of {max(-(-total // PAGE_SIZE), 1)}:"]
     for product in session.products_on_page:
-        lines.append(f"click[{shown(product['asin'].lower())}] {shown(product['name'])}, {product['Price']}")
+        lines.append(f"{shown(product['name'])}, {product['Price']}: click[{shown(product['asin'].lower())}]")
     if not session.products_on_page:
         lines.append("(nothing)")
     turning = ["click[< prev]"] * (session.page > 1) + ["click[next >]"] * (last < total)

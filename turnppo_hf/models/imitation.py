@@ -105,6 +105,7 @@ def imitate(
     demonstrations: Dataset,
     *,
     steps: int,
+    batch_size: int,
     learning_rate: float,
     seed: int,
 ) -> LlamaForCausalLM:
@@ -115,7 +116,8 @@ def imitate(
         model (`LlamaForCausalLM`): Where to start.
         tokenizer (`PreTrainedTokenizerFast`): Its tokenizer.
         demonstrations (`Dataset`): Conversations, see `make_demonstrations`.
-        steps (`int`): Optimizer steps of 32 conversations.
+        steps (`int`): Optimizer steps.
+        batch_size (`int`): Conversations of a step.
         learning_rate (`float`): At the start of a cosine.
         seed (`int`): Of the order.
 
@@ -130,10 +132,11 @@ def imitate(
             args=SFTConfig(
                 scratch,
                 max_steps=steps,
-                per_device_train_batch_size=32,
+                per_device_train_batch_size=batch_size,
                 learning_rate=learning_rate,
                 lr_scheduler_type="cosine",
                 warmup_steps=20,
+                train_sampling_strategy="group_by_length",  # little padding
                 logging_steps=50,
                 save_strategy="no",
                 report_to="none",

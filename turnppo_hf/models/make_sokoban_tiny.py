@@ -56,7 +56,9 @@ def main() -> None:
     phases = ((0.2, 1000, 1e-3), (0.6, 400, 5e-4))  # noise, steps, learning rate
     for seed, (noise, steps, learning_rate) in enumerate(phases, start=options.seed):
         demonstrations = make_demonstrations(environment, environment.optimal_completions, 20 * steps, noise, seed)
-        model = imitate(model, tokenizer, demonstrations, steps=steps, learning_rate=learning_rate, seed=seed)
+        model = imitate(
+            model, tokenizer, demonstrations, steps=steps, batch_size=32, learning_rate=learning_rate, seed=seed
+        )
     write_actor(
         options.target,
         model,

@@ -107,10 +107,11 @@ def imitate(
     steps: int,
     batch_size: int,
     learning_rate: float,
+    assistant_only_loss: bool,
     seed: int,
 ) -> LlamaForCausalLM:
     """
-    Train on demonstrations, observations included: predicting the next one teaches what an action does.
+    Train on demonstrations.
 
     Args:
         model (`LlamaForCausalLM`): Where to start.
@@ -119,6 +120,8 @@ def imitate(
         steps (`int`): Optimizer steps.
         batch_size (`int`): Conversations of a step.
         learning_rate (`float`): At the start of a cosine.
+        assistant_only_loss (`bool`): Leave the observations out. Predicting the next one teaches what an action does,
+            where it follows from the last one.
         seed (`int`): Of the order.
 
     Returns:
@@ -143,6 +146,7 @@ def imitate(
                 disable_tqdm=True,
                 use_cpu=True,
                 bf16=False,
+                assistant_only_loss=assistant_only_loss,
                 activation_checkpointing=False,
                 seed=seed,
             ),

@@ -57,7 +57,14 @@ def main() -> None:
     for seed, (noise, steps, learning_rate) in enumerate(phases, start=options.seed):
         demonstrations = make_demonstrations(environment, environment.optimal_completions, 20 * steps, noise, seed)
         model = imitate(
-            model, tokenizer, demonstrations, steps=steps, batch_size=32, learning_rate=learning_rate, seed=seed
+            model,
+            tokenizer,
+            demonstrations,
+            steps=steps,
+            batch_size=32,
+            learning_rate=learning_rate,
+            assistant_only_loss=False,
+            seed=seed,
         )
     write_actor(
         options.target,

@@ -1,20 +1,17 @@
-"""Demonstrations go in, a tiny actor that imitates them comes out: what the scripts of this folder share."""
+"""Demonstrations, tokenizers and untrained actors, and how they are written: what the scripts of this folder share."""
 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
-import torch
 from datasets import Dataset
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from trl import SFTConfig, SFTTrainer
 
 from turnppo_hf.checkpoint import RECORD_FILE, SCHEMA_VERSION
 
@@ -97,62 +94,6 @@ def make_demonstrations(
             over = terminated or truncated
         conversations.append({"messages": messages})
     return Dataset.from_list(conversations)
-
-
-def imitate(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    demonstrations: Dataset,
-    *,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    assistant_only_loss: bool,
-    seed: int,
-) -> LlamaForCausalLM:
-    """
-    Train on demonstrations.
-
-    Args:
-        model (`LlamaForCausalLM`): Where to start.
-        tokenizer (`PreTrainedTokenizerFast`): Its tokenizer.
-        demonstrations (`Dataset`): Conversations, see `make_demonstrations`.
-        steps (`int`): Optimizer steps.
-        batch_size (`int`): Conversations of a step.
-        learning_rate (`float`): At the start of a cosine.
-        assistant_only_loss (`bool`): Leave the observations out. Predicting the next one teaches what an action does,
-            where it follows from the last one.
-        seed (`int`): Of the order.
-
-    Returns:
-        `LlamaForCausalLM`: bfloat16, as it is stored.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = SFTTrainer(
-            model=model.float(),
-            processing_class=tokenizer,
-            train_dataset=demonstrations,
-            args=SFTConfig(
-                scratch,
-                max_steps=steps,
-                per_device_train_batch_size=batch_size,
-                learning_rate=learning_rate,
-                lr_scheduler_type="cosine",
-                warmup_steps=20,
-                train_sampling_strategy="group_by_length",  # little padding
-                logging_steps=50,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                use_cpu=True,
-                bf16=False,
-                assistant_only_loss=assistant_only_loss,
-                activation_checkpointing=False,
-                seed=seed,
-            ),
-        )
-        trainer.train()
-    return trainer.model.to(torch.bfloat16)
 
 
 def write_actor(

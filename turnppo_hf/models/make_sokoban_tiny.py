@@ -8,18 +8,22 @@ reinforcement learning has the rest to do.
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+from datasets import Dataset
 from tokenizers import Regex, Tokenizer
 from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
-from transformers import PreTrainedTokenizerFast, set_seed
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+from trl import SFTConfig, SFTTrainer
 
 from turnppo_hf.environments import make_environment
 from turnppo_hf.environments.sokoban import Sokoban
-from turnppo_hf.models.imitation import SPECIAL, chat_tokenizer, imitate, make_demonstrations, tiny_llama, write_actor
+from turnppo_hf.models.imitation import SPECIAL, chat_tokenizer, make_demonstrations, tiny_llama, write_actor
 
 TARGET = Path(__file__).parent / "sokoban_tiny"
 ENVIRONMENT_ID = "turnppo_hf/Sokoban-v0"
@@ -43,6 +47,55 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return chat_tokenizer(backend, max_length=1024)
 
 
+def imitate(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    demonstrations: Dataset,
+    *,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+) -> LlamaForCausalLM:
+    """
+    Train on demonstrations, boards included: predicting the next board teaches what a move does.
+
+    Args:
+        model (`LlamaForCausalLM`): Where to start.
+        tokenizer (`PreTrainedTokenizerFast`): Its tokenizer.
+        demonstrations (`Dataset`): Conversations, see `make_demonstrations`.
+        steps (`int`): Optimizer steps of 32 conversations.
+        learning_rate (`float`): At the start of a cosine.
+        seed (`int`): Of the order.
+
+    Returns:
+        `LlamaForCausalLM`: bfloat16, as it is stored.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = SFTTrainer(
+            model=model.float(),
+            processing_class=tokenizer,
+            train_dataset=demonstrations,
+            args=SFTConfig(
+                scratch,
+                max_steps=steps,
+                per_device_train_batch_size=32,
+                learning_rate=learning_rate,
+                lr_scheduler_type="cosine",
+                warmup_steps=20,
+                logging_steps=50,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                use_cpu=True,
+                bf16=False,
+                activation_checkpointing=False,
+                seed=seed,
+            ),
+        )
+        trainer.train()
+    return trainer.model.to(torch.bfloat16)
+
+
 def main() -> None:
     """Write tokenizer and model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -56,16 +109,7 @@ def main() -> None:
     phases = ((0.2, 1000, 1e-3), (0.6, 400, 5e-4))  # noise, steps, learning rate
     for seed, (noise, steps, learning_rate) in enumerate(phases, start=options.seed):
         demonstrations = make_demonstrations(environment, environment.optimal_completions, 20 * steps, noise, seed)
-        model = imitate(
-            model,
-            tokenizer,
-            demonstrations,
-            steps=steps,
-            batch_size=32,
-            learning_rate=learning_rate,
-            assistant_only_loss=False,
-            seed=seed,
-        )
+        model = imitate(model, tokenizer, demonstrations, steps=steps, learning_rate=learning_rate, seed=seed)
     write_actor(
         options.target,
         model,

@@ -138,6 +138,11 @@ def test_catalogue_has_the_kinds_and_the_rarities_of_a_real_one(world: World) ->
     assert 0.01 < np.mean([product["pricing"] == [100.0] for product in products]) < 0.08
     colors = [color for product in products for color in product["options"].get("color", [])]
     assert any(re.fullmatch(r"[a-z]+ \| [a-z]+", color) for color in colors)
+
+
+def test_colors_with_a_number_are_rare_but_occur() -> None:
+    products = list(generate_world(1500, seed=2).products.values())
+    colors = [color for product in products for color in product["options"].get("color", [])]
     numbered = [color for color in colors if re.fullmatch(r"[a-z]+\d{3}", color)]
     assert 1 <= len(numbered) < 0.02 * len(colors)
 
@@ -304,7 +309,7 @@ def test_shopping_takes_care(world: World) -> None:
     assert np.mean(best) > 0.98
     assert 0.4 < np.mean(first) < 0.6
     rng = np.random.default_rng(0)
-    assert mean_score(lambda environment: environment.random_completion(rng)) < 0.15
+    assert mean_score(lambda environment: environment.random_completion(rng)) < 0.2  # of 15 turns
 
 
 @pytest.mark.parametrize("num_products", [19, 0, -500, 1_000_001, 500.0, "500", True, None, np.int64(500)])

@@ -76,8 +76,8 @@ def play(count: int, **kwargs: Any) -> list[Any]:
 def test_packaged_shopper_buys_and_leaves_room_to_learn() -> None:
     trajectories = play(48)
     summary = summarize(trajectories)
-    assert 0.2 < summary.mean_return < 0.75  # chance earns 0.1, the script that it imitates 1
-    assert summary.invalid_turns < 0.4
+    assert 0.1 < summary.mean_return < 0.5  # chance earns 0.03, the script that it imitates 1
+    assert summary.invalid_turns < 0.6
     assert rollout_metrics(trajectories)["synthetic"] == 1
     assert max(len(turn.prompt_ids) + len(turn.completion_ids) for item in trajectories for turn in item.turns) < 2048
 

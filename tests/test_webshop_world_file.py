@@ -6,6 +6,7 @@ import multiprocessing
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -88,6 +89,13 @@ def test_changed_content_is_noticed(file: Path, statement: str) -> None:
 def test_truncated_file_is_noticed(file: Path, keep: int) -> None:
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(ValueError, match=r"damaged: it has \d+ bytes of \d+"):
+        read_world_file(file)
+
+
+def test_world_that_does_not_fit_into_memory_says_what_it_needs(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    goals = len(read_world_file(file).goals)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=goals * 1000))
+    with pytest.raises(ValueError, match=rf"GB of memory for its {goals} goals .*--goals human"):
         read_world_file(file)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from turnppo_hf.environments.webshop_data import Goal, Product, WorldData, canonical, checksum
 from turnppo_hf.environments.webshop_search import SearchIndex
@@ -28,6 +29,7 @@ _APPLICATION_ID = 0x54505357
 _MAGIC = b"SQLite format 3\x00"
 _PART = 1 << 28  # bytes of an array in one row; SQLite takes less than 1e9
 _CACHED_PRODUCTS = 1 << 13
+_BYTES_PER_GOAL = 2700  # of memory; 691,000 goals took 1.8 GB
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE products (place INTEGER PRIMARY KEY, asin TEXT NOT NULL UNIQUE, record TEXT NOT NULL);
@@ -170,7 +172,7 @@ def read_world_file(path: Path) -> WorldData:
     Open a frozen shop.
 
     Raises:
-        `ValueError`: the file is truncated, changed or of another version.
+        `ValueError`: the file is truncated, changed or of another version, or the memory is too small.
     """
     header = _header(path)
     page_size, pages = *struct.unpack(">H", header[16:18]), *struct.unpack(">I", header[28:32])
@@ -185,6 +187,7 @@ def read_world_file(path: Path) -> WorldData:
         )
     try:
         connection = _connect(path)
+        _check_memory(path, connection)
         meta = {name: json.loads(value) for name, value in connection.execute("SELECT name, value FROM meta")}
         goals = [json.loads(record) for (record,) in connection.execute("SELECT record FROM goals ORDER BY place")]
         found = checksum(_lines(connection))
@@ -206,6 +209,19 @@ def read_world_file(path: Path) -> WorldData:
 def _header(path: Path) -> bytes:
     with open(path, "rb") as file:
         return file.read(100)
+
+
+def _check_memory(path: Path, connection: sqlite3.Connection) -> None:
+    """Products stay in the file; the goals and the search index do not."""
+    (goals,) = connection.execute("SELECT count(*) FROM goals").fetchone()
+    (index,) = connection.execute("SELECT coalesce(sum(length(data)), 0) FROM arrays").fetchone()
+    needed, free = goals * _BYTES_PER_GOAL + 2 * index, psutil.virtual_memory().available
+    if needed > free:
+        raise ValueError(
+            f"{path} needs about {needed / 1e9:.1f} GB of memory for its {goals:,} goals and its search index, and "
+            f"{free / 1e9:.1f} GB are free. The process would be killed while it loads. Prepare one with fewer goals "
+            "(`--goals human`) or fewer products (`--num_products`), or take a larger machine."
+        )
 
 
 def _connect(path: Path) -> sqlite3.Connection:

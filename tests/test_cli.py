@@ -193,6 +193,16 @@ def test_report_draws_the_return_where_success_is_not_defined(run: Path, tmp_pat
         report.learning_curve([file], tmp_path / "curve.png", metric="return")
 
 
+def test_report_names_a_synthetic_world_in_the_picture(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    file, label = tmp_path / "results.json", "SYNTHETIC catalogue, not WebShop's products"
+    file.write_text(json.dumps({**results_of(run), "data": f"{label}: synthetic-500 (seed 0)"}))
+    with_label = report.learning_curve([file], tmp_path / "shop.svg").read_text()
+    without = report.learning_curve([run], tmp_path / "sokoban.svg").read_text()
+    assert label in with_label.replace("&#39;", "'")
+    assert "SYNTHETIC" not in without
+
+
 def test_report_refuses_runs_judged_on_different_tasks(run: Path, tmp_path: Path) -> None:
     results = results_of(run)
     results["held_out"]["seed"] += 1

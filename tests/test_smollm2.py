@@ -74,11 +74,10 @@ def test_smollm2_trains_two_updates_on_sokoban(smollm2, tmp_path, capsys):
 
 
 def test_smollm2_plays_ten_goals_of_the_real_webshop(smollm2, shared_data, capsys):
-    torch.set_num_threads(2)
     agent = TurnPPOAgent.from_pretrained(
         smollm2, device="cpu", record={"limits": {"max_turns": None, "max_turn_length": 48}}
     )
-    environment = partial(make_environment, "turnppo_hf/WebShop-v0", data=shared_data / "webshop")
+    environment = partial(make_environment, "turnppo_hf/WebShop-v0", data=shared_data / "webshop", max_turns=6)
     tasks = [{"seed": number, "goal": 50 * number} for number in range(10)]  # of the test split
     trajectories = agent.play(environment, tasks, temperature=0.0, name="webshop")
     goals = environment().unwrapped.world.goals

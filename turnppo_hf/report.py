@@ -157,8 +157,13 @@ def _finish(axes: Any, run: dict[str, Any], metric: str) -> None:
     axes.set_xlabel("optimizer step", color=_MUTED)
     axes.set_ylabel(name, color=_MUTED)
     episodes = run["learning_curve"][-1]["episodes"]
+    title = (
+        f"{name.capitalize()} on {episodes} held-out tasks, {run['environment'].rpartition('/')[2]} (95 % interval)"
+    )
+    if data := run.get("data"):  # which world it was, such as a synthetic one
+        title += f"\n{data.partition(':')[0]}"
     axes.set_title(
-        f"{name.capitalize()} on {episodes} held-out tasks, {run['environment'].rpartition('/')[2]} (95 % interval)",
+        title,
         color=_INK,
         loc="left",
         fontsize=11,

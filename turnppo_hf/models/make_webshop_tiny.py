@@ -1,9 +1,9 @@
 """Make the embedded starting actor of the generated shop: a small Llama with a word tokenizer, cloned from a script.
 
-`python -m turnppo_hf.models.make_webshop_tiny` writes `turnppo_hf/models/webshop_tiny` again, in half an hour on two
-cores. It first learns to find a product's number in a list, then plays in other generated shops than the one that is
-trained and judged in. It imitates many turns that are drawn at random: the actor knows how to search, click and buy,
-and reinforcement learning has the rest to do.
+`python -m turnppo_hf.models.make_webshop_tiny` makes one like the packaged `turnppo_hf/models/webshop_tiny`, in half
+an hour on two cores. It first learns to find a product's number in a list, then plays in other generated shops than
+the one that is trained and judged in. It imitates many turns that are drawn at random: the actor knows how to search,
+click and buy, and reinforcement learning has the rest to do.
 """
 
 from __future__ import annotations

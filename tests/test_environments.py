@@ -33,7 +33,7 @@ def test_large_preset_is_eight_by_eight_with_two_boxes() -> None:
     [
         ("turnppo_hf/Sokobann-v0", "'turnppo_hf/Sokoban-v0'"),
         ("Sokoban-v0", "'turnppo_hf/Sokoban-v0'"),
-        ("sokoban", "'turnppo_hf/Sokoban-v0'"),
+        ("sokobn", "'turnppo_hf/Sokoban-v0'"),
         ("turnppo_hf/sokobanlarge-v0", "'turnppo_hf/SokobanLarge-v0'"),
         ("turnppo_hf/Sokoban-v1", "'turnppo_hf/Sokoban-v0'"),
         ("CartPol-v1", "'CartPole-v1'"),
@@ -42,6 +42,13 @@ def test_large_preset_is_eight_by_eight_with_two_boxes() -> None:
 def test_unknown_name_gets_its_nearest_match(name: str, match: str) -> None:
     with pytest.raises(ValueError, match=f"Unknown environment '{name}'; did you mean {match}"):
         make_environment(name)
+
+
+@pytest.mark.parametrize(("name", "id"), [("sokoban", "Sokoban-v0"), ("webshop", "WebShop-v0")])
+def test_short_names_open_our_environments(name: str, id: str) -> None:
+    environment = make_environment(name)
+    assert environment.spec is not None and environment.spec.id == f"turnppo_hf/{id}"
+    environment.close()
 
 
 def test_unknown_name_without_a_match_lists_what_exists() -> None:

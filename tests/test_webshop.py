@@ -271,7 +271,7 @@ def test_expert_outdoes_chance(shop: Any) -> None:
         return float(np.mean(scores))
 
     assert mean_score(lambda: environment.expert_completions()[0]) > 0.9
-    assert mean_score(lambda: environment.random_completion(rng)) < 0.2
+    assert mean_score(lambda: environment.random_completion(rng)) < 0.3
 
 
 def test_environments_of_one_process_share_the_world() -> None:

@@ -291,7 +291,7 @@ def _webshop_prepare(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             progress=show,
         )
-    print("\n".join(f"{name:<14}{value}" for name, value in meta.items()))
+    print("\n".join(f"{name:<16}{value}" for name, value in meta.items()))
     print(f'Wrote {arguments.output}; play it with --environment_kwargs \'{{"data": "{arguments.output}"}}\'')
     return 0
 

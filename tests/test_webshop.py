@@ -261,7 +261,7 @@ def test_expert_outdoes_chance(shop: Any) -> None:
 
     def mean_score(choose: Any) -> float:
         scores = []
-        for seed in range(60):
+        for seed in range(300):
             environment.reset(seed=seed)
             over, reward = False, 0.0
             while not over:
@@ -271,7 +271,7 @@ def test_expert_outdoes_chance(shop: Any) -> None:
         return float(np.mean(scores))
 
     assert mean_score(lambda: environment.expert_completions()[0]) > 0.9
-    assert mean_score(lambda: environment.random_completion(rng)) < 0.3
+    assert mean_score(lambda: environment.random_completion(rng)) < 0.2
 
 
 def test_environments_of_one_process_share_the_world() -> None:

@@ -309,7 +309,7 @@ def test_shopping_takes_care(world: World) -> None:
     assert np.mean(best) > 0.98
     assert 0.4 < np.mean(first) < 0.6
     rng = np.random.default_rng(0)
-    assert mean_score(lambda environment: environment.random_completion(rng)) < 0.2  # of 15 turns
+    assert mean_score(lambda environment: environment.random_completion(rng), 1000) < 0.15
 
 
 @pytest.mark.parametrize("num_products", [19, 0, -500, 1_000_001, 500.0, "500", True, None, np.int64(500)])

@@ -211,6 +211,7 @@ def _draw_products(num_products: int, rng: random.Random) -> list[Product]:
     products: list[Product] = []
     of_kind: dict[_Kind, list[Product]] = defaultdict(list)
     titles: set[str] = set()
+    # small numbers: the packaged actor has a token for each below 1000
     for number, kind in zip(rng.sample(range(max(num_products, 1000)), num_products), of_products, strict=True):
         product = _draw_product(f"B0{number:08}", kind, of_kind[kind], titles, rng)
         titles.add(product["name"])

@@ -46,7 +46,7 @@ def chat_tokenizer(backend: Tokenizer, max_length: int) -> PreTrainedTokenizerFa
 
 
 def tiny_llama(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Half a million parameters, randomly initialised."""
+    """Half a million parameters and a vector for each token, randomly initialised."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,

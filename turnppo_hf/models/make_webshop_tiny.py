@@ -35,6 +35,7 @@ TARGET = Path(__file__).parent / "webshop_tiny"
 ENVIRONMENT_ID = "turnppo_hf/WebShop-v0"
 ENVIRONMENT: dict[str, Any] = {"data": "synthetic", "action_format": "bare", "max_turns": 6, "split_by": "product"}
 NUM_SHOPS, EPISODES_PER_SHOP, NUM_DRILLS = 100, 160, 60_000
+PRODUCT_NUMBERS = [f"b0{number:08}" for number in range(1000)]  # the catalogue's, one token each
 # a command's head, a product's whole number, words, digits in threes, line breaks, signs; spaces are dropped,
 # and decoding puts one between any two tokens, which neither a search nor a click minds
 _PIECES = Regex(r"(?:click|search)\[|b0{6}\d{3}\b|[a-z]+|\d{1,3}|\n|[^\sa-z\d]")
@@ -50,8 +51,7 @@ def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     splitter = Sequence([Split(Regex(r"[^\S\n]+"), behavior="removed"), Split(_PIECES, behavior="isolated")])
     numbers = [f"{number:0{width}}" for width in (1, 2, 3) for number in range(10**width)]
     found = {piece for text in texts for piece, _ in splitter.pre_tokenize_str(text.lower())}
-    products = [f"b0{number:08}" for number in range(1000)]
-    vocabulary = dict.fromkeys([*SPECIAL, *numbers, *products, *sorted(found | set(words()))])
+    vocabulary = dict.fromkeys([*SPECIAL, *numbers, *PRODUCT_NUMBERS, *sorted(found | set(words()))])
     backend = Tokenizer(WordLevel({piece: number for number, piece in enumerate(vocabulary)}, unk_token=SPECIAL[0]))
     backend.normalizer = Lowercase()
     backend.pre_tokenizer = splitter
@@ -74,7 +74,7 @@ def make_drill(num_conversations: int, seed: int) -> Dataset:
     List some products under numbers that are drawn anew, then ask for each by words of its name.
 
     Numbers that carry no meaning can only be read from the list. In whole episodes a number is read about once in 300
-    tokens, from which half a million parameters do not learn to copy in an hour; here it is once in 30.
+    tokens, from which so small a model does not learn to copy in an hour; here it is once in 30.
 
     Args:
         num_conversations (`int`): Lists of two to six products.
@@ -85,8 +85,8 @@ def make_drill(num_conversations: int, seed: int) -> Dataset:
     conversations = []
     for _ in range(num_conversations):
         listed = rng.sample(names, rng.randint(2, 6))
-        numbers = rng.sample(range(1000), len(listed))
-        commands = {name: f"click[b0{number:08}]" for name, number in zip(listed, numbers, strict=True)}
+        numbers = rng.sample(PRODUCT_NUMBERS, len(listed))
+        commands = {name: f"click[{number}]" for name, number in zip(listed, numbers, strict=True)}
         messages, page = [], "\n".join(f"{name}: {command}" for name, command in commands.items()) + "\n"
         for name in rng.sample(listed, len(listed)):
             _, *others = name.split()
@@ -155,9 +155,8 @@ def imitate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, plays: 
             for name in ("input_ids", "assistant_masks")
         )
         said = said[:, 1:].bool()
-        hidden = model.model(ids).last_hidden_state[
-            :, :-1
-        ]  # padding on the right is attended to by nothing that counts
+        # no token that counts sees the padding, which is to its right
+        hidden = model.model(ids).last_hidden_state[:, :-1]
         loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[said]), ids[:, 1:][said])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +70,31 @@ def read_record(folder: str) -> dict[str, Any]:
     return record
 
 
-def save_pending(batch: TurnBatch, credit: Credit, advantages: torch.Tensor, file: Path) -> None:
-    """Save a rollout batch that has updates left, so that a resumed run continues with it."""
+@dataclass
+class RolloutBatch:
+    """A rollout batch and what its updates need. Credit is absent until the critic has read the batch."""
+
+    batch: TurnBatch
+    credit: Credit | None = None
+    advantages: torch.Tensor | None = None  # whitened
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the credit of its turns is known, so that another process can go on with it."""
+        return self.credit is not None and self.advantages is not None
+
+
+def save_pending(rollout: RolloutBatch, file: Path) -> None:
+    """Save a scored rollout batch that has updates left, so that a resumed run continues with it."""
+    batch, credit, advantages = rollout.batch, rollout.credit, rollout.advantages
+    assert credit is not None and advantages is not None
     tensors = {f"batch.{item.name}": getattr(batch, item.name).clone() for item in fields(batch)}
     for name in Credit.TABLES:
         tensors[f"credit.{name}"] = getattr(credit, name).clone()  # tables may share memory, files may not
     save_file({**tensors, "advantages": advantages.clone()}, file, metadata={"per": credit.per})
 
 
-def load_pending(file: Path, device: torch.device) -> tuple[TurnBatch, Credit, torch.Tensor]:
+def load_pending(file: Path, device: torch.device) -> RolloutBatch:
     """
     Read what `save_pending` wrote.
 
@@ -91,4 +107,4 @@ def load_pending(file: Path, device: torch.device) -> tuple[TurnBatch, Credit, t
     batch = TurnBatch(**{item.name: tensors[f"batch.{item.name}"] for item in fields(TurnBatch)}).to(device)
     check_turn_ids(batch.turn_ids, batch.completion_mask)
     tables = {name: tensors[f"credit.{name}"].to(device) for name in Credit.TABLES}
-    return batch, Credit(**tables, per=per), tensors["advantages"].to(device)
+    return RolloutBatch(batch, Credit(**tables, per=per), tensors["advantages"].to(device))

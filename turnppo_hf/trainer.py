@@ -7,9 +7,8 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,22 +21,16 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
-    TrainerState,
     set_seed,
 )
-from transformers.trainer import TRAINER_STATE_NAME
 
-from turnppo_hf._trl import (
-    BaseTrainer,
-    get_config_model_id,
-    identity,
-)
+from turnppo_hf._trl import get_config_model_id, identity
 from turnppo_hf.actor_critic import ActorCritic
 from turnppo_hf.batch import TurnBatch, stack
 from turnppo_hf.chat import Chat
-from turnppo_hf.checkpoint import load_networks, load_pending, save_networks, save_pending
+from turnppo_hf.checkpoint import RolloutBatch
 from turnppo_hf.config import TurnPPOConfig
-from turnppo_hf.credit import Credit, flatten, record_credit, whitened
+from turnppo_hf.credit import flatten, record_credit, whitened
 from turnppo_hf.generation.transformers_generator import TransformersGenerator
 from turnppo_hf.loading import (
     EnvironmentFactory,
@@ -51,21 +44,13 @@ from turnppo_hf.loading import (
 )
 from turnppo_hf.metrics import credit_metrics, rollout_metrics, update_metrics
 from turnppo_hf.rollout import Limits, collect_trajectories, plan_episodes
+from turnppo_hf.saving import SavingTrainer
 from turnppo_hf.trajectory import FailedEpisodesError, StopReason, Trajectory
 from turnppo_hf.trajectory_log import print_turns, save_trajectories
 from turnppo_hf.update import Totals, Update, sum_gradients
 
 
-@dataclass
-class _RolloutBatch:
-    """A rollout batch and what its updates need. Credit is absent until the critic has read the batch."""
-
-    batch: TurnBatch
-    credit: Credit | None = None
-    advantages: torch.Tensor | None = None  # whitened
-
-
-class TurnPPOTrainer(BaseTrainer):
+class TurnPPOTrainer(SavingTrainer):
     """
     Trainer for turn-level PPO on multi-turn environments, with token-level PPO, GRPO and RLOO as baselines.
 
@@ -109,19 +94,8 @@ class TurnPPOTrainer(BaseTrainer):
             The critic, a token classifier with one label; by default a copy of the actor's backbone with a zero head.
     """
 
-    _tag_names: ClassVar[list[str]] = ["trl", "turn-ppo"]
-    _name = "Turn-PPO"
-    _paper: ClassVar[dict[str, str]] = {
-        "title": "Turn-PPO: Turn-Level Advantage Estimation with PPO for Improved Multi-Turn RL in Agentic LLMs",
-        "id": "2512.17008",
-        "citation": "@article{li2025turnppo,\n  title = {{Turn-PPO: Turn-Level Advantage Estimation with PPO for "
-        "Improved Multi-Turn RL in Agentic LLMs}},\n  author = {Li and Zhou and Meng and Vadera and Li and Li},\n"
-        "  year = 2025,\n  eprint = {arXiv:2512.17008}\n}",
-    }
     # every loss is divided by the optimizer step's own totals
     loss_is_scaled_for_ga = True
-    optimizer: Any
-    control: Any
 
     def __init__(
         self,
@@ -162,9 +136,6 @@ class TurnPPOTrainer(BaseTrainer):
         critic = load_critic(value_model, actor) if args.uses_critic else None
         self.ref_model = copy.deepcopy(actor).requires_grad_(False).eval() if args.beta else None
         self._metrics: dict[str, list[float]] = defaultdict(list)  # since the last log
-        self._rollout: _RolloutBatch | None = None
-        self._pending_file: Path | None = None
-        self._first_epoch = 0
         self._last_trajectories: list[Trajectory] = []
         # a rank without episodes makes no forward in which it could answer another rank's broadcast
         args.ddp_broadcast_buffers = False
@@ -277,7 +248,7 @@ class TurnPPOTrainer(BaseTrainer):
         batch_number, update_number = divmod(self.state.global_step, self.args.updates_per_batch)
         if update_number == 0 or (self._rollout is None and not self._load_pending()):
             batch = stack(self._collect(inputs, batch_number), bootstrap_truncated=self.args.bootstrap_truncated)
-            self._rollout = _RolloutBatch(batch.to(self.accelerator.device))
+            self._rollout = RolloutBatch(batch.to(self.accelerator.device))
             self._count_tokens(batch)
         assert self._rollout is not None
         start = time.perf_counter()
@@ -339,7 +310,7 @@ class TurnPPOTrainer(BaseTrainer):
             sums |= update.actor_pass(batch, credit, rollout.advantages[picked], totals)
         return sums, totals
 
-    def _score(self, update: Update, rollout: _RolloutBatch) -> None:
+    def _score(self, update: Update, rollout: RolloutBatch) -> None:
         """Read values and log-probs before the first of several updates."""
         if self.args.uses_critic:
             rollout.credit, _ = update.critic_pass(rollout.batch, None, None)
@@ -353,7 +324,7 @@ class TurnPPOTrainer(BaseTrainer):
                 {"sampling/logprob_gap_mean": float(gap.mean()), "sampling/logprob_gap_max": float(gap.max())}
             )
 
-    def _whiten(self, rollout: _RolloutBatch) -> None:
+    def _whiten(self, rollout: RolloutBatch) -> None:
         """Whiten with the statistics of all ranks, and log the credit before it."""
         batch, credit = rollout.batch, rollout.credit
         over = str(self.args.whiten_advantages)
@@ -448,49 +419,3 @@ class TurnPPOTrainer(BaseTrainer):
             played = record_credit(played, credit)
         print_turns(played, self.state.global_step, self.args.num_completions_to_print)
         save_trajectories(played, Path(self.args.output_dir) / "trajectories", self.state.global_step)
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if not self.args.should_save:
-            return
-        folder = output_dir or self.args.output_dir
-        limits = ("max_turns", "max_turn_length", "max_completion_length")
-        record = {
-            **self.environment_record,
-            "limits": {name: getattr(self.args, name) for name in limits},
-            "chat_template_kwargs": self.args.chat_template_kwargs or {},
-            "algorithm": self.args.algorithm,
-            "gamma": self.args.gamma,
-            "lam": self.args.lam,
-        }
-        save_networks(self.accelerator.unwrap_model(self.model), self.processing_class, record, folder)
-        (Path(folder) / "training_config.json").write_text(self.args.to_json_string())
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        rollout = self._rollout
-        pending = self.state.global_step % self.args.updates_per_batch != 0
-        if pending and rollout is not None and rollout.credit is not None and rollout.advantages is not None:
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            save_pending(rollout.batch, rollout.credit, rollout.advantages, folder / self._pending_name)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        load_networks(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
-        self._rollout = None
-        state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
-        self._first_epoch = int(state.epoch or 0)
-        self._pending_file = Path(resume_from_checkpoint) / self._pending_name
-
-    @property
-    def _pending_name(self) -> str:
-        # with another number of ranks no rank finds its file, and all of them collect anew
-        return f"rollout_{self.accelerator.process_index}_of_{self.accelerator.num_processes}.safetensors"
-
-    def _load_pending(self) -> bool:
-        """Take up the rollout batch that a checkpoint in the middle of its updates left; False where there is none."""
-        if self._pending_file is None or not self._pending_file.exists():
-            return False
-        self._rollout = _RolloutBatch(*load_pending(self._pending_file, self.accelerator.device))
-        return True
-
-    def _load_best_model(self) -> None:
-        load_networks(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint)

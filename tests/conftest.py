@@ -13,6 +13,8 @@ import pytest
 
 import turnppo_hf.models
 
+pytest_plugins = ["tests.hub.fixture"]
+
 EMBEDDED = Path(turnppo_hf.models.__file__).parent / "sokoban_tiny"
 
 

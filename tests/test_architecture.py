@@ -17,12 +17,15 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_OWN_FIELDS = 500, 80, 40
 
 # a module imports from the layers above its own line only; a package such as `environments` is one unit
 LAYERS = (
-    ("environments", "trajectory", "advantages", "losses", "chat", "doctor", "_trl"),
-    ("batch", "config", "evaluation", "generation", "metrics", "play", "report", "trajectory_log"),
-    ("actor_critic", "credit", "rollout", "run_config"),
-    ("checkpoint", "loading", "update"),
+    ("environments", "trajectory", "advantages", "losses", "chat", "doctor", "release", "wheel", "_trl"),
+    ("batch", "config", "evaluation", "generation", "hub", "metrics", "pictures", "play", "trajectory_log"),
+    ("actor_critic", "calibration", "credit", "evaluate_metrics", "replay", "report", "rollout", "run_config"),
+    ("checkpoint", "loading", "model_folder", "run_record", "trajectory_dataset", "update"),
+    ("card_text",),
+    ("card_pictures",),
+    ("card",),
     ("agent", "models", "saving"),
-    ("trainer",),
+    ("publishing", "trainer"),
     ("training_run",),
     ("cli",),
     ("__init__", "train"),

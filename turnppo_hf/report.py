@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
+from turnppo_hf.pictures.chart import finish_chart, new_chart, save_chart
+from turnppo_hf.pictures.theme import Theme, ThemeName, read_theme
+
 RESULTS_FILE = "results.json"
 
-_COLORS = ("#0b6fb8", "#c8501e", "#00806a", "#8a4fa3", "#a36a00", "#4d4d4d")  # told apart without red and green
-_INK, _MUTED, _PAPER = "#1f2328", "#6b7280", "#fbfbfa"
 _LABEL_SPACE = 0.055  # between two labels, as a share of the axis
 METRICS = {"success": ("success_rate", "success rate"), "return": ("mean_return", "mean return")}  # key, name
 _LOW = {"success": "success_low", "return": "return_error"}  # what an interval is made of
 _Z = NormalDist().inv_cdf(0.975)
-_ALGORITHMS = {"turn_ppo": "Turn-PPO", "token_ppo": "token PPO", "grpo": "GRPO", "rloo": "RLOO"}
+ALGORITHM_NAMES = {"turn_ppo": "Turn-PPO", "token_ppo": "token PPO", "grpo": "GRPO", "rloo": "RLOO"}
 
 
 class _Label(NamedTuple):
@@ -29,7 +30,9 @@ class _Label(NamedTuple):
     is_run: bool
 
 
-def learning_curve(results_paths: Sequence[str | Path], output: str | Path, metric: str = "success") -> Path:
+def learning_curve(
+    results_paths: Sequence[str | Path], output: str | Path, metric: str = "success", *, theme: ThemeName = "light"
+) -> Path:
     """
     Draw held-out success or return over optimizer steps, with 95 % bands, beside random, scripted and optimal play.
 
@@ -38,43 +41,52 @@ def learning_curve(results_paths: Sequence[str | Path], output: str | Path, metr
         output (`str`): Picture to write; its suffix chooses the format (.png, .svg, .pdf).
         metric (`str`, *optional*, defaults to `"success"`): `"success"` with Wilson intervals, or `"return"` with
             normal ones.
+        theme (`"light"` or `"dark"`, *optional*, defaults to `"light"`): Of the page it will stand on.
 
     Returns:
         `Path`: the picture.
 
     Raises:
-        `ValueError`: a path without results, or runs on different held-out tasks.
+        `ValueError`: a path without results, runs on different held-out tasks, or an unknown theme.
         `ImportError`: matplotlib is missing.
     """
-    key, _ = METRICS[metric]
     runs = {name: read_results(path, metric) for name, path in zip(_names(results_paths), results_paths, strict=True)}
     _check_comparable(runs)
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "Learning curves are drawn with matplotlib, which is not installed: pip install matplotlib."
-        ) from error
-    figure = Figure(figsize=(7.6, 4.2), dpi=160, facecolor=_PAPER, layout="constrained")
-    axes = figure.add_subplot(facecolor=_PAPER)
+    if len({run["algorithm"] for run in runs.values()}) == len(runs):
+        runs = {ALGORITHM_NAMES[run["algorithm"]]: run for run in runs.values()}
+    return draw_learning_curve(runs, output, metric, theme=theme)
+
+
+def draw_learning_curve(
+    runs: Mapping[str, Mapping[str, Any]], output: str | Path, metric: str = "success", *, theme: ThemeName = "light"
+) -> Path:
+    """
+    Draw what `learning_curve` draws, from results that were read already.
+
+    Args:
+        runs (`Mapping[str, Mapping]`): Name -> results on the same held-out tasks; the reference players are those of
+            the first.
+        output, metric, theme: As in `learning_curve`.
+
+    Returns:
+        `Path`: the picture.
+    """
+    key, _ = METRICS[metric]
+    colors = read_theme(theme)
+    figure, axes = new_chart(colors)
     labels = []
-    one_each = len({run["algorithm"] for run in runs.values()}) == len(runs)
-    for (name, run), color in zip(runs.items(), itertools.cycle(_COLORS), strict=False):
+    for (name, run), color in zip(runs.items(), itertools.cycle(colors.series), strict=False):
         _draw_run(axes, run, metric, color)
-        text = _ALGORITHMS[run["algorithm"]] if one_each else name
-        labels.append(_Label(text, run["learning_curve"][-1][key], color, is_run=True))
+        labels.append(_Label(name, run["learning_curve"][-1][key], color, is_run=True))
     first = next(iter(runs.values()))
     for player in ("random", "expert", "optimal"):
         if first.get(player) is not None:
             height = first[player][key]
-            axes.axhline(height, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
-            labels.append(_Label(player, height, _MUTED, is_run=False))
-    _finish(axes, first, metric)
+            axes.axhline(height, color=colors.muted, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+            labels.append(_Label(player, height, colors.muted, is_run=False))
+    _finish(axes, first, metric, colors)
     _draw_labels(axes, labels)
-    target = Path(output)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, metadata={"Date": None} if target.suffix == ".svg" else None)
-    return target
+    return save_chart(figure, output)
 
 
 def read_results(path: str | Path, metric: str = "success") -> dict[str, Any]:
@@ -117,7 +129,7 @@ def _check_comparable(runs: dict[str, dict[str, Any]]) -> None:
         )
 
 
-def _draw_run(axes: Any, run: dict[str, Any], metric: str, color: str) -> None:
+def _draw_run(axes: Any, run: Mapping[str, Any], metric: str, color: str) -> None:
     points = run["learning_curve"]
     key, _ = METRICS[metric]
     steps = [point["step"] for point in points]
@@ -149,28 +161,15 @@ def _draw_labels(axes: Any, labels: list[_Label]) -> None:
         )
 
 
-def _finish(axes: Any, run: dict[str, Any], metric: str) -> None:
+def _finish(axes: Any, run: Mapping[str, Any], metric: str, theme: Theme) -> None:
     _, name = METRICS[metric]
     if metric == "success":
         axes.set_ylim(0, 1.03)
     axes.margins(x=0.02)
-    axes.set_xlabel("optimizer step", color=_MUTED)
-    axes.set_ylabel(name, color=_MUTED)
     episodes = run["learning_curve"][-1]["episodes"]
     title = (
         f"{name.capitalize()} on {episodes} held-out tasks, {run['environment'].rpartition('/')[2]} (95 % interval)"
     )
     if data := run.get("data"):  # which world it was, such as a synthetic one
         title += f"\n{data.partition(':')[0]}"
-    axes.set_title(
-        title,
-        color=_INK,
-        loc="left",
-        fontsize=11,
-        pad=12,
-    )
-    axes.grid(axis="y", color=_MUTED, alpha=0.2, linewidth=0.8)
-    axes.tick_params(colors=_MUTED, length=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_MUTED)
+    finish_chart(axes, theme, title=title, x_label="optimizer step", y_label=name)

@@ -19,7 +19,7 @@ _EXTRAS = {  # extra -> what it is for
     "openenv": "environments served by OpenEnv (planned)",
     "textarena": "TextArena's games (planned)",
     "space": "the demo Space (planned)",
-    "report": "learning curves (`turnppo report`)",
+    "report": "pictures: learning curves (`turnppo report`), calibration, replays",
     "trackio": "experiment tracking (report_to: trackio)",
     "test": "the tests",
     "dev": "the tests and `make check`",

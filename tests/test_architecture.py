@@ -19,8 +19,8 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_OWN_FIELDS = 500, 80, 40
 LAYERS = (
     ("environments", "trajectory", "advantages", "losses", "chat", "doctor", "release", "wheel", "_trl"),
     ("batch", "config", "evaluation", "generation", "hub", "metrics", "pictures", "play", "trajectory_log"),
-    ("actor_critic", "calibration", "credit", "evaluate_metrics", "replay", "report", "rollout", "run_config"),
-    ("checkpoint", "loading", "model_folder", "run_record", "trajectory_dataset", "update"),
+    ("actor_critic", "calibration", "credit", "replay", "report", "rollout", "run_config"),
+    ("checkpoint", "evaluate_metrics", "loading", "model_folder", "run_record", "trajectory_dataset", "update"),
     ("card_text",),
     ("card_pictures",),
     ("card",),

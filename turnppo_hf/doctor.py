@@ -20,6 +20,7 @@ _EXTRAS = {  # extra -> what it is for
     "textarena": "TextArena's games (planned)",
     "space": "the demo Space (planned)",
     "report": "pictures: learning curves (`turnppo report`), calibration, replays",
+    "evaluate": "the metric `agent_episodes` of Hugging Face's evaluate",
     "trackio": "experiment tracking (report_to: trackio)",
     "test": "the tests",
     "dev": "the tests and `make check`",

@@ -68,6 +68,12 @@ def wilson_interval(successes: float, trials: int, confidence: float = 0.95) -> 
     return low, 1.0 if successes == trials else (center + spread) / scale
 
 
+def mean_with_error(numbers: Sequence[float]) -> tuple[float, float]:
+    """Return the mean of at least one number and its standard error, which is NaN for one number."""
+    error = stdev(numbers) / math.sqrt(len(numbers)) if len(numbers) > 1 else math.nan
+    return fmean(numbers), error
+
+
 def summarize(trajectories: Sequence[Trajectory]) -> Summary:
     """
     Summarise episodes.
@@ -80,7 +86,7 @@ def summarize(trajectories: Sequence[Trajectory]) -> Summary:
         reason = f" The first failure: {trajectories[0].error}." if trajectories else ""
         raise ValueError(f"None of {len(trajectories)} episodes was played to its end, so there is no score.{reason}")
     turns = [turn for trajectory in played for turn in trajectory.turns]
-    returns = [trajectory.total_reward for trajectory in played]
+    mean_return, return_error = mean_with_error([trajectory.total_reward for trajectory in played])
     solved = low = high = None
     if any(trajectory.solved or "solved" in trajectory.metrics for trajectory in played):
         solved = sum(trajectory.solved for trajectory in played)
@@ -92,8 +98,8 @@ def summarize(trajectories: Sequence[Trajectory]) -> Summary:
         success_rate=None if solved is None else solved / len(played),
         success_low=low,
         success_high=high,
-        mean_return=fmean(returns),
-        return_error=stdev(returns) / math.sqrt(len(returns)) if len(returns) > 1 else math.nan,
+        mean_return=mean_return,
+        return_error=return_error,
         mean_penalty=fmean(trajectory.total_penalty for trajectory in played),
         mean_turns=len(turns) / len(played),
         invalid_turns=sum(not turn.action or turn.penalty < 0 for turn in turns) / max(len(turns), 1),

@@ -1,0 +1,1 @@
+"""The folder of the metric `agent_episodes`, for `evaluate.load`."""

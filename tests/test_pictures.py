@@ -102,7 +102,7 @@ def test_board_shows_each_cell_in_its_colors(theme: Theme) -> None:
 def test_cells_are_told_apart_without_color(theme: Theme) -> None:
     cells = [draw_board([symbol], 40, theme).convert("L") for symbol in SYMBOLS]
     for first, second in itertools.combinations(cells, 2):
-        pairs = zip(first.get_flattened_data(), second.get_flattened_data(), strict=True)
+        pairs = zip(first.tobytes(), second.tobytes(), strict=True)
         assert sum(abs(a - b) > 25 for a, b in pairs) > 0.04 * 1600
 
 

@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
 from tests.test_trainer import moved, tasks, weights
-from turnppo_hf.checkpoint import load_networks, read_record
+from turnppo_hf.checkpoint import load_networks
+from turnppo_hf.release import read_record
 
 
 def test_checkpoint_is_read_by_plain_transformers(make_trainer, tmp_path):

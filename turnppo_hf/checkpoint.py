@@ -15,10 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from turnppo_hf.actor_critic import ActorCritic
 from turnppo_hf.batch import TurnBatch, check_turn_ids
 from turnppo_hf.credit import Credit
-
-CRITIC_FOLDER = "critic"
-RECORD_FILE = "turnppo.json"
-SCHEMA_VERSION = 1
+from turnppo_hf.release import CRITIC_FOLDER, RECORD_FILE, SCHEMA_VERSION
 
 
 def save_networks(model: ActorCritic, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any], folder: str) -> None:
@@ -49,25 +46,6 @@ def load_networks(model: ActorCritic, folder: str) -> None:
                 "folder that this trainer saved, or start anew from it with `model=`."
             )
         network.load_state_dict(type(network).from_pretrained(part, dtype=network.dtype).state_dict())
-
-
-def read_record(folder: str) -> dict[str, Any]:
-    """
-    Read `turnppo.json` of a checkpoint; empty where there is none.
-
-    Raises:
-        `ValueError`: it was written by a newer version.
-    """
-    path = Path(folder) / RECORD_FILE
-    if not path.exists():
-        return {}
-    record: dict[str, Any] = json.loads(path.read_text())
-    if record.get("schema_version", 0) > SCHEMA_VERSION:
-        raise ValueError(
-            f"{path} has schema version {record['schema_version']}, this version reads up to {SCHEMA_VERSION}. "
-            "Upgrade turnppo-hf."
-        )
-    return record
 
 
 @dataclass

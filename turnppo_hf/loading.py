@@ -15,7 +15,11 @@ from turnppo_hf._trl import RepeatSampler, create_model_from_path
 from turnppo_hf.actor_critic import critic_from_actor, disable_dropout
 from turnppo_hf.config import TurnPPOConfig
 from turnppo_hf.environments import make_environment
+from turnppo_hf.release import check_critic
 from turnppo_hf.rollout import EnvironmentPool
+
+# key of the record -> attribute by which an environment describes itself
+_SELF_DESCRIPTION = {"environment_version": "version", "action_grammar": "action_grammar", "data": "data_label"}
 
 EnvironmentFactory = str | Callable[[], gymnasium.Env]
 
@@ -105,14 +109,7 @@ def load_critic(value_model: str | PreTrainedModel | None, actor: PreTrainedMode
         critic = create_model_from_path(
             value_model, AutoModelForTokenClassification, device_map=None, num_labels=1, dtype=actor.dtype
         )
-    sizes = critic.config.num_labels, critic.config.get_text_config().vocab_size
-    wanted = 1, actor.config.get_text_config().vocab_size
-    if sizes != wanted:
-        raise ValueError(
-            f"`value_model` has {sizes[0]} labels and a vocabulary of {sizes[1]}, but the critic needs {wanted[0]} "
-            f"and the actor's {wanted[1]}: it reads the actor's own tokens. Load it with num_labels=1 from the same "
-            "family."
-        )
+    check_critic(critic.config.to_dict(), actor.config.to_dict(), "`value_model`")
     disable_dropout(critic)
     return critic
 
@@ -125,8 +122,8 @@ def open_environments(
 
     Returns:
         `tuple`: the pool, its names with the default first, and what a checkpoint records: `environment`,
-        `environment_kwargs` of the default environment where Gymnasium knows them, and as `data` what it says of its
-        data in its attribute `data_label`.
+        `environment_kwargs` of the default environment where Gymnasium knows them, and what the environment says of
+        itself in its attributes `version`, `action_grammar` and `data_label`.
 
     Raises:
         `ValueError`: no factory, or an unknown Gymnasium id.
@@ -150,8 +147,9 @@ def open_environments(
         spec = getattr(environment, "spec", None)
         if number == 0 and spec is not None:
             record = {"environment": spec.id, "environment_kwargs": dict(spec.kwargs)}
-            if label := getattr(environment.unwrapped, "data_label", ""):
-                record["data"] = label
+            for key, attribute in _SELF_DESCRIPTION.items():
+                if text := getattr(environment.unwrapped, attribute, ""):
+                    record[key] = str(text)
         pool.give_back(name, environment)
     return pool, list(named), record
 

@@ -418,4 +418,5 @@ class TurnPPOTrainer(SavingTrainer):
         if credit is not None and self.accelerator.num_processes == 1:
             played = record_credit(played, credit)
         print_turns(played, self.state.global_step, self.args.num_completions_to_print)
-        save_trajectories(played, Path(self.args.output_dir) / "trajectories", self.state.global_step)
+        file = Path(self.args.output_dir) / "trajectories" / f"trajectories_{self.state.global_step:05d}.parquet"
+        save_trajectories(played, file)

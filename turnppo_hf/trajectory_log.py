@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from datasets import Dataset
 
 from turnppo_hf._trl import print_prompt_completions_sample
 from turnppo_hf.trajectory import Trajectory
+
+_MAPPINGS = ("task", "metrics")
 
 
 def print_turns(trajectories: Sequence[Trajectory], step: int, num_rows: int | None = None) -> None:
@@ -32,9 +35,18 @@ def print_turns(trajectories: Sequence[Trajectory], step: int, num_rows: int | N
     )
 
 
-def save_trajectories(trajectories: Sequence[Trajectory], folder: Path, step: int) -> Path:
-    """Write `trajectories_<step>.parquet`, one row a trajectory as in `Trajectory.to_dict`, and return its path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"trajectories_{step:05d}.parquet"
-    Dataset.from_list([trajectory.to_dict() for trajectory in trajectories]).to_parquet(str(file))
-    return file
+def save_trajectories(trajectories: Sequence[Trajectory], file: Path) -> None:
+    """Write a Parquet file, one row a trajectory as in `Trajectory.to_dict`; `task` and `metrics` are JSON texts."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for trajectory in trajectories:
+        row = trajectory.to_dict()
+        # as columns, their keys would be those of every row, and Parquet refuses to have none
+        rows.append({**row, **{name: json.dumps(row[name], ensure_ascii=False) for name in _MAPPINGS}})
+    Dataset.from_list(rows).to_parquet(str(file))
+
+
+def read_trajectories(file: Path) -> list[Trajectory]:
+    """Read what `save_trajectories` wrote."""
+    rows = Dataset.from_parquet(str(file), keep_in_memory=True)
+    return [Trajectory.from_dict({**row, **{name: json.loads(row[name]) for name in _MAPPINGS}}) for row in rows]

@@ -243,6 +243,14 @@ class Sokoban(gymnasium.Env[str, str]):
         text = self._join(actions)
         return f"<answer>{text}</answer>" if self.action_format == "tags" else text
 
+    @property
+    def action_grammar(self) -> str:
+        """What an answer may be, in one line: for records and cards."""
+        names = " | ".join(ACTIONS)
+        actions = f'action{{1,{self.max_actions_per_turn}}} separated by "{_SEPARATORS[self.action_format]}"'
+        answer = f"<answer>{actions}</answer>" if self.action_format == "tags" else actions
+        return f"{answer}, action = {names}"
+
     def random_completion(self, rng: np.random.Generator) -> str:
         """A completion of as many actions as a turn takes, drawn uniformly: the random player's."""
         return self.completion(rng.integers(UP, RIGHT + 1, size=self.max_actions_per_turn).tolist())

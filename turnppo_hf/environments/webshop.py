@@ -234,6 +234,12 @@ class WebShop(gymnasium.Env[str, str]):
         """The completion that asks for a command: the inverse of `parse`."""
         return f"<answer>{command}</answer>" if self.action_format == "tags" else command
 
+    @property
+    def action_grammar(self) -> str:
+        """What an answer may be, in one line: for records and cards."""
+        answer = "<answer>command</answer>" if self.action_format == "tags" else "command"
+        return f"{answer}, command = search[words] | click[name on the page]"
+
     def random_completion(self, rng: np.random.Generator) -> str:
         """A click on something, or a search for three words of the wish, all equally likely: the random player's."""
         commands = [f"click[{name}]" for name in self.session.clickables() if name != "search"]

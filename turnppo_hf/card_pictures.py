@@ -1,0 +1,139 @@
+"""A run's record in, the pictures of its card out, and what each of them shows in words."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from turnppo_hf import card_text
+from turnppo_hf.calibration import CalibrationPoints, calibration_points, critic_calibration, explained_variance
+from turnppo_hf.pictures.theme import ThemeName
+from turnppo_hf.release import turn_discounts
+from turnppo_hf.replay import replay
+from turnppo_hf.report import ALGORITHM_NAMES, draw_learning_curve
+from turnppo_hf.run_record import RunRecord
+from turnppo_hf.trajectory import StopReason, Trajectory
+
+REPLAY = "replay.webp"
+_CURVE, _CALIBRATION = "assets/learning_curve-{}.png", "assets/calibration-{}.png"
+_THEMES: tuple[ThemeName, ...] = ("light", "dark")
+_SHOWN_TURNS = 3  # of an episode that is worth watching
+
+logger = logging.getLogger(__name__)
+
+
+def judge_critic(episodes: Sequence[Trajectory], record: Mapping[str, Any]) -> dict[str, float | None] | None:
+    """
+    Say how well the critic knew what would follow, for `results.json`.
+
+    Args:
+        episodes (`Sequence[Trajectory]`): With the critic's values.
+        record (`Mapping`): The agent's, for its discount.
+
+    Returns:
+        `dict`: `turns` whose return is known, `explained_variance` of these returns (None where they are all equal)
+        and the `discount` per turn; None where there is no critic, or no return is known.
+    """
+    points = _known_returns(episodes, record)
+    if points is None:
+        return None
+    share = explained_variance(points.returns, points.values)
+    discount, _ = turn_discounts(record)
+    return {
+        "turns": len(points.values),
+        "explained_variance": None if math.isnan(share) else share,
+        "discount": discount,
+    }
+
+
+def shown_episode(episodes: Sequence[Trajectory]) -> Trajectory | None:
+    """The first solved episode of some turns, else the first solved one, else the one with the highest return."""
+    played = [item for item in episodes if item.stop_reason is not StopReason.ERROR]
+    solved = [item for item in played if item.solved]
+    long = [item for item in solved if len(item.turns) >= _SHOWN_TURNS]
+    best = sorted(played, key=lambda item: -item.total_reward)
+    return next(iter([*long, *solved, *best]), None)
+
+
+def draw_pictures(run: RunRecord, folder: Path) -> None:
+    """
+    Draw learning curve, calibration of the critic and a replay, as far as the run recorded what they show.
+
+    Pictures of an agent without recorded episodes, such as one from the Hub, stay as they are. Without matplotlib none
+    is drawn, with a warning: a push must not fail for a picture.
+    """
+    discount, _ = turn_discounts(run.record)
+    try:
+        for theme in _THEMES:
+            if "learning_curve" in run.results:
+                draw_learning_curve(_curves(run), folder / _CURVE.format(theme), _metric(run), theme=theme)
+            if _known_returns(run.episodes, run.record) is not None:
+                critic_calibration(run.episodes, folder / _CALIBRATION.format(theme), gamma=discount, theme=theme)
+        if (episode := shown_episode(run.episodes)) is not None:
+            replay(episode, folder / REPLAY)
+    except ImportError as error:
+        logger.warning('The card gets no pictures: %s They come with pip install "turnppo-hf[report]".', error)
+
+
+def picture_facts(run: RunRecord, folder: Path) -> dict[str, Any]:
+    """Return what the card's template says about the pictures that are there."""
+
+    def is_drawn(name: str) -> bool:
+        return all((folder / name.format(theme)).exists() for theme in _THEMES)
+
+    critic = run.results.get("critic") or {}
+    share = critic.get("explained_variance")
+    facts: dict[str, Any] = {
+        "replay": run.results.get("shown_episode", "") if is_drawn(REPLAY) else "",
+        "has_curve": "learning_curve" in run.results and is_drawn(_CURVE),
+        "has_calibration": share is not None,
+        "is_calibration_drawn": is_drawn(_CALIBRATION),
+    }
+    if facts["has_curve"]:
+        facts["curve_alt"] = _curve_in_words(run)
+    if share is not None:
+        facts["calibration"] = (
+            f"Before each of {critic['turns']} turns of the held-out episodes the critic said a value; the return "
+            f"that followed (format penalties included, discount {critic['discount']:g} per turn) is known. The "
+            f"critic explains **{card_text.percent(share)}** of the variance of these returns (0 % is as good as a "
+            "constant)."
+        )
+        facts["calibration_alt"] = (
+            "Critic's value before each turn against the return that followed: it explains "
+            f"{card_text.percent(share)} of the variance over {critic['turns']} turns"
+        )
+    return facts
+
+
+def _known_returns(episodes: Sequence[Trajectory], record: Mapping[str, Any]) -> CalibrationPoints | None:
+    """What the critic said and what followed; None where there was no critic, or no episode has a known return."""
+    played = [item for item in episodes if item.stop_reason is not StopReason.ERROR]
+    whole = [item for item in played if not item.stop_reason.bootstraps]
+    if not whole or any(turn.value is None for item in whole for turn in item.turns):
+        return None
+    return calibration_points(episodes, turn_discounts(record)[0])
+
+
+def _curves(run: RunRecord) -> dict[str, Any]:
+    """Name the runs of the learning curve: the agent's own by its algorithm, further seeds of it by their seed."""
+    curves = {ALGORITHM_NAMES[run.algorithm]: run.results}
+    for other in run.comparison:
+        name = ALGORITHM_NAMES[other["algorithm"]]
+        curves[name if name not in curves else f"{name}, seed {other['seed']}"] = other
+    return curves
+
+
+def _metric(run: RunRecord) -> str:
+    return "return" if run.results["after"].get("success_rate") is None else "success"
+
+
+def _curve_in_words(run: RunRecord) -> str:
+    key = {"success": "success_rate", "return": "mean_return"}[_metric(run)]
+    points = run.results["learning_curve"]
+    return (
+        f"Held-out {'success' if key == 'success_rate' else 'return'} over training: {points[0][key]:.2f} at step "
+        f"{points[0]['step']}, {points[-1][key]:.2f} at step {points[-1]['step']}"
+    )

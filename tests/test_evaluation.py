@@ -10,9 +10,10 @@ import gymnasium
 import numpy as np
 import pytest
 
-from turnppo_hf.agent import TurnPPOAgent, find_model
+from turnppo_hf.agent import TurnPPOAgent
 from turnppo_hf.environments import make_environment
 from turnppo_hf.evaluation import comparison_table, reference_players, summarize, wilson_interval
+from turnppo_hf.model_folder import find_model
 from turnppo_hf.play import render_episode
 from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
@@ -34,7 +35,7 @@ def sokoban() -> gymnasium.Env:
 
 @pytest.fixture(scope="module")
 def agent() -> TurnPPOAgent:
-    return TurnPPOAgent.from_pretrained("tiny", "cpu")
+    return TurnPPOAgent.from_pretrained("tiny", device="cpu")
 
 
 def test_wilson_interval_of_half_of_ten() -> None:
@@ -148,23 +149,23 @@ def test_random_player_is_reproducible_and_only_offered_references_are_played() 
 
 def test_agent_plays_the_same_tasks_alike_alone_and_in_company(agent: TurnPPOAgent) -> None:
     tasks = [{"seed": seed} for seed in range(6)]
-    together = agent.play(sokoban, tasks, temperature=1.0)
-    alone = agent.play(sokoban, tasks[3:4], temperature=1.0)
+    together = agent.play_tasks(sokoban, tasks, temperature=1.0)
+    alone = agent.play_tasks(sokoban, tasks[3:4], temperature=1.0)
     assert [item.completion for item in together[3].turns] == [item.completion for item in alone[0].turns]
     assert [trajectory.seed for trajectory in together] == list(range(6))
-    hotter = agent.play(sokoban, tasks, temperature=3.0)
+    hotter = agent.play_tasks(sokoban, tasks, temperature=3.0)
     assert [item.turns for item in hotter] != [item.turns for item in together]
 
 
 def test_agent_follows_the_limits_of_its_record() -> None:
-    agent = TurnPPOAgent.from_pretrained("tiny", "cpu", {"limits": {"max_turns": 1}})
-    (trajectory,) = agent.play(sokoban, [{"seed": 0}])
+    agent = TurnPPOAgent.from_pretrained("tiny", device="cpu", record={"limits": {"max_turns": 1}})
+    (trajectory,) = agent.play_tasks(sokoban, [{"seed": 0}])
     assert (len(trajectory.turns), trajectory.stop_reason) == (1, StopReason.TURN_LIMIT)
 
 
 def test_agent_without_critic_leaves_values_open(agent: TurnPPOAgent) -> None:
-    (trajectory,) = agent.play(sokoban, [{"seed": 0}])
-    assert agent.with_values(trajectory) == trajectory
+    (trajectory,) = agent.play_tasks(sokoban, [{"seed": 0}])
+    assert agent.score([trajectory])[0] == trajectory
 
 
 def test_agent_reads_the_critic_at_the_last_prompt_token(agent: TurnPPOAgent) -> None:
@@ -175,8 +176,7 @@ def test_agent_reads_the_critic_at_the_last_prompt_token(agent: TurnPPOAgent) ->
     critic = critic_from_actor(agent.actor)
     torch.nn.init.normal_(critic.score.weight, generator=torch.Generator().manual_seed(0))
     judged = TurnPPOAgent(agent.actor, agent.chat.tokenizer, critic)
-    (trajectory,) = judged.play(sokoban, [{"seed": 1}])
-    turns = judged.with_values(trajectory).turns
+    turns = judged.play(sokoban, seed=1).turns
     for item in turns:
         whole = torch.tensor([[*item.prompt_ids, *item.completion_ids]])
         expected = critic(input_ids=whole).logits[0, len(item.prompt_ids) - 1, 0]

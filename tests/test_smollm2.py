@@ -79,7 +79,7 @@ def test_smollm2_plays_ten_goals_of_the_real_webshop(smollm2, shared_data, capsy
     )
     environment = partial(make_environment, "turnppo_hf/WebShop-v0", data=shared_data / "webshop", max_turns=6)
     tasks = [{"seed": number, "goal": 50 * number} for number in range(10)]  # of the test split
-    trajectories = agent.play(environment, tasks, temperature=0.0, name="webshop")
+    trajectories = agent.play_tasks(environment, tasks, temperature=0.0, name="webshop")
     goals = environment().unwrapped.world.goals
     for task, trajectory in zip(tasks, trajectories, strict=True):
         assert trajectory.stop_reason in (StopReason.TERMINATED, StopReason.SOLVED, StopReason.TASK_BUDGET)

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from turnppo_hf.agent import TurnPPOAgent, find_model
+from turnppo_hf.agent import TurnPPOAgent
 from turnppo_hf.cli import main
 from turnppo_hf.environments import make_environment
 from turnppo_hf.evaluation import summarize
 from turnppo_hf.loading import open_environments
 from turnppo_hf.metrics import rollout_metrics
+from turnppo_hf.model_folder import find_model
 
 CONFIG = Path(__file__).parents[1] / "trainer_configs" / "webshop_cpu.yaml"
 
@@ -70,7 +71,7 @@ def play(count: int, **kwargs: Any) -> list[Any]:
     agent = TurnPPOAgent.from_pretrained("tiny-webshop", device="cpu")
     record = {**agent.record["environment_kwargs"], "split": "test", **kwargs}
     tasks = [{"seed": 1_000_000 + number} for number in range(count)]
-    return agent.play(lambda: make_environment("turnppo_hf/WebShop-v0", **record), tasks, temperature=1.0)
+    return agent.play_tasks(lambda: make_environment("turnppo_hf/WebShop-v0", **record), tasks, temperature=1.0)
 
 
 def test_packaged_shopper_buys_and_leaves_room_to_learn() -> None:
@@ -95,5 +96,5 @@ def test_packaged_shopper_is_recorded_with_its_environment() -> None:
 def test_trajectories_of_other_environments_log_no_such_share() -> None:
     agent = TurnPPOAgent.from_pretrained("tiny", device="cpu")
     kwargs = agent.record["environment_kwargs"]
-    played = agent.play(lambda: make_environment("turnppo_hf/Sokoban-v0", **kwargs), [{"seed": 1}])
+    played = agent.play_tasks(lambda: make_environment("turnppo_hf/Sokoban-v0", **kwargs), [{"seed": 1}])
     assert "synthetic" not in rollout_metrics(played)

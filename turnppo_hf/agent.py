@@ -1,37 +1,50 @@
-"""A checkpoint in, an agent out: it plays episodes and says what it expects from each of its turns."""
+"""A checkpoint or repository in, an agent out: it plays episodes and says what it expects from each of its turns."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from importlib.resources import files
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from huggingface_hub import ModelCard, ModelHubMixin
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from turnppo_hf.chat import Chat
-from turnppo_hf.checkpoint import CRITIC_FOLDER, read_record
+from turnppo_hf.actor_critic import ActorCritic
+from turnppo_hf.batch import stack
+from turnppo_hf.card import prepare_release, render_card
+from turnppo_hf.chat import Chat, Message, Prompt
+from turnppo_hf.checkpoint import save_networks
+from turnppo_hf.credit import Credit, assign_credit, record_credit
+from turnppo_hf.environments import full_id, make_environment
 from turnppo_hf.generation.transformers_generator import TransformersGenerator
+from turnppo_hf.hub import create_repository, push_folder, read_card
+from turnppo_hf.model_folder import find_model, load_agent_networks
+from turnppo_hf.release import CRITIC_FOLDER, EVIDENCE_FILES, ReleaseError, check_folder, read_record, turn_discounts
 from turnppo_hf.rollout import EnvironmentPool, Episode, Limits, collect_trajectories
-from turnppo_hf.trajectory import Trajectory
+from turnppo_hf.trajectory import StopReason, Trajectory
 
-EMBEDDED_MODELS = {"tiny": "sokoban_tiny", "tiny-webshop": "webshop_tiny"}  # name -> folder in turnppo_hf/models
+_SCORED_TOKENS = 16384  # padded tokens of one forward of the critic
+
+EnvironmentSource = str | Callable[[], gymnasium.Env[str, str]]
 
 
-class TurnPPOAgent:
+class TurnPPOAgent(ModelHubMixin):
     """
     An actor that plays text environments, with its critic where there is one.
+
+    Example:
+    ```python
+    from turnppo_hf import TurnPPOAgent
+
+    agent = TurnPPOAgent.from_pretrained("tiny-trained")
+    trajectory = agent.play(seed=1_000_000)
+    print(trajectory.solved, agent.values(trajectory))
+    ```
 
     Args:
         actor ([`~transformers.PreTrainedModel`]):
@@ -41,7 +54,9 @@ class TurnPPOAgent:
         critic ([`~transformers.PreTrainedModel`], *optional*):
             Token classifier with one label: V of the state that ends with a token.
         record (`Mapping`, *optional*):
-            `turnppo.json` of the checkpoint: environment, limits, chat template arguments.
+            `turnppo.json` of the checkpoint: environment, limits, sampling, chat template arguments.
+        folder (`Path`, *optional*):
+            Where it was loaded from; its card and evidence are copied when the agent is saved elsewhere.
     """
 
     def __init__(
@@ -50,45 +65,158 @@ class TurnPPOAgent:
         tokenizer: PreTrainedTokenizerBase,
         critic: PreTrainedModel | None = None,
         record: Mapping[str, Any] | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.actor = actor
         self.critic = critic
         self.record = dict(record or {})
+        self.folder = folder
         self.chat = Chat(tokenizer, self.record.get("chat_template_kwargs"))
+        self._hub_mixin_config = None  # else the mixin would write the arguments above as the model's config.json
 
     @classmethod
-    def from_pretrained(
-        cls, model: str, device: torch.device | str | None = None, record: Mapping[str, Any] | None = None
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        device: torch.device | str | None = None,
+        record: Mapping[str, Any] | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
     ) -> TurnPPOAgent:
         """
-        Load an agent.
+        Load an agent. Weights are read from safetensors only, and no code of the repository is run.
 
         Args:
-            model (`str`):
-                Folder that the trainer saved, any causal language model on the Hub or in a folder, `"tiny"` or
-                `"tiny-webshop"`.
+            pretrained_model_name_or_path (`str` or `Path`):
+                Repository on the Hub, folder that the trainer saved, any causal language model with a chat template,
+                or the name of an actor in the package: `"tiny"`, `"tiny-webshop"`, `"tiny-trained"`.
+            revision (`str`, *optional*):
+                Branch, tag or commit; both networks are those of this one commit.
             device (`torch.device` or `str`, *optional*):
                 Defaults to the accelerator where there is one.
             record (`Mapping`, *optional*):
                 What to use instead of the same keys of `turnppo.json`.
+            token, cache_dir, force_download, local_files_only (*optional*):
+                As in [`~huggingface_hub.snapshot_download`].
 
         Raises:
-            `ValueError`: there is no such model, or its tokenizer has no chat template.
+            `ReleaseError`: there is no such model, or it has to be refused.
+            `ValueError`: its tokenizer has no chat template.
         """
-        folder = find_model(model)
+        name = str(pretrained_model_name_or_path)
+        folder = find_model(
+            name,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
+        check_folder(folder, name)
+        known = read_record(folder)
         if device is None:
             device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
         # on CPU a checkpoint in half precision would be slow, and its greedy choices would differ from the trainer's
         dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
-        actor = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
-        critic = None
-        if (folder / CRITIC_FOLDER).is_dir():
-            critic = AutoModelForTokenClassification.from_pretrained(folder / CRITIC_FOLDER, dtype=dtype)
-            critic = critic.to(device).eval()
+        actor, critic = load_agent_networks(folder, dtype)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        return cls(actor, tokenizer, critic, {**read_record(str(folder)), **(record or {})})
+        return cls(
+            actor.to(device),
+            tokenizer,
+            None if critic is None else critic.to(device),
+            {**known, **(record or {})},
+            folder,
+        )
+
+    def act(self, observation: str | Sequence[Message], *, temperature: float | None = None, seed: int = 0) -> str:
+        """
+        Answer an observation, or the last one of a conversation.
+
+        Args:
+            observation (`str` or `Sequence[dict]`):
+                What the environment shows, or messages with `role` and `content` that end with the user's.
+            temperature (`float`, *optional*):
+                0 is greedy; by default the one that the agent was evaluated with.
+            seed (`int`, *optional*, defaults to `0`):
+                Seeds the sampling: the same history and seed give the same answer.
+
+        Returns:
+            `str`: the response, what an environment's `step` takes.
+        """
+        prompt = self._prompts(observation)[-1]
+        generator = self._generator(self._temperature(temperature))
+        limits = self._limits
+        room = limits.max_completion_length
+        if limits.max_context is not None:
+            room = min(room, limits.max_context - len(prompt.ids))
+        if room < 1:
+            raise ValueError(
+                f"The conversation has {len(prompt.ids)} tokens, but the model reads {limits.max_context} at most, so "
+                "no response fits. Shorten it."
+            )
+        room = min(room, limits.max_turn_length or room)
+        generator.submit(0, prompt.ids, max_new_tokens=room, seed=seed)
+        (completion,) = generator.collect()
+        return self.chat.content(completion.completion_ids)
+
+    @torch.no_grad()
+    def values(self, history: str | Sequence[Message] | Trajectory) -> list[float]:
+        """
+        Return V of each state in which the agent acts: what it expected, before each of its turns.
+
+        Args:
+            history (`str`, `Sequence[dict]` or `Trajectory`):
+                An observation (one value), messages (a value at each of the user's), or an episode (one per turn,
+                read at exactly the tokens that were sampled).
+
+        Raises:
+            `ValueError`: the agent has no critic.
+        """
+        if isinstance(history, Trajectory):
+            self._need_critic()
+            (scored,) = self.score([history])
+            return [float(turn.value) for turn in scored.turns if turn.value is not None]
+        critic = self._need_critic()
+        found = []
+        for prompt in self._prompts(history):
+            ids = torch.tensor([prompt.ids], device=critic.device)
+            found.append(float(critic(input_ids=ids, use_cache=False).logits[0, -1, 0]))
+        return found
 
     def play(
+        self,
+        environment: EnvironmentSource | None = None,
+        seed: int = 0,
+        *,
+        options: Mapping[str, Any] | None = None,
+        temperature: float | None = None,
+    ) -> Trajectory:
+        """
+        Play one episode.
+
+        Args:
+            environment (`str` or `Callable`, *optional*):
+                Gymnasium id, or a callable that builds an environment with Text spaces; by default the held-out one
+                that the agent was judged in.
+            seed (`int`, *optional*, defaults to `0`):
+                Of the environment and the sampling.
+            options (`Mapping`, *optional*):
+                Of the environment's reset, such as a level.
+            temperature (`float`, *optional*):
+                0 is greedy; by default the one that the agent was evaluated with.
+
+        Returns:
+            [`Trajectory`]: with the critic's value, advantage and return of each turn where there is a critic.
+        """
+        name, factory = self.environment(environment)
+        task = {**(options or {}), "seed": seed}
+        return self.score(self.play_tasks(factory, [task], temperature=self._temperature(temperature), name=name))[0]
+
+    def play_tasks(
         self,
         environment: Callable[[], gymnasium.Env],
         tasks: Sequence[Mapping[str, Any]],
@@ -99,7 +227,7 @@ class TurnPPOAgent:
         on_finished: Callable[[Trajectory], None] | None = None,
     ) -> list[Trajectory]:
         """
-        Play one episode of each task.
+        Play one episode of each task, many at a time.
 
         Args:
             environment (`Callable`):
@@ -116,60 +244,180 @@ class TurnPPOAgent:
                 Called with each trajectory when it ends.
 
         Returns:
-            `list[Trajectory]`: in the order of `tasks`.
+            `list[Trajectory]`: in the order of `tasks`, without values: see `score`.
         """
-        generator = TransformersGenerator.for_chat(
-            self.actor,
-            self.chat.tokenizer,
-            temperature=temperature,
-            max_parallel_episodes=max_parallel_episodes,
-        )
-        max_context = getattr(self.actor.config.get_text_config(), "max_position_embeddings", None)
-        limits = Limits(**self.record.get("limits", {}), max_context=max_context)
+        generator = self._generator(temperature, max_parallel_episodes)
         episodes = [Episode(task, name, seed=task["seed"], sampling_seed=task["seed"]) for task in tasks]
         pool = EnvironmentPool({name: environment})
         try:
-            return collect_trajectories(episodes, pool, generator, self.chat, limits, on_finished)
+            return collect_trajectories(episodes, pool, generator, self.chat, self._limits, on_finished)
         finally:
             pool.close()
 
     @torch.no_grad()
-    def with_values(self, trajectory: Trajectory) -> Trajectory:
-        """Return the trajectory with the critic's V of each turn's state, as it is where there is no critic."""
-        if self.critic is None:
-            return trajectory
-        turns = []
-        for turn in trajectory.turns:
-            prompt = torch.tensor([turn.prompt_ids], device=self.critic.device)
-            value = self.critic(input_ids=prompt, use_cache=False).logits[0, -1, 0]
-            turns.append(replace(turn, value=float(value)))
-        return replace(trajectory, turns=tuple(turns))
+    def score(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+        """
+        Write the critic's value and the advantage and return of turn-level GAE into each turn.
 
+        Gamma and lambda are the record's; they are 1 for an agent of token PPO, whose critic learned such returns.
+        Without a critic, and for failed episodes, trajectories stay as they are.
+        """
+        played = [item for item in trajectories if item.stop_reason is not StopReason.ERROR]
+        if self.critic is None or not played:
+            return list(trajectories)
+        gamma, lam = turn_discounts(self.record)
+        batch = stack(played).to(self.critic.device)
+        networks = ActorCritic(self.actor, self.critic)
+        parts = []
+        for group in batch.micro_batches(_SCORED_TOKENS):
+            part = batch.select(group)
+            values = networks("critic", part)
+            parts.append((group, assign_credit(part, values, algorithm="turn_ppo", gamma=gamma, lam=lam)))
+        scored = iter(record_credit(played, Credit.merge(parts, len(batch))))
+        return [item if item.stop_reason is StopReason.ERROR else next(scored) for item in trajectories]
 
-def find_model(model: str) -> Path:
-    """
-    Return the folder of a model: the embedded one, a local one, or a snapshot from the Hub.
+    def environment(
+        self, environment: EnvironmentSource | None = None, **kwargs: Any
+    ) -> tuple[str, partial[gymnasium.Env[str, str]]]:
+        """
+        Choose an environment: the one given, else the held-out one of the record.
 
-    Raises:
-        `ValueError`: there is none.
-    """
-    if model in EMBEDDED_MODELS:
-        return Path(str(files("turnppo_hf") / "models" / EMBEDDED_MODELS[model]))
-    folder = Path(model)
-    if folder.is_dir():
-        if not (folder / "config.json").exists():
-            raise ValueError(
-                f"The folder {model!r} holds no config.json, so it is no model. Name the folder that a run saved (its "
-                "`output_dir`, or a checkpoint in it)."
+        Args:
+            environment (`str` or `Callable`, *optional*): Gymnasium id, or what builds an environment.
+            kwargs: Arguments of the environment, on top of the record's where it is the record's.
+
+        Returns:
+            `tuple[str, functools.partial]`: its name, and what builds one, with all arguments in `keywords`.
+
+        Raises:
+            `ReleaseError`: the record names none, or one that cannot be built here.
+        """
+        if environment is not None and not isinstance(environment, str):
+            return getattr(environment, "__name__", type(environment).__name__), partial(environment, **kwargs)
+        recorded = self.record.get("environment")
+        name = full_id(environment) if environment else recorded
+        if name is None:
+            raise ReleaseError(
+                f"The model {self.actor.name_or_path!r} does not say which environment it plays: it has no "
+                "turnppo.json, or played one that Gymnasium does not know. Name one, such as turnppo_hf/Sokoban-v0."
             )
-        return folder
-    try:
-        # weights in safetensors and text only: nothing that is loaded can carry code
-        patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
-        return Path(snapshot_download(model, allow_patterns=patterns, ignore_patterns=["checkpoint-*"]))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
+        if environment is None and ":" in name:
+            raise ReleaseError(
+                f"The model's record names the environment {name!r}, which would import the module "
+                f"{name.partition(':')[0]!r} on this machine. Name the environment yourself if you trust it."
+            )
+        if name == recorded:
+            held_out = self.record.get("evaluation", {}).get("environment_kwargs", {})
+            kwargs = {**self.record.get("environment_kwargs", {}), **held_out, **kwargs}
+        factory = partial(make_environment, name, **kwargs)
+        factory().close()  # so that a mistake shows here
+        return name, factory
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        networks = ActorCritic(self.actor, self.critic)
+        record = {name: value for name, value in self.record.items() if name != "schema_version"}
+        save_networks(networks, self.chat.tokenizer, record, str(save_directory))
+        for path in _evidence(self.folder):
+            assert self.folder is not None
+            target = save_directory / path.relative_to(self.folder)
+            if target.resolve() != path.resolve():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+
+    def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
+        """Return the card that says what is known of this agent: the one it came with, else one from its record."""
+        if self.folder is not None and (self.folder / "README.md").exists():
+            return ModelCard.load(self.folder / "README.md")
+        with tempfile.TemporaryDirectory() as folder:
+            self._save_pretrained(Path(folder))
+            return ModelCard(render_card(Path(folder)))
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload agent",
+        private: bool | None = None,
+        token: str | None = None,
+        branch: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """
+        Push actor, critic, tokenizer, record and card as one commit, and return its address.
+
+        Raises:
+            `PushError`: nothing was committed; the message says why.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            namespaced = create_repository(repo_id, token=token, private=private) if not create_pr else repo_id
+            prepare_release(folder, namespaced, published=read_card(namespaced, token=token, revision=branch))
+            commit = push_folder(
+                folder,
+                repo_id,
+                message=commit_message,
+                private=private,
+                token=token,
+                revision=branch,
+                create_pr=create_pr,
+            )
+        return str(commit.pr_url or commit.commit_url)
+
+    def _need_critic(self) -> PreTrainedModel:
+        if self.critic is None:
+            algorithm = self.record.get("algorithm")
+            why = (
+                f"it was trained with {algorithm}, which has none"
+                if algorithm in ("grpo", "rloo")
+                else f"there is no folder `{CRITIC_FOLDER}` beside the actor"
+            )
+            raise ValueError(
+                f"The agent {self.actor.name_or_path!r} has no critic ({why}), so it cannot say what it expects. It "
+                "plays all the same; values need an agent trained with turn_ppo or token_ppo."
+            )
+        return self.critic
+
+    def _prompts(self, history: str | Sequence[Message]) -> list[Prompt]:
+        """Render what the model reads before each of its turns in a conversation."""
+        if isinstance(history, str):
+            return [self.chat.start(history)]
+        if not history or history[-1]["role"] != "user":
+            raise ValueError(
+                "The history does not end with a message of the user, so there is nothing to answer. Append the "
+                'environment\'s observation as {"role": "user", "content": ...}.'
+            )
+        ends = [number for number, message in enumerate(history) if message["role"] == "user"]
+        return [self.chat.start(history[end]["content"], _without_user_end(history[:end])) for end in ends]
+
+    def _generator(self, temperature: float, max_parallel_episodes: int = 256) -> TransformersGenerator:
+        sampling = self.record.get("sampling", {})
+        return TransformersGenerator.for_chat(
+            self.actor,
+            self.chat.tokenizer,
+            temperature=temperature,
+            top_p=sampling.get("top_p", 1.0),
+            top_k=sampling.get("top_k", 0),
+            max_parallel_episodes=max_parallel_episodes,
+        )
+
+    def _temperature(self, wanted: float | None) -> float:
+        return float(self.record.get("evaluation", {}).get("temperature", 0.0) if wanted is None else wanted)
+
+    @property
+    def _limits(self) -> Limits:
+        max_context = getattr(self.actor.config.get_text_config(), "max_position_embeddings", None)
+        return Limits(**self.record.get("limits", {}), max_context=max_context)
+
+
+def _without_user_end(messages: Sequence[Message]) -> Sequence[Message]:
+    """Refuse two messages of the user in a row, which `Chat.start` would join."""
+    if messages and messages[-1]["role"] == "user":
         raise ValueError(
-            f"{model!r} is no folder here and no model that the Hub gives ({reason}). Name the folder of a run, a "
-            "model id on the Hub, or `tiny` or `tiny-webshop` for the actors in the package."
-        ) from error
+            "The history has two messages of the user in a row, so it is unclear what the agent answered. Join them, "
+            "or put the agent's answer between them."
+        )
+    return messages
+
+
+def _evidence(folder: Path | None) -> list[Path]:
+    return [] if folder is None else [path for pattern in EVIDENCE_FILES for path in sorted(folder.glob(pattern))]

@@ -181,7 +181,7 @@ def _check_turns(trajectories: Sequence[Trajectory]) -> None:
         raise ValueError(
             f"{missing} of {len(turns)} turns have no critic's value. Nothing stands against their returns; agents of "
             "GRPO and RLOO have no critic at all. Pass episodes that an agent with a critic has scored "
-            "(TurnPPOAgent.with_values)."
+            "(TurnPPOAgent.score)."
         )
     wrong = [turn for turn in turns if not all(map(math.isfinite, (turn.value or 0.0, turn.reward, turn.penalty)))]
     if wrong:

@@ -20,6 +20,18 @@ class Prompt:
     messages: tuple[Message, ...]
 
 
+def open_conversation(observation: str, messages: str | Sequence[Message] = ()) -> list[Message]:
+    """Return the messages that a first response answers; the arguments are those of `Chat.start`."""
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    opening = [dict(message) for message in messages]
+    if opening and opening[-1]["role"] == "user":
+        opening[-1]["content"] += observation
+    else:
+        opening.append({"role": "user", "content": observation})
+    return opening
+
+
 class Chat:
     """
     Renders a conversation through the tokenizer's chat template, turn by turn.
@@ -47,20 +59,17 @@ class Chat:
         self.tokenizer = tokenizer
         self.template_kwargs = dict(template_kwargs or {})
 
-    def start(self, observation: str, messages: Sequence[Message] = ()) -> Prompt:
+    def start(self, observation: str, messages: str | Sequence[Message] = ()) -> Prompt:
         """
         Open a conversation.
 
         Args:
             observation (`str`): The environment's first text. It is appended to the last message where that is the
                 user's (as TRL does with `prompt` and `reset`), else it is a user message of its own.
-            messages (`Sequence[dict]`, *optional*): The task's own `prompt`, such as a system message.
+            messages (`str` or `Sequence[dict]`, *optional*): The task's own `prompt`, such as a system message; a
+                text is the user's.
         """
-        opening = [dict(message) for message in messages]
-        if opening and opening[-1]["role"] == "user":
-            opening[-1]["content"] += observation
-        else:
-            opening.append({"role": "user", "content": observation})
+        opening = open_conversation(observation, messages)
         text = self._render(opening)
         return Prompt(tuple(self._encode(text)), text, tuple(opening))
 

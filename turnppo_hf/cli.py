@@ -6,26 +6,31 @@ import argparse
 import difflib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from turnppo_hf.release import PushError
 from turnppo_hf.trajectory import FailedEpisodesError
 
 if TYPE_CHECKING:
     import gymnasium
 
     from turnppo_hf.agent import TurnPPOAgent
+    from turnppo_hf.evaluation import Summary
+    from turnppo_hf.trajectory import Trajectory
 
-COMMANDS = ("train", "evaluate", "play", "report", "webshop", "doctor")
+COMMANDS = ("train", "evaluate", "play", "card", "push", "report", "webshop", "doctor")
 
 # what users can cause; anything else is a mistake of ours and keeps its traceback
-_USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FailedEpisodesError)
+_USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FailedEpisodesError, PushError)
 _EPILOG = (
     "turnppo COMMAND --help tells a command's arguments. turnppo --debug COMMAND shows the traceback of an error."
 )
 _MODEL_HELP = (
-    "folder that a run saved, model id on the Hub, or tiny (Sokoban) or tiny-webshop for the actors in the package"
+    "folder that a run saved, model id on the Hub, or tiny-trained (Sokoban, with critic), tiny (where its training "
+    "began) or tiny-webshop for the actors in the package"
 )
 
 
@@ -95,12 +100,32 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--seed", type=int, help="first seed, counting up (default: the run's own, or 1000000)")
     evaluate.add_argument("--temperature", type=float, help="0 is greedy (default: the run's own, or 0)")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    evaluate.add_argument("--revision", help="branch, tag or commit on the Hub (default: the main branch)")
+    evaluate.add_argument(
+        "--push", action="store_true", help="add the result to the model's repository: in another's, as a pull request"
+    )
 
     play = _command(commands, "play", _play, "watch one episode, or play it yourself")
     play.add_argument("model", nargs="?", help=f"{_MODEL_HELP}; without one, you play")
     _add_environment(play)
     play.add_argument("--seed", type=int, default=1_000_000, help="of the environment and the sampling (%(default)s)")
     play.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (%(default)s)")
+
+    card = _command(commands, "card", _card, "write a run's model card and pictures from what it recorded")
+    card.add_argument("run_folder", metavar="RUN", help="folder of a run, or a checkpoint in it")
+    card.add_argument("--repo_id", help="where it will be pushed, for the commands in the card")
+    card.add_argument(
+        "--compare", nargs="+", default=[], metavar="RUN", help="runs on the same held-out tasks to show beside it"
+    )
+
+    push = _command(commands, "push", _push, "push an agent with its card to the Hub")
+    push.add_argument("run_folder", metavar="RUN", help="folder of a run, a checkpoint in it, or tiny-trained")
+    push.add_argument("repo_id", help="name, or namespace/name")
+    push.add_argument("--private", action="store_true", default=None, help="create it as a private repository")
+    push.add_argument("--revision", help="branch (default: main)")
+    push.add_argument("--create_pr", action="store_true", help="open a pull request instead of a commit")
+    push.add_argument("--message", default="Upload agent", help="title of the commit (%(default)s)")
+    push.add_argument("--episodes", metavar="DATASET", help="push the held-out episodes to this dataset, too")
 
     report = _command(commands, "report", _report, "draw learning curves of finished runs")
     report.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or its results.json")
@@ -163,38 +188,69 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from turnppo_hf.agent import TurnPPOAgent
-    from turnppo_hf.evaluation import comparison_table, reference_players, summarize
+    from turnppo_hf.card_pictures import judge_critic
+    from turnppo_hf.evaluation import reference_players, summarize
     from turnppo_hf.run_config import HELD_OUT_SEED
 
     _hide_loading_bars()
-    agent = TurnPPOAgent.from_pretrained(arguments.model)
+    agent = TurnPPOAgent.from_pretrained(arguments.model, revision=arguments.revision)
     defaults = {"episodes": 256, "seed": HELD_OUT_SEED, "temperature": 0.0, **agent.record.get("evaluation", {})}
     chosen = {name: getattr(arguments, name) for name in ("episodes", "seed", "temperature")}
     settings = {name: defaults[name] if value is None else value for name, value in chosen.items()}
     if settings["episodes"] < 1:
         raise ValueError(f"--episodes must be at least 1, got {settings['episodes']}: no episode would be played.")
-    name, kwargs, environment = _environment_of(agent, arguments)
+    name, environment = _environment_of(agent, arguments)
     recorded = defaults.get("tasks") if arguments.seed is None and arguments.environment is None else None
     tasks = recorded or [{"seed": settings["seed"] + number} for number in range(settings["episodes"])]
     tasks = tasks[: settings["episodes"]]
     with tqdm(total=len(tasks), unit=" episodes", disable=None) as bar:
-        trajectories = agent.play(
-            environment, tasks, temperature=settings["temperature"], name=name, on_finished=lambda _: bar.update()
+        trajectories = agent.score(
+            agent.play_tasks(
+                environment, tasks, temperature=settings["temperature"], name=name, on_finished=lambda _: bar.update()
+            )
         )
     players = {"model": summarize(trajectories), **reference_players(environment, tasks)}
+    critic = judge_critic(trajectories, agent.record)
+    head = {"model": arguments.model, "environment": name, "environment_kwargs": environment.keywords, **settings}
     if arguments.json:
         summaries = {player: summary.to_dict() for player, summary in players.items()}
-        head = {"model": arguments.model, "environment": name, "environment_kwargs": kwargs, **settings}
-        print(json.dumps({**head, "players": summaries}, indent=2))
-        return 0
-    last = tasks[-1]["seed"]
-    print(f"{arguments.model} in {name} {json.dumps(kwargs)}")
-    print(f"{len(tasks)} episodes, seeds {settings['seed']} to {last}, temperature {settings['temperature']:g}\n")
-    print(comparison_table(players))
-    print("\nstop reasons: " + ", ".join(f"{why} {count}" for why, count in players["model"].stop_reasons.items()))
-    if failed := players["model"].failed:
-        print(f"{failed} episodes failed and are not in these figures; the first: {_first_error(trajectories)}")
+        print(json.dumps({**head, "players": summaries, "critic": critic}, indent=2))
+    else:
+        _print_evaluation(head, tasks[-1]["seed"], players, critic, trajectories)
+    if arguments.push:
+        from turnppo_hf.publishing import push_evaluation
+
+        notes = f"Seeds {tasks[0]['seed']} to {tasks[-1]['seed']}, temperature {settings['temperature']:g}."
+        commit = push_evaluation(arguments.model, players["model"], notes=notes, revision=arguments.revision)
+        print(commit.pr_url or commit.commit_url, file=sys.stderr if arguments.json else sys.stdout)
     return 0
+
+
+def _print_evaluation(
+    head: Mapping[str, Any],
+    last_seed: int,
+    players: Mapping[str, Summary],
+    critic: Mapping[str, Any] | None,
+    trajectories: Sequence[Trajectory],
+) -> None:
+    from turnppo_hf.evaluation import comparison_table
+
+    model = players["model"]
+    print(f"{head['model']} in {head['environment']} {json.dumps(head['environment_kwargs'])}")
+    print(
+        f"{model.episodes + model.failed} episodes, seeds {head['seed']} to {last_seed}, temperature "
+        f"{head['temperature']:g}\n"
+    )
+    print(comparison_table(players))
+    if critic is not None and critic["explained_variance"] is not None:
+        print(
+            f"\ncritic: explained variance {critic['explained_variance']:.3f} of the returns that followed its values "
+            f"before {critic['turns']} turns"
+        )
+    print("\nstop reasons: " + ", ".join(f"{why} {count}" for why, count in model.stop_reasons.items()))
+    if model.failed:
+        first = next(str(trajectory.error) for trajectory in trajectories if trajectory.error is not None)
+        print(f"{model.failed} episodes failed and are not in these figures; the first: {first}")
 
 
 def _play(arguments: argparse.Namespace) -> int:
@@ -205,9 +261,10 @@ def _play(arguments: argparse.Namespace) -> int:
 
     _hide_loading_bars()
     agent = TurnPPOAgent.from_pretrained(arguments.model)
-    name, _, environment = _environment_of(agent, arguments)
-    (trajectory,) = agent.play(environment, [{"seed": arguments.seed}], temperature=arguments.temperature, name=name)
-    print(render_episode(agent.with_values(trajectory)))
+    name, environment = _environment_of(agent, arguments)
+    tasks = [{"seed": arguments.seed}]
+    played = agent.play_tasks(environment, tasks, temperature=arguments.temperature, name=name)
+    print(render_episode(agent.score(played)[0]))
     return 0
 
 
@@ -231,38 +288,44 @@ def _play_by_hand(arguments: argparse.Namespace) -> int:
 
 def _hide_loading_bars() -> None:
     """Bars of weights that load and save would stand between the lines that are to be read."""
+    import datasets
     from transformers.utils.logging import disable_progress_bar
 
+    datasets.disable_progress_bars()
     disable_progress_bar()
 
 
-def _environment_of(
-    agent: TurnPPOAgent, arguments: argparse.Namespace
-) -> tuple[str, dict[str, Any], Callable[[], gymnasium.Env]]:
-    """Take the environment from the flags, else from the model's record; try it once, so that a mistake shows here."""
-    from functools import partial
-
-    from turnppo_hf.environments import full_id, make_environment
+def _environment_of(agent: TurnPPOAgent, arguments: argparse.Namespace) -> tuple[str, partial[gymnasium.Env]]:
+    """Take the environment from the flags, else from the model's record."""
     from turnppo_hf.run_config import read_json_object
 
-    record = agent.record
-    name = full_id(arguments.environment) if arguments.environment else record.get("environment")
-    if name is None:
-        raise ValueError(
-            f"The model {arguments.model!r} does not say which environment it plays: it has no turnppo.json. Pass "
-            "one, such as --environment turnppo_hf/Sokoban-v0."
-        )
-    kwargs: dict[str, Any] = {}
-    if name == record.get("environment"):
-        kwargs = {**record.get("environment_kwargs", {}), **record.get("evaluation", {}).get("environment_kwargs", {})}
-    kwargs |= read_json_object("environment_kwargs", arguments.environment_kwargs)
-    environment = partial(make_environment, name, **kwargs)
-    environment().close()
-    return name, kwargs, environment
+    return agent.environment(
+        arguments.environment, **read_json_object("environment_kwargs", arguments.environment_kwargs)
+    )
 
 
-def _first_error(trajectories: Sequence[Any]) -> str:
-    return next(str(trajectory.error) for trajectory in trajectories if trajectory.error is not None)
+def _card(arguments: argparse.Namespace) -> int:
+    from turnppo_hf.publishing import make_card
+
+    print(make_card(arguments.run_folder, repo_id=arguments.repo_id, compare=arguments.compare))
+    return 0
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    from turnppo_hf.publishing import push_run
+
+    commits = push_run(
+        arguments.run_folder,
+        arguments.repo_id,
+        message=arguments.message,
+        private=arguments.private,
+        revision=arguments.revision,
+        create_pr=arguments.create_pr,
+        episodes=arguments.episodes,
+    )
+    for commit in commits:
+        print(commit.pr_url or commit.commit_url)
+    return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:

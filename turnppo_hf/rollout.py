@@ -181,9 +181,7 @@ def _open(episode: Episode, environments: EnvironmentPool, chat: Chat, limits: L
     except Exception as error:
         return _failed(episode, [], environment, error)
     messages = episode.task.get("prompt") or ()
-    prompt = chat.start(
-        observation, [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-    )
+    prompt = chat.start(observation, messages)
     budget = len(prompt.ids) + limits.max_completion_length
     if limits.max_context is not None:
         budget = min(budget, limits.max_context)

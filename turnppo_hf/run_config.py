@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import shlex
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
@@ -87,6 +89,27 @@ class RunConfig:
     path: str
     task: TaskArguments
     training: TurnPPOConfig
+    settings: Mapping[str, Any] = field(default_factory=dict)  # what the file and the flags set, and nothing else
+    flags: Sequence[str] = ()  # as they were typed
+
+    @property
+    def command(self) -> str:
+        """What was typed, without places and tokens of this machine; of a file elsewhere only its name."""
+        path = Path(self.path)
+        words = [path.name if path.is_absolute() or ".." in path.parts else self.path]
+        local = False
+        for word in self.flags:
+            if word.startswith("--"):
+                local = _is_local(word[2:].partition("=")[0].replace("-", "_"))
+            words += [] if local else [word]
+        return shlex.join(["turnppo", "train", *words])
+
+    def again(self) -> str:
+        """Return a YAML file that trains the same again elsewhere: without places, tokens and trackers of this run."""
+        kept = {name: value for name, value in self.settings.items() if not _is_local(name)}
+        return yaml.safe_dump(
+            {**kept, "output_dir": f"runs/{Path(str(self.training.output_dir)).name}"}, sort_keys=False
+        )
 
 
 def read_json_object(name: str, value: Mapping[str, Any] | str | None) -> dict[str, Any]:
@@ -146,22 +169,26 @@ def parse_run(arguments: Sequence[str]) -> RunConfig:
         `RunConfigError`: an unknown field or flag (with the nearest match), a wrong type, an unreadable file.
         `ValueError`: a value out of range.
     """
-    path, flags = _split_path(arguments)
+    path, typed = _split_path(arguments)
     hints = _field_types()
     values = _checked_values(path, read_yaml(path), hints)
-    flags = _checked_flags(flags, hints)
+    flags = _checked_flags(typed, hints)
     os.environ.update({name: str(value) for name, value in values.pop("env", {}).items()})
     parser = build_parser()
     parser.set_defaults_with_config(**values)
-    *parsed, remaining = parser.parse_args_into_dataclasses(
+    *arguments_of_run, remaining = parser.parse_args_into_dataclasses(
         flags, return_remaining_strings=True, look_for_args_file=False
     )
     if remaining:
         raise RunConfigError(
             f"{remaining[0]!r} belongs to no flag. Flags are written --field value; quote a value with spaces."
         )
-    task, training = parsed
-    return RunConfig(path, task, training)
+    task, training = arguments_of_run
+    named = [flag[2:].partition("=")[0] for flag in flags if flag.startswith("--")]
+    set_by_flag = [name if name in hints else name.removeprefix("no_") for name in named]
+    parsed = {name: getattr(task if hasattr(task, name) else training, name) for name in set_by_flag}
+    changed = {name: value.value if isinstance(value, Enum) else value for name, value in parsed.items()}
+    return RunConfig(path, task, training, {**values, **changed}, typed)
 
 
 def build_parser() -> TrlParser:
@@ -184,6 +211,11 @@ class _Parser(TrlParser):  # type: ignore[misc]
             names = ", ".join(f"`{name.split('/')[0].lstrip('-')}`" for name in message.split(": ", 1)[1].split(", "))
             raise RunConfigError(f"The run does not say its {names}. Set it in the config file or by its flag.")
         raise RunConfigError(f"{message[:1].upper()}{message[1:]}.")
+
+
+def _is_local(name: str) -> bool:
+    places = ("output_dir", "logging_dir", "resume_from_checkpoint", "push_to_hub", "report_to", "run_name", "env")
+    return name in places or name.startswith(("hub_", "trackio_")) or name.endswith("_token")
 
 
 def _split_path(arguments: Sequence[str]) -> tuple[str, list[str]]:

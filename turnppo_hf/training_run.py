@@ -16,13 +16,19 @@ import gymnasium
 import torch
 from accelerate.utils import gather_object
 
-from turnppo_hf.agent import EMBEDDED_MODELS, TurnPPOAgent, find_model
-from turnppo_hf.checkpoint import CRITIC_FOLDER, RECORD_FILE
+from turnppo_hf.agent import TurnPPOAgent
+from turnppo_hf.card_pictures import judge_critic, shown_episode
 from turnppo_hf.environments import make_environment
 from turnppo_hf.evaluation import Summary, comparison_table, reference_players, summarize, wilson_interval
+from turnppo_hf.model_folder import EMBEDDED_MODELS, find_model
+from turnppo_hf.release import CRITIC_FOLDER
+from turnppo_hf.replay import describe_replay
 from turnppo_hf.report import RESULTS_FILE
 from turnppo_hf.run_config import RunConfig, RunConfigError, TaskArguments
+from turnppo_hf.run_record import EPISODES_FILE, TRAIN_CONFIG, package_version
 from turnppo_hf.trainer import TurnPPOTrainer
+from turnppo_hf.trajectory import Trajectory
+from turnppo_hf.trajectory_log import save_trajectories
 
 
 @dataclass(frozen=True)
@@ -64,14 +70,51 @@ def run_training(run: RunConfig) -> dict[str, Any]:
         `dict`: what `results.json` in the output folder holds; on every rank.
     """
     start = time.perf_counter()
+    args = run.training
+    is_main = args.process_index == 0
+    tasks = choose_tasks(run.task)
+    held_out_environment = partial(make_environment, run.task.environment, **tasks.held_out_kwargs)
+    trainer = make_trainer(run, tasks, held_out_environment)
+    if is_main:
+        print(describe_run(run, tasks, trainer), flush=True)
+
+    play = partial(_play_held_out, trainer, held_out_environment, tasks.held_out)
+    rows = {"before": summarize(play())}
+    if is_main:
+        rows |= reference_players(held_out_environment, tasks.held_out)
+        print(f"\nHeld out, before training\n{comparison_table(rows)}\n", flush=True)
+    training_start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    training_s = time.perf_counter() - training_start
+    trainer.save_model(args.output_dir, _internal_call=True)  # else it would push, before the results are there
+    trainer.accelerator.wait_for_everyone()
+    episodes = play()
+    rows = {"before": rows.pop("before"), "after": summarize(episodes), **rows}
+
+    results = _results(run, tasks, trainer, rows, episodes)
+    results["duration_s"] = {"training": round(training_s, 1), "total": round(time.perf_counter() - start, 1)}
+    if is_main:
+        _write_results(Path(args.output_dir), run, results, episodes)
+        trainer.save_state()
+        print(f"\nHeld out, before and after {trainer.state.global_step} steps\n{comparison_table(rows)}\n")
+        print(
+            f"trained in {training_s:.0f} s, {results['duration_s']['total']:.0f} s with both evaluations; model and "
+            f"{RESULTS_FILE} in {args.output_dir}"
+        )
+    if args.push_to_hub:
+        trainer.push_to_hub()
+        if is_main:
+            print(f"pushed to {trainer.hub_model_id}")
+    return results
+
+
+def make_trainer(run: RunConfig, tasks: Tasks, held_out_environment: Callable[[], gymnasium.Env]) -> TurnPPOTrainer:
+    """Build the trainer of a run, with the held-out tasks as its evaluation and in the record of what it saves."""
     task, args = run.task, run.training
     assert isinstance(task.environment_kwargs, dict)
-    is_main = args.process_index == 0
     folder = find_model(task.model)
-    tasks = choose_tasks(task)
-    held_out_name = f"{task.environment} (held out)"
-    held_out_environment = partial(make_environment, task.environment, **tasks.held_out_kwargs)
     critic = folder / CRITIC_FOLDER
+    held_out_name = f"{task.environment} (held out)"
     trainer = TurnPPOTrainer(
         model=str(folder) if task.model in EMBEDDED_MODELS else task.model,
         args=args,
@@ -83,48 +126,40 @@ def run_training(run: RunConfig) -> dict[str, Any]:
         },
         value_model=str(critic) if args.uses_critic and critic.is_dir() else None,
     )
-    if is_main:
-        print(describe_run(run, tasks, trainer), flush=True)
+    trainer.environment_record["evaluation"] = _held_out_record(run, tasks)
+    return trainer
 
-    score = partial(_score, trainer, held_out_environment, tasks.held_out)
-    rows = {"before": score()}
-    if is_main:
-        rows |= reference_players(held_out_environment, tasks.held_out)
-        print(f"\nHeld out, before training\n{comparison_table(rows)}\n", flush=True)
-    training_start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    training_s = time.perf_counter() - training_start
-    trainer.save_model(args.output_dir)
-    trainer.accelerator.wait_for_everyone()
-    rows = {"before": rows.pop("before"), "after": score(), **rows}
 
-    results = {
+def _results(
+    run: RunConfig,
+    tasks: Tasks,
+    trainer: TurnPPOTrainer,
+    rows: Mapping[str, Summary],
+    episodes: Sequence[Trajectory],
+) -> dict[str, Any]:
+    """What `results.json` holds, but for the times."""
+    shown = shown_episode(episodes)
+    data = trainer.environment_record.get("data")
+    return {
         "schema_version": 1,
-        "config": run.path,
-        "model": task.model,
-        "algorithm": args.algorithm,
-        "environment": task.environment,
-        "environment_kwargs": task.environment_kwargs,
-        **({"data": trainer.environment_record["data"]} if "data" in trainer.environment_record else {}),
-        "seed": args.seed,
+        "config": Path(run.path).name if Path(run.path).is_absolute() else run.path,
+        "command": run.command,
+        "package": package_version(),
+        "model": run.task.model,
+        "algorithm": run.training.algorithm,
+        "environment": run.task.environment,
+        "environment_kwargs": run.task.environment_kwargs,
+        **({"data": data} if data else {}),
+        "seed": run.training.seed,
         "train_tasks": len(tasks.train),
-        "held_out": _held_out_record(run, tasks),
+        "held_out": trainer.environment_record["evaluation"],
         **{name: summary.to_dict() for name, summary in rows.items()},
+        "critic": judge_critic(episodes, trainer.make_record()),
+        **({"shown_episode": describe_replay(shown)} if shown is not None else {}),
         "learning_curve": _learning_curve(
             trainer.state.log_history, rows, trainer.state.global_step, len(tasks.held_out)
         ),
-        "duration_s": {"training": round(training_s, 1), "total": round(time.perf_counter() - start, 1)},
     }
-    if is_main:
-        _write_results(Path(args.output_dir), results)
-        print(f"\nHeld out, before and after {trainer.state.global_step} steps\n{comparison_table(rows)}\n")
-        print(
-            f"trained in {training_s:.0f} s, {results['duration_s']['total']:.0f} s with both evaluations; model and "
-            f"{RESULTS_FILE} in {args.output_dir}"
-        )
-    if args.push_to_hub:
-        trainer.push_to_hub()
-    return results
 
 
 def describe_run(run: RunConfig, tasks: Tasks, trainer: TurnPPOTrainer) -> str:
@@ -181,23 +216,21 @@ def _rows(dataset: datasets.Dataset) -> list[dict[str, Any]]:
     return [{"seed": number, **row} for number, row in enumerate(dataset)]
 
 
-def _score(
+def _play_held_out(
     trainer: TurnPPOTrainer, environment: Callable[[], gymnasium.Env], tasks: Sequence[Mapping[str, Any]]
-) -> Summary:
-    """Play the held-out tasks with the trainer's actor as it is, shared out over the ranks."""
+) -> list[Trajectory]:
+    """Play the held-out tasks with the trainer's networks as they are, shared out over the ranks, and score them."""
     args = trainer.args
-    record = {
-        "limits": {name: getattr(args, name) for name in ("max_turns", "max_turn_length", "max_completion_length")},
-        "chat_template_kwargs": args.chat_template_kwargs,
-    }
-    agent = TurnPPOAgent(trainer.model.actor, trainer.processing_class, record=record)
-    mine = agent.play(
+    networks = trainer.accelerator.unwrap_model(trainer.model)
+    agent = TurnPPOAgent(networks.actor, trainer.processing_class, networks.critic, trainer.make_record())
+    mine = agent.play_tasks(
         environment,
         tasks[args.process_index :: args.world_size],
         temperature=args.eval_temperature,
         max_parallel_episodes=args.max_parallel_episodes,
+        name=str(trainer.environment_record["environment"]),
     )
-    return summarize([trajectory for share in gather_object([mine]) for trajectory in share])
+    return [trajectory for share in gather_object([agent.score(mine)]) for trajectory in share]
 
 
 def _held_out_record(run: RunConfig, tasks: Tasks) -> dict[str, Any]:
@@ -243,8 +276,7 @@ def _point(step: int, summary: Summary) -> dict[str, Any]:
     return {"step": step, **{name: values[name] for name in names}}
 
 
-def _write_results(folder: Path, results: Mapping[str, Any]) -> None:
+def _write_results(folder: Path, run: RunConfig, results: Mapping[str, Any], episodes: Sequence[Trajectory]) -> None:
     (folder / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    record = folder / RECORD_FILE
-    content = {**json.loads(record.read_text(encoding="utf-8")), "evaluation": results["held_out"]}
-    record.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (folder / TRAIN_CONFIG).write_text(run.again(), encoding="utf-8")
+    save_trajectories(episodes, folder / EPISODES_FILE)

@@ -1,0 +1,79 @@
+"""A model's name in; the folder it lies in, downloaded where it has to be, and its networks out."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedModel
+
+from turnppo_hf.hub import fetch
+from turnppo_hf.release import CRITIC_FOLDER, ReleaseError, read_json
+
+# name -> folder in turnppo_hf/models
+EMBEDDED_MODELS = {"tiny": "sokoban_tiny", "tiny-webshop": "webshop_tiny", "tiny-trained": "sokoban_turnppo"}
+
+
+def find_model(model: str, **download: Any) -> Path:
+    """
+    Return the folder of a model: the embedded one, a local one, or a snapshot from the Hub.
+
+    Args:
+        model (`str`): Name, folder or repository.
+        download: Passed to [`~turnppo_hf.hub.fetch`].
+
+    Raises:
+        `ReleaseError`: there is none.
+    """
+    if model in EMBEDDED_MODELS:
+        return Path(str(files("turnppo_hf") / "models" / EMBEDDED_MODELS[model]))
+    folder = Path(model)
+    if folder.is_dir():
+        if not (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
+            raise ReleaseError(
+                f"The folder {model!r} holds no config.json, so it is no model. Name the folder that a run saved (its "
+                "`output_dir`, or a checkpoint in it)."
+            )
+        return folder
+    try:
+        return fetch(model, **download)
+    except ReleaseError as error:
+        raise ReleaseError(
+            f"{error} {model!r} is no folder here either. Name the folder of a run, a model id on the Hub, or one of "
+            f"{', '.join(EMBEDDED_MODELS)} in the package."
+        ) from error
+
+
+def load_agent_networks(folder: Path, dtype: Any) -> tuple[PreTrainedModel, PreTrainedModel | None]:
+    """
+    Load actor and critic, in evaluation mode, from safetensors only; either may be an adapter on a base model.
+
+    Args:
+        folder (`Path`): Checked by [`~turnppo_hf.release.check_folder`].
+        dtype (`torch.dtype` or `"auto"`): Of both.
+
+    Returns:
+        `tuple`: the actor, and the critic or `None`.
+    """
+    actor = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    critic = _load_critic(folder, dtype)
+    return actor.eval(), None if critic is None else critic.eval()
+
+
+def _load_critic(folder: Path, dtype: Any) -> PreTrainedModel | None:
+    part = folder / CRITIC_FOLDER
+    if not part.is_dir():
+        return None
+    if not (part / "adapter_config.json").exists():
+        return AutoModelForTokenClassification.from_pretrained(part, dtype=dtype, use_safetensors=True)
+    from peft import PeftModel
+
+    # transformers would look for the base model's configuration in a folder `critic` of the base, with two labels
+    settings = read_json(part / "adapter_config.json")
+    base = settings["base_model_name_or_path"]
+    config = AutoConfig.from_pretrained(base, num_labels=1)
+    config.classifier_dropout = 0.0
+    backbone = AutoModelForTokenClassification.from_pretrained(base, config=config, dtype=dtype, use_safetensors=True)
+    critic: PreTrainedModel = PeftModel.from_pretrained(backbone, str(part))
+    return critic

@@ -11,7 +11,7 @@ from typing import Any
 
 import gymnasium
 import torch
-from huggingface_hub import ModelCard, ModelHubMixin
+from huggingface_hub import ModelHubMixin
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from turnppo_hf.actor_critic import ActorCritic
@@ -323,14 +323,9 @@ class TurnPPOAgent(ModelHubMixin):
             if target.resolve() != path.resolve():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
-
-    def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
-        """Return the card that says what is known of this agent: the one it came with, else one from its record."""
-        if self.folder is not None and (self.folder / "README.md").exists():
-            return ModelCard.load(self.folder / "README.md")
-        with tempfile.TemporaryDirectory() as folder:
-            self._save_pretrained(Path(folder))
-            return ModelCard(render_card(Path(folder)))
+        card = save_directory / "README.md"
+        if not card.exists():
+            card.write_text(render_card(save_directory), encoding="utf-8")
 
     def push_to_hub(  # type: ignore[override]
         self,

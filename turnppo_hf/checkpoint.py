@@ -24,10 +24,13 @@ def save_networks(model: ActorCritic, tokenizer: PreTrainedTokenizerBase, record
     in `critic/`, and `turnppo.json` with what is needed to play the same environment again.
     """
     path = Path(folder)
-    model.actor.save_pretrained(path)
+    for network, part in ((model.actor, path), (model.critic, path / CRITIC_FOLDER)):
+        if network is not None:
+            had_card = (part / "README.md").exists()
+            network.save_pretrained(part)
+            if not had_card:  # PEFT leaves one that says nothing
+                (part / "README.md").unlink(missing_ok=True)
     tokenizer.save_pretrained(path)
-    if model.critic is not None:
-        model.critic.save_pretrained(path / CRITIC_FOLDER)
     (path / RECORD_FILE).write_text(json.dumps({"schema_version": SCHEMA_VERSION, **record}, indent=2) + "\n")
 
 

@@ -274,8 +274,8 @@ def fetch(
     """
     try:
         if not local_files_only:
-            info = _list_files(repo_id, revision, token)
-            revision = info or revision
+            _check_listing(repo_id, revision, token)
+        # by the user's revision and not by its commit, so that the cache knows offline what the branch was
         return Path(
             snapshot_download(
                 repo_id,
@@ -315,17 +315,16 @@ def is_writable(repo_id: str, *, token: str | None = None) -> bool:
     return repo_id.partition("/")[0] in namespaces
 
 
-def _list_files(repo_id: str, revision: str | None, token: str | bool | None) -> str | None:
-    """Check the names of a repository's files and return its commit; None where only the cache can answer."""
+def _check_listing(repo_id: str, revision: str | None, token: str | bool | None) -> None:
+    """Check the names of a repository's files; where only the cache can answer they were checked before."""
     _bound_waiting()
     try:
         info = HfApi().model_info(repo_id, revision=revision, token=token)
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise
     except (OfflineModeIsEnabled, HfHubHTTPError, httpx2.TransportError):
-        return None
+        return
     check_names([item.rfilename for item in info.siblings or ()], repo_id)
-    return info.sha
 
 
 def _bound_waiting() -> None:

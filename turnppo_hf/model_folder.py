@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedModel
+from transformers.utils import logging
 
 from turnppo_hf.hub import fetch
 from turnppo_hf.release import CRITIC_FOLDER, ReleaseError, read_json
@@ -74,6 +75,13 @@ def _load_critic(folder: Path, dtype: Any) -> PreTrainedModel | None:
     base = settings["base_model_name_or_path"]
     config = AutoConfig.from_pretrained(base, num_labels=1)
     config.classifier_dropout = 0.0
-    backbone = AutoModelForTokenClassification.from_pretrained(base, config=config, dtype=dtype, use_safetensors=True)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would warn of a head without weights, which the adapter brings
+    try:
+        backbone = AutoModelForTokenClassification.from_pretrained(
+            base, config=config, dtype=dtype, use_safetensors=True
+        )
+    finally:
+        logging.set_verbosity(verbosity)
     critic: PreTrainedModel = PeftModel.from_pretrained(backbone, str(part))
     return critic

@@ -124,6 +124,7 @@ def check_folder(folder: Path, where: str | None = None) -> None:
     for part in (folder, folder / CRITIC_FOLDER):
         if part.is_dir():
             _check_part(part, where)
+    _check_adapters(folder, where)
     critic, actor = folder / CRITIC_FOLDER / "config.json", folder / "config.json"
     if critic.exists() and actor.exists():
         check_critic(read_json(critic), read_json(actor), f"The critic of {where}")
@@ -151,6 +152,23 @@ def _check_part(part: Path, where: str) -> None:
                     f"{where} says in {index.name} that weights lie in {shard!r}, outside of its own folder. Nothing "
                     "was loaded. Do not use this repository."
                 )
+
+
+def _check_adapters(folder: Path, where: str) -> None:
+    """Adapters of both networks sit on one base model, which this machine can find."""
+    files = [path for part in (folder, folder / CRITIC_FOLDER) if (path := part / "adapter_config.json").exists()]
+    bases = [str(read_json(path).get("base_model_name_or_path")) for path in files]
+    if len(set(bases)) > 1:
+        raise ReleaseError(
+            f"{where} has an actor on the base model {bases[0]!r} and a critic on {bases[1]!r}. A critic reads the "
+            "actor's own tokens; save both on one base."
+        )
+    for base in bases[:1]:
+        if (Path(base).is_absolute() or base.startswith(".")) and not Path(base).is_dir():
+            raise ReleaseError(
+                f"{where} holds adapters for the base model {base!r}, a folder that is not on this machine. Save them "
+                "on a base model that has an id on the Hub, or merge them into it."
+            )
 
 
 def check_critic(critic: Mapping[str, Any], actor: Mapping[str, Any], what: str) -> None:

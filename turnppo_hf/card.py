@@ -99,10 +99,10 @@ def merge_cards(old: str, new: str) -> str:
     the old card is none of ours. It comes after the section that it followed.
     """
     old_data, new_data = ModelCard(old, ignore_metadata_errors=True), ModelCard(new)
-    data = {name: value for name, value in old_data.data.to_dict().items() if name not in _GENERATED_KEYS}
-    fresh = new_data.data.to_dict()
-    tags = dict.fromkeys([*fresh.get("tags", []), *(data.get("tags") or [])])
-    data |= {**fresh, "tags": list(tags)}
+    fresh, stale = new_data.data.to_dict(), old_data.data.to_dict()
+    tags = dict.fromkeys([*fresh.get("tags", []), *(stale.get("tags") or [])])
+    users = {name: value for name, value in stale.items() if name not in (*_GENERATED_KEYS, *fresh)}
+    data = {**fresh, "tags": list(tags), **users}
     _, old_sections = _sections(old_data.text)
     opening, sections = _sections(new_data.text)
     is_ours = "Written by `turnppo card`" in old

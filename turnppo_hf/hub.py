@@ -7,22 +7,29 @@ import logging
 import os
 import re
 import shutil
+import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import httpx2
-from huggingface_hub import CommitInfo, HfApi, get_session, hf_hub_download, snapshot_download
+from huggingface_hub import CommitInfo, HfApi, get_session, get_token, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    RevisionResolutionError,
 )
+from huggingface_hub.utils import parse_ratelimit_headers
 
 from turnppo_hf.release import (
     PRIVATE_FILES,
@@ -34,19 +41,43 @@ from turnppo_hf.release import (
 )
 
 RETRY_WAITS_S = (2.0, 8.0, 30.0)  # before the second, third and fourth attempt
+MAX_WAIT_S = 300.0  # where the Hub itself names the time: its limits count in windows of five minutes
 REQUEST_TIMEOUT_S = 300.0  # without an answer; the client itself would wait for ever
 # what the client and its storage backend raise where the network or the Hub fails
-HUB_ERRORS = (OSError, httpx2.HTTPError, HFValidationError, RuntimeError, ValueError)
+HUB_ERRORS = (
+    *(OSError, httpx2.HTTPError, httpx2.InvalidURL),
+    *(HFValidationError, RevisionResolutionError, RuntimeError, ValueError),
+)
 
 _TRANSIENT = {408, 409, 412, 425, 429, 500, 502, 503, 504}
 _TENSORS = (".safetensors", ".pt", ".bin", ".pth")
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]{4,}|Bearer +\S+")
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{4,}|Bearer +[^\s'\"\\]+")
+_SENTENCES = {  # status -> what it means, what to do
+    400: ("the Hub refuses what was sent", "Mend it and try again."),
+    401: ("the Hub does not accept the token", "Run `hf auth login`, or set HF_TOKEN to a valid one."),
+    402: ("the Hub wants a paid plan for this", "Choose another kind of repository or hardware."),
+    403: (
+        "the token may not write there",
+        "Use a token with write permission, and a namespace that its user may write to.",
+    ),
+    404: ("the Hub knows no such repository, or it is private", "Check the name and the token."),
+    409: ("the repository is being changed by somebody else", "Try again."),
+    412: ("the repository was changed in between", "Try again."),
+    413: ("the Hub refuses a file as too large", "Remove it from the folder, or save in smaller shards."),
+    429: ("the Hub asks for a pause: too many requests", "Try again in some minutes."),
+}
 
 logger = logging.getLogger(__name__)
 
 
 def create_repository(
-    repo_id: str, *, token: str | None = None, private: bool | None = None, repo_type: str = "model", **space: Any
+    repo_id: str,
+    *,
+    token: str | None = None,
+    private: bool | None = None,
+    repo_type: str = "model",
+    retry: bool = True,
+    **space: Any,
 ) -> str:
     """
     Create a repository, or find that it exists.
@@ -56,6 +87,7 @@ def create_repository(
         token (`str`, *optional*): Defaults to the one that `hf auth login` or `HF_TOKEN` gives.
         private (`bool`, *optional*): The Hub's default otherwise; of no effect where it exists.
         repo_type (`str`, *optional*, defaults to `"model"`): `"model"`, `"dataset"` or `"space"`.
+        retry (`bool`, *optional*, defaults to `True`): Try again where it fails for a reason that passes.
         space: Further arguments of `HfApi.create_repo`.
 
     Returns:
@@ -66,11 +98,11 @@ def create_repository(
     """
 
     def create() -> str:
-        _bound_waiting()
         created = HfApi(token=token).create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, **space)
         return str(created.repo_id)
 
-    return str(with_retries(create, f"The repository {repo_id!r} was not created"))
+    waits = RETRY_WAITS_S if retry else ()
+    return str(with_retries(create, f"The repository {repo_id!r} was not created", token=token, waits=waits))
 
 
 def push_folder(
@@ -85,6 +117,8 @@ def push_folder(
     create_pr: bool = False,
     path_in_repo: str | None = None,
     ignore_patterns: tuple[str, ...] = PRIVATE_FILES,
+    replace: bool = False,
+    called: str | None = None,
     **space: Any,
 ) -> CommitInfo:
     """
@@ -100,10 +134,13 @@ def push_folder(
         repo_type (`str`, *optional*, defaults to `"model"`): `"model"`, `"dataset"` or `"space"`.
         private (`bool`, *optional*): Of a repository that is created; the Hub's default otherwise.
         token (`str`, *optional*): Defaults to the one that `hf auth login` or `HF_TOKEN` gives.
-        revision (`str`, *optional*): Branch; created where it is missing.
-        create_pr (`bool`, *optional*): Open a pull request instead.
+        revision (`str`, *optional*): Branch, created where it is missing; or a pull request, `"refs/pr/1"`.
+        create_pr (`bool`, *optional*): Open a pull request instead. A broken connection is not tried again then,
+            because the request may have been opened.
         path_in_repo (`str`, *optional*): Where in the repository.
         ignore_patterns (`tuple[str, ...]`, *optional*): What stays here; by default pickles and the trainer's state.
+        replace (`bool`, *optional*, defaults to `False`): Delete what is in its place there and not in the folder.
+        called (`str`, *optional*): The folder's name in messages, where it is a copy; its path by default.
         space: Further arguments of `HfApi.create_repo`.
 
     Returns:
@@ -112,14 +149,17 @@ def push_folder(
     Raises:
         `PushError`: nothing was committed; the message says why and what to do.
     """
+    if not Path(folder).is_dir():
+        raise PushError(
+            f"{str(folder)!r} is no folder, so there is nothing to push. Check the path.", is_transient=False
+        )
     api = HfApi(token=token)
 
     def push() -> CommitInfo:
-        _bound_waiting()
         target = repo_id
         if not create_pr:
             target = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, **space).repo_id
-            if revision is not None and revision != "main":
+            if revision is not None and revision != "main" and not revision.startswith("refs/"):
                 api.create_branch(target, branch=revision, repo_type=repo_type, exist_ok=True)
         return api.upload_folder(
             repo_id=target,
@@ -130,85 +170,95 @@ def push_folder(
             revision=revision,
             create_pr=create_pr,
             ignore_patterns=list(ignore_patterns),
+            delete_patterns="*" if replace else None,
         )
 
-    return with_retries(push, f"{folder} was not pushed to {repo_id!r}")
+    return with_retries(
+        push, f"{called or folder} was not pushed to {repo_id!r}", token=token, repeatable=not create_pr
+    )
 
 
-def with_retries(action: Callable[[], Any], what_failed: str) -> Any:
+def with_retries(
+    action: Callable[[], Any],
+    what_failed: str,
+    *,
+    token: str | None = None,
+    waits: Sequence[float] | None = None,
+    repeatable: bool = True,
+) -> Any:
     """
-    Run a request to the Hub, again after `RETRY_WAITS_S` where it fails for a reason that passes.
+    Run a request to the Hub, again where it fails for a reason that passes.
+
+    Args:
+        action (`Callable`): Makes the request.
+        what_failed (`str`): Beginning of the error, such as "The folder was not pushed".
+        token (`str`, *optional*): That must not stand in a message.
+        waits (`Sequence[float]`, *optional*): Seconds before each further attempt, `RETRY_WAITS_S` by default. Where
+            the Hub names a longer time it is waited for, up to `MAX_WAIT_S`.
+        repeatable (`bool`, *optional*, defaults to `True`): Whether a request may be sent again of which nobody knows
+            whether it arrived.
 
     Raises:
         `PushError`: it failed for good.
     """
-    for pause in (*RETRY_WAITS_S, None):
+    waits = RETRY_WAITS_S if waits is None else waits
+    for attempt, pause in enumerate((*waits, None), start=1):
         try:
+            _bound_waiting()
             return action()
+        except (PushError, ReleaseError):
+            raise
         except HUB_ERRORS as error:
-            if pause is None or not is_transient(error):
-                attempts = "" if pause is not None else f", after {len(RETRY_WAITS_S) + 1} attempts"
-                message = f"{what_failed}{attempts}: {explain(error)}"
-                raise PushError(message, is_transient=is_transient(error)) from None
-            logger.warning("%s yet: %s Trying again in %g s.", what_failed, explain(error), pause)
+            transient = is_transient(error)
+            if pause is None or not transient or not (repeatable or isinstance(error, HfHubHTTPError)):
+                attempts = f", after {attempt} attempts" if attempt > 1 else ""
+                reason = redact(explain(error), token)
+                raise PushError(f"{what_failed}{attempts}: {reason}", is_transient=transient) from None
+            pause = max(pause, _asked_wait(error))
+            reason = redact(_cause_and_remedy(error)[0], token)
+            coming = f"Attempt {attempt + 1} of {len(waits) + 1} follows in {pause:g} s."
+            logger.warning("%s yet: %s %s", what_failed, reason, coming)
             time.sleep(pause)
     raise AssertionError("unreachable")
 
 
 def is_transient(error: Exception) -> bool:
     """Whether the same request may succeed later."""
-    if isinstance(error, OfflineModeIsEnabled | LocalTokenNotFoundError | HFValidationError | FileNotFoundError):
-        return False
     if isinstance(error, HfHubHTTPError):
-        return error.response is None or error.response.status_code in _TRANSIENT
+        return error.response.status_code in _TRANSIENT
+    if isinstance(error, OfflineModeIsEnabled | httpx2.LocalProtocolError | httpx2.UnsupportedProtocol):
+        return False
+    if (wrapped := _wrapped(error)) is not None:
+        return is_transient(wrapped)
+    if isinstance(error, LocalEntryNotFoundError | RevisionResolutionError):
+        return False
     # hf_xet, which moves large files, has no class of its own for a broken connection
-    return isinstance(error, httpx2.TransportError | ConnectionError | TimeoutError | RuntimeError)
+    return isinstance(error, httpx2.TransportError | ConnectionError | TimeoutError) or type(error) is RuntimeError
 
 
 def explain(error: Exception) -> str:
     """Say in a sentence or two what the Hub's answer means and what to do; never with a token in it."""
-    detail = _TOKEN.sub("<token>", str(error)).strip()
-    detail = " ".join(detail.splitlines()[:1]) or type(error).__name__
-    if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set, so no request was made. Unset it to reach the Hub."
-    if isinstance(error, LocalTokenNotFoundError):
-        return "there is no token. Run `hf auth login`, or set HF_TOKEN to a token with write permission."
-    if isinstance(error, HFValidationError):
-        return f"{detail} Name it as `name` or `namespace/name`."
-    if isinstance(error, RevisionNotFoundError):
-        return "the repository has no such revision. Name a branch, a tag or a commit of it."
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
-    if isinstance(error, RepositoryNotFoundError) and status == 401:
-        return "the Hub shows no such repository to strangers (401). Check the name, and log in with `hf auth login`."
-    sentences = {
-        401: "the Hub does not accept the token (401). Run `hf auth login`, or set HF_TOKEN to a valid one.",
-        402: "the Hub wants a paid plan for this (402). Choose another kind of repository or hardware.",
-        403: "the token may not write there (403). Use a token with write permission, or a namespace of yours.",
-        404: "the Hub knows no such repository, or it is private (404). Check the name and the token.",
-        409: "the repository is being changed by somebody else (409). Push again.",
-        412: "the repository was changed in between (412). Push again.",
-        413: "the Hub refuses a file as too large (413). Remove it from the folder, or save in smaller shards.",
-        429: "the Hub asks for a pause: too many requests (429). Push again in some minutes.",
-    }
-    if status in sentences:
-        return sentences[status]
-    if status is not None and status >= 500:
-        return f"the Hub fails ({status}). See https://status.huggingface.co and push again later."
-    if isinstance(error, httpx2.TimeoutException | TimeoutError):
-        return f"no answer within {REQUEST_TIMEOUT_S:g} s. Check the connection and push again."
-    if isinstance(error, httpx2.TransportError | ConnectionError):
-        return f"the connection failed ({detail}). Check the network and HF_ENDPOINT, and push again."
-    return detail
+    cause, remedy = _cause_and_remedy(error)
+    return f"{cause} {remedy}".strip()
+
+
+def redact(text: str, *tokens: str | None) -> str:
+    """Put `<token>` in the place of everything in a text that is a token, by its form or because it is in use."""
+    for token in (*tokens, get_token()):
+        if isinstance(token, str) and len(token.strip()) >= 8:
+            text = text.replace(token.strip(), "<token>")
+    return _TOKEN.sub("<token>", text)
 
 
 class BackgroundPushes:
-    """Pushes beside the training, one after the other. A failure is a warning and is kept; it stops nothing."""
+    """Pushes beside the training, one after the other. A failure is a warning and stops nothing."""
 
     def __init__(self) -> None:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")
         self._jobs: list[Future[CommitInfo]] = []
-        self.failures: list[str] = []
-        self.commits: list[CommitInfo] = []
+        # Uploads start threads, which `concurrent.futures` refuses as soon as the interpreter ends, while it waits for
+        # the push itself. What is registered here runs before that.
+        getattr(threading, "_register_atexit", lambda _: None)(self._finish_at_exit)
 
     @property
     def is_busy(self) -> bool:
@@ -220,19 +270,27 @@ class BackgroundPushes:
         self._jobs.append(self._worker.submit(self._run, push))
         return self._jobs[-1]
 
-    def wait(self) -> None:
-        """Wait for every push."""
+    def wait(self) -> tuple[int, list[PushError]]:
+        """Wait for every push; return how many there were since the last time, and which errors ended some."""
         wait(self._jobs)
-        self._jobs.clear()
+        jobs, self._jobs = self._jobs, []
+        return len(jobs), [error for job in jobs if isinstance(error := job.exception(), PushError)]
 
     def _run(self, push: Callable[[], CommitInfo]) -> CommitInfo:
         try:
-            self.commits.append(push())
+            return push()
         except Exception as error:
-            self.failures.append(str(error))
-            logger.warning("%s Training goes on, and the next save pushes again.", error)
-            raise
-        return self.commits[-1]
+            known = isinstance(error, PushError)
+            failure = (
+                error if known else PushError(f"Nothing was pushed: {redact(explain(error))}", is_transient=False)
+            )
+            logger.warning("%s Nothing is lost: the files are on the disk, and the next push sends them.", failure)
+            raise failure from (error.__cause__ if known else error)
+
+    def _finish_at_exit(self) -> None:
+        if self.is_busy:
+            logger.warning("The program ends when its last pushes are through. Press Ctrl-C to leave without them.")
+            self.wait()
 
 
 def stage(source: Path, target: Path) -> None:
@@ -244,7 +302,7 @@ def stage(source: Path, target: Path) -> None:
             copy.parent.mkdir(parents=True, exist_ok=True)
             if path.suffix in _TENSORS:
                 with contextlib.suppress(OSError):
-                    os.link(path, copy)
+                    os.link(path.resolve(), copy)  # of a link in the Hub's cache, the file
             if not copy.exists():
                 shutil.copy2(path, copy)
 
@@ -272,14 +330,21 @@ def fetch(
     Raises:
         `ReleaseError`: it has to be refused, or cannot be had; the message says why.
     """
+    reason: Exception | None = None
     try:
+        pinned = revision
         if not local_files_only:
-            _check_listing(repo_id, revision, token)
-        # by the user's revision and not by its commit, so that the cache knows offline what the branch was
+            try:
+                pinned = _check_listing(repo_id, revision, token, cache_dir)
+            except (OSError, httpx2.HTTPError, RevisionResolutionError) as error:
+                if not is_transient(error) and not isinstance(error, OfflineModeIsEnabled):
+                    raise
+                # the cache holds what was checked before; the Hub may be back by now, with names that were not
+                local_files_only, reason = True, error
         return Path(
             snapshot_download(
                 repo_id,
-                revision=revision,
+                revision=pinned,
                 token=token,
                 cache_dir=cache_dir,
                 force_download=force_download,
@@ -290,17 +355,40 @@ def fetch(
         )
     except ReleaseError:
         raise
+    except LocalEntryNotFoundError as error:
+        why = "no request was allowed." if reason is None else explain(reason)
+        raise ReleaseError(f"{repo_id!r} is not, or not wholly, in the cache, and {redact(why)}") from error
     except HUB_ERRORS as error:
-        raise ReleaseError(f"{repo_id!r} could not be had from the Hub: {explain(error)}") from error
+        raise ReleaseError(f"{repo_id!r} could not be had from the Hub: {redact(explain(error))}") from error
 
 
 def read_card(repo_id: str, *, token: str | None = None, revision: str | None = None) -> str | None:
-    """Return the card that a repository shows now, with what its owner wrote there; None where there is none."""
-    try:
-        path = hf_hub_download(repo_id, "README.md", token=token, revision=revision)
-    except HUB_ERRORS:  # a repository that is new, or a Hub that fails: the push itself will say so
+    """
+    Return the card that a repository shows now, with what its owner wrote there; `None` where there is none.
+
+    A branch that does not exist yet will begin as the main one, and so does its card.
+
+    Raises:
+        `PushError`: nobody knows what it shows, so that a push might overwrite it.
+    """
+
+    def read() -> str | None:
+        # a cache of its own: where the Hub fails, the client would take an older card for the one shown now
+        with tempfile.TemporaryDirectory() as scratch:
+            for at in dict.fromkeys((revision, None)):
+                try:
+                    path = hf_hub_download(repo_id, "README.md", token=token, revision=at, cache_dir=scratch)
+                    return Path(path).read_text(encoding="utf-8")
+                except RevisionNotFoundError:
+                    continue
+                except (RepositoryNotFoundError, EntryNotFoundError) as error:
+                    if isinstance(error, GatedRepoError | LocalEntryNotFoundError):
+                        raise
+                    return None
         return None
-    return Path(path).read_text(encoding="utf-8")
+
+    found: str | None = with_retries(read, f"The card of {repo_id!r} was not read", token=token)
+    return found
 
 
 def is_writable(repo_id: str, *, token: str | None = None) -> bool:
@@ -310,21 +398,84 @@ def is_writable(repo_id: str, *, token: str | None = None) -> bool:
     Raises:
         `PushError`: the Hub does not say who that is.
     """
-    account = with_retries(lambda: HfApi(token=token).whoami(), "The Hub was not told who pushes")
+    account = with_retries(lambda: HfApi(token=token).whoami(), "The Hub was not asked who pushes", token=token)
     namespaces = {account["name"], *(org["name"] for org in account.get("orgs", ()))}
     return repo_id.partition("/")[0] in namespaces
 
 
-def _check_listing(repo_id: str, revision: str | None, token: str | bool | None) -> None:
-    """Check the names of a repository's files; where only the cache can answer they were checked before."""
+def _check_listing(repo_id: str, revision: str | None, token: str | bool | None, cache_dir: str | Path | None) -> str:
+    """Check the names of a repository's files at the commit that a revision names; return that, for the download."""
     _bound_waiting()
-    try:
-        info = HfApi().model_info(repo_id, revision=revision, token=token)
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        raise
-    except (OfflineModeIsEnabled, HfHubHTTPError, httpx2.TransportError):
-        return
+    api = HfApi(token=token)
+    # the cache remembers by it what the branch was, for a reload without a connection
+    pinned = api.resolve_revision(repo_id, revision=revision, cache_dir=cache_dir)
+    info = api.model_info(repo_id, revision=pinned.resolved)
     check_names([item.rfilename for item in info.siblings or ()], repo_id)
+    return pinned
+
+
+def _cause_and_remedy(error: Exception) -> tuple[str, str]:
+    if (wrapped := _wrapped(error)) is not None:
+        cause, remedy = _cause_and_remedy(wrapped)
+        about = f"{_one_line(str(error)).rstrip('.')}: " if type(error) is RuntimeError else ""
+        return about + cause, remedy
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set, so no request was made.", "Unset it to reach the Hub."
+    if isinstance(error, LocalTokenNotFoundError):
+        return "there is no token.", "Run `hf auth login`, or set HF_TOKEN to a token with write permission."
+    if isinstance(error, RevisionNotFoundError):
+        return "the repository has no such revision.", "Name a branch, a tag or a commit of it."
+    if isinstance(error, HfHubHTTPError):
+        return _explain_status(error)
+    detail = _one_line(str(error)) or type(error).__name__
+    if isinstance(error, HFValidationError):
+        return detail, "Name it as `name` or `namespace/name`."
+    if isinstance(error, httpx2.TimeoutException | TimeoutError):
+        return f"no answer within {REQUEST_TIMEOUT_S:g} s.", "Check the connection and try again."
+    if isinstance(error, httpx2.LocalProtocolError):
+        return f"the request cannot be sent ({detail}).", "Check the token for spaces and line breaks."
+    if isinstance(error, httpx2.UnsupportedProtocol | httpx2.InvalidURL):
+        return f"the Hub's address is none ({detail}).", "Set HF_ENDPOINT to one with https://, or unset it."
+    if isinstance(error, httpx2.TransportError | ConnectionError):
+        return f"the connection failed ({detail}).", "Check the network and HF_ENDPOINT, and try again."
+    return detail, ""
+
+
+def _wrapped(error: Exception) -> Exception | None:
+    """Return the error behind one of the client's that only says what it was about."""
+    wraps = isinstance(error, LocalEntryNotFoundError | RevisionResolutionError) or type(error) is RuntimeError
+    return error.__cause__ if wraps and isinstance(error.__cause__, Exception) else None
+
+
+def _explain_status(error: HfHubHTTPError) -> tuple[str, str]:
+    status, said = error.response.status_code, _one_line(error.server_message or "")
+    told = f"{status}: {said}" if said else str(status)
+    cause, remedy = _SENTENCES.get(status, ("the Hub refuses", "Check what was asked for."))
+    if isinstance(error, GatedRepoError):
+        cause, remedy = "its owner gives access to it on request", "Ask for it on its page on the Hub."
+    elif isinstance(error, RepositoryNotFoundError) and status == 401:
+        cause, remedy = "the Hub shows no such repository to strangers", "Check the name, and run `hf auth login`."
+    elif status >= 500:
+        cause, remedy = "the Hub fails", "See https://status.huggingface.co and try again later."
+    return f"{cause} ({told}).", remedy
+
+
+def _one_line(text: str) -> str:
+    """The first line of a message that may be a page, short enough for a sentence."""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return redact(line if len(line) <= 200 else line[:199] + "…")
+
+
+def _asked_wait(error: Exception) -> float:
+    """Seconds that the Hub asks to wait before the next request; 0 where it does not say."""
+    if not isinstance(error, HfHubHTTPError):
+        return 0.0
+    limits = parse_ratelimit_headers(error.response.headers)
+    asked = error.response.headers.get("Retry-After", "")
+    seconds = float(asked) if asked.isdigit() else 0.0
+    if error.response.status_code == 429 and limits is not None and limits.remaining == 0:
+        seconds = max(seconds, float(limits.reset_in_seconds))
+    return min(seconds, MAX_WAIT_S)
 
 
 def _bound_waiting() -> None:

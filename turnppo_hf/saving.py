@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import shutil
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -18,10 +20,10 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
 
 from turnppo_hf._trl import BaseTrainer, get_config_model_id
-from turnppo_hf.card import prepare_release
+from turnppo_hf.card import README, merge_cards, prepare_release
 from turnppo_hf.chat import Chat
 from turnppo_hf.checkpoint import RolloutBatch, load_networks, load_pending, save_networks, save_pending
-from turnppo_hf.hub import BackgroundPushes, create_repository, push_folder, read_card, stage
+from turnppo_hf.hub import BackgroundPushes, create_repository, explain, push_folder, read_card, redact, stage
 from turnppo_hf.release import PushError
 from turnppo_hf.run_record import package_version
 from turnppo_hf.trajectory import Trajectory
@@ -31,6 +33,8 @@ VALUE_POSITIONS = {
     "turn_ppo": "last prompt token of each turn",
     "token_ppo": "last prompt token of each turn, and each sampled token but the last",
 }
+
+_COPIES = "_push-"  # of checkpoints, each for as long as it is pushed
 
 logger = logging.get_logger(__name__)
 
@@ -69,8 +73,9 @@ class SavingTrainer(BaseTrainer):
             return
         folder = output_dir or self.args.output_dir
         save_networks(self.accelerator.unwrap_model(self.model), self.processing_class, self.make_record(), folder)
-        settings = {**self.args.to_dict(), "output_dir": Path(str(self.args.output_dir)).name}  # tokens are masked
-        (Path(folder) / "training_config.json").write_text(json.dumps(settings, indent=2, default=str) + "\n")
+        settings = {**self.args.to_dict(), "output_dir": Path(str(self.args.output_dir)).name}
+        text = redact(json.dumps(settings, indent=2, default=str), self.args.hub_token)
+        (Path(folder) / "training_config.json").write_text(f"{text}\n", encoding="utf-8")
 
     def make_record(self) -> dict[str, Any]:
         """Return what `turnppo.json` holds: the environment, and how the actor is prompted, sampled and judged."""
@@ -94,11 +99,12 @@ class SavingTrainer(BaseTrainer):
         return {**record, **self.environment_record}
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
         pending = self.state.global_step % self.args.updates_per_batch != 0
         if pending and self._rollout is not None and self._rollout.is_scored:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
             save_pending(self._rollout, folder / self._pending_name)
+        super()._save_checkpoint(model, trial)  # pushes it, too
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         load_networks(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
@@ -127,11 +133,13 @@ class SavingTrainer(BaseTrainer):
         if not self.is_world_process_zero():
             return
         self._pushes = BackgroundPushes()
+        for left in Path(self.args.output_dir).glob(f"{_COPIES}*"):  # by a run that was killed while it pushed
+            shutil.rmtree(left, ignore_errors=True)
         self.hub_model_id = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
-        private = self.args.hub_private_repo if private is None else private
+        target = self._target(token=token, private=private)
         try:
             self.hub_model_id = create_repository(
-                self.hub_model_id, token=token or self.args.hub_token, private=private
+                self.hub_model_id, token=target["token"], private=target["private"], retry=False
             )
         except PushError as error:
             if not error.is_transient:
@@ -145,13 +153,7 @@ class SavingTrainer(BaseTrainer):
         if self.is_world_process_zero():
             self.save_state()
             tags = [tags] if isinstance(tags, str) else tags
-            self._prepare(self.args.output_dir, title=model_name, dataset=dataset_name, tags=tags)
-
-    def _prepare(self, folder: str | Path, **card: Any) -> None:
-        published = None
-        if self.hub_model_id is not None:
-            published = read_card(self.hub_model_id, token=self.args.hub_token, revision=self.args.hub_revision)
-        prepare_release(folder, self.hub_model_id, published=published, **card)
+            prepare_release(self.args.output_dir, self.hub_model_id, title=model_name, dataset=dataset_name, tags=tags)
 
     def push_to_hub(
         self,
@@ -166,7 +168,9 @@ class SavingTrainer(BaseTrainer):
         Push actor, critic, tokenizer, record and card as one commit; pickles and checkpoints stay here.
 
         Args:
-            commit_message, blocking, token, revision, private, kwargs: As in [`~transformers.Trainer.push_to_hub`].
+            commit_message, token, revision, private, kwargs: As in [`~transformers.Trainer.push_to_hub`].
+            blocking (`bool`, *optional*, defaults to `True`): Wait for the push. Where it is not waited for, save
+                nothing to the output folder before its `Future` is done.
 
         Returns:
             The commit, or its `Future` where it is not waited for; `None` on other ranks than the first.
@@ -181,52 +185,88 @@ class SavingTrainer(BaseTrainer):
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
-        self.create_model_card(**kwargs)
         self._finish_current_push()
-        push = partial(
-            push_folder,
-            self.args.output_dir,
-            self.hub_model_id,
-            message=commit_message or "End of training",
-            token=token or self.args.hub_token,
-            revision=revision or self.args.hub_revision,
-            private=self.args.hub_private_repo if private is None else private,
-        )
+        target = self._target(token=token, revision=revision, private=private)
+        self._find_namespace(target)
+        self.create_model_card(**kwargs)
+        push = partial(self._push_folder, Path(self.args.output_dir), commit_message or "End of training", target)
         return push() if blocking else self._pushes.submit(push)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push both networks of a checkpoint beside the training, from a copy that no rotation deletes."""
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+        if self.args.hub_strategy == HubStrategy.END:
             return
-        if self._pushes.is_busy and not self.args.hub_always_push:
+        self.accelerator.wait_for_everyone()  # every rank has its own part in a checkpoint
+        if not self.is_world_process_zero():
             return
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
         by_steps = self.args.save_strategy == SaveStrategy.STEPS
         when = f"step {self.state.global_step}" if by_steps else f"epoch {int(self.state.epoch)}"
-        copy = Path(self.args.output_dir) / f"_push-{self.state.global_step}"
-        stage(Path(checkpoint_folder), copy)
-        self._pushes.submit(
-            partial(self._push_copy, copy, f"Training in progress, {when}", Path(checkpoint_folder).name)
-        )
-
-    def _push_copy(self, copy: Path, message: str, checkpoint: str) -> CommitInfo:
-        """Push the release in a copy of a checkpoint, and the whole of it where the strategy keeps checkpoints."""
-        target: dict[str, Any] = {
-            "token": self.args.hub_token,
-            "revision": self.args.hub_revision,
-            "private": self.args.hub_private_repo,
-        }
+        if self._pushes.is_busy and not self.args.hub_always_push:
+            logger.warning(
+                "The checkpoint of %s is not pushed, because the push of an earlier one is still under way. Save less "
+                "often, or set `hub_always_push=True` to queue every one.",
+                when,
+            )
+            return
+        copy = Path(self.args.output_dir) / f"{_COPIES}{self.state.global_step}-{time.monotonic_ns()}"
         try:
-            self._prepare(copy)
-            commit = push_folder(copy, self.hub_model_id, message=message, **target)
-            names = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: checkpoint}
+            self.callback_handler.on_push_begin(self.args, self.state, self.control)
+            stage(Path(checkpoint_folder), copy)
+        except Exception as error:  # of a callback that reaches for the network, or of the disk
+            shutil.rmtree(copy, ignore_errors=True)
+            logger.warning("The checkpoint of %s is not pushed: %s Training goes on.", when, redact(explain(error)))
+            return
+        message = f"Training in progress, {when}"
+        self._pushes.submit(partial(self._push_copy, copy, message, Path(checkpoint_folder)))
+
+    def _push_copy(self, copy: Path, message: str, checkpoint: Path) -> CommitInfo:
+        """Push the release in a copy of a checkpoint, and the whole of it where the strategy keeps checkpoints."""
+        target = {**self._target(), "called": str(checkpoint)}
+        names = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: checkpoint.name}
+        try:
+            self._find_namespace(target)
+            saved = {path.relative_to(copy).as_posix() for path in copy.rglob("*")}
+            prepare_release(copy, self.hub_model_id)
+            commit = self._push_folder(copy, message, target)
             if folder := names.get(self.args.hub_strategy):
                 # what a run resumes from, pickles of its optimizer included, because the strategy asks for it
-                whole: dict[str, Any] = {"path_in_repo": folder, "ignore_patterns": ()}
-                push_folder(copy, self.hub_model_id, message=f"{message}, checkpoint", **whole, **target)
+                added = {path.relative_to(copy).as_posix() for path in copy.rglob("*")} - saved
+                push_folder(
+                    copy,
+                    self.hub_model_id,
+                    message=f"{message}, checkpoint",
+                    path_in_repo=folder,
+                    replace=True,
+                    ignore_patterns=tuple(glob.escape(name) for name in added),
+                    **target,
+                )
             return commit
         finally:
             shutil.rmtree(copy, ignore_errors=True)
+
+    def _push_folder(self, folder: Path, message: str, target: dict[str, Any]) -> CommitInfo:
+        """Push a release with the sections of its card that the repository's users wrote meanwhile."""
+        published = read_card(self.hub_model_id, token=target["token"], revision=target["revision"])
+        if published is not None:
+            card = folder / README
+            card.write_text(merge_cards(published, card.read_text(encoding="utf-8")), encoding="utf-8")
+        state_file = folder / TRAINER_STATE_NAME
+        state = TrainerState.load_from_json(str(state_file)) if state_file.exists() else TrainerState()
+        if state.best_model_checkpoint:
+            state.best_model_checkpoint = Path(state.best_model_checkpoint).name  # its path is nobody's business
+            state.save_to_json(str(state_file))
+        return push_folder(folder, self.hub_model_id, message=message, **target)
+
+    def _target(self, **given: Any) -> dict[str, Any]:
+        """Say where and as whom to push: what was given, else what the configuration says."""
+        args = self.args
+        target = {"token": args.hub_token, "revision": args.hub_revision, "private": args.hub_private_repo}
+        return target | {name: value for name, value in given.items() if value is not None}
+
+    def _find_namespace(self, target: dict[str, Any]) -> None:
+        """Learn whose the repository is, where the Hub did not say it at the start: `name` may be another's, too."""
+        if "/" not in self.hub_model_id:
+            self.hub_model_id = create_repository(self.hub_model_id, token=target["token"], private=target["private"])
 
     def _finish_current_push(self) -> None:
         """Wait for the pushes under way, and say which of them failed."""
@@ -234,13 +274,14 @@ class SavingTrainer(BaseTrainer):
             return
         if self._pushes.is_busy:
             logger.info("Waiting for the pushes under way.")
-        self._pushes.wait()
-        if self._pushes.failures:
+        number, errors = self._pushes.wait()
+        if errors:
             logger.warning(
-                "%d of %d pushes failed; the last: %s Every checkpoint is on the disk.",
-                len(self._pushes.failures),
-                len(self._pushes.failures) + len(self._pushes.commits),
-                self._pushes.failures[-1],
+                "%d of %d pushes failed; the last: %s Every checkpoint that was kept is on the disk, and "
+                "`push_to_hub()` or `turnppo push FOLDER` sends it.",
+                len(errors),
+                number,
+                errors[-1],
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -29,7 +29,9 @@ class TurnPPOConfig(BaseConfig):
     > Defaults that differ from [`~transformers.TrainingArguments`]: `learning_rate` is 1e-6, `logging_steps` is 10,
     > `remove_unused_columns` is False, and `bf16` and `gradient_checkpointing` follow the device (off on CPU).
     > `gradient_accumulation_steps` only enters `generation_batch_size`: micro-batches are cut by
-    > `max_tokens_per_micro_batch` and never change the gradient.
+    > `max_tokens_per_micro_batch` and never change the gradient. `trackio_static_space_id` is False: with Trackio, a
+    > push would otherwise create a Space of the run's logs, public unless `hub_private_repo` is set. Set it to None or
+    > to a name to have one.
 
     Parameters:
         > Parameters that control the model
@@ -153,6 +155,11 @@ class TurnPPOConfig(BaseConfig):
 
     dataloader_pin_memory: bool = field(
         default=False, metadata={"help": "Rows are tasks, not tensors: there is nothing to pin."}
+    )
+    # TRL's parser reads the second type of a union as the one that may be None
+    trackio_static_space_id: str | None | Literal[False] = field(  # noqa: RUF036
+        default=False,
+        metadata={"help": "Space that a push makes of Trackio's logs. False: none; None: a default name."},
     )
 
     model_init_kwargs: dict[str, Any] | str | None = field(

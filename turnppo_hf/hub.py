@@ -284,7 +284,7 @@ class BackgroundPushes:
             failure = (
                 error if known else PushError(f"Nothing was pushed: {redact(explain(error))}", is_transient=False)
             )
-            logger.warning("%s Nothing is lost: the files are on the disk, and the next push sends them.", failure)
+            logger.warning("%s The files are on the disk, and the next push sends what is newest then.", failure)
             raise failure from (error.__cause__ if known else error)
 
     def _finish_at_exit(self) -> None:

@@ -93,7 +93,7 @@ def test_pictures_of_a_card_are_there_and_told_in_words(run):
     for alt, path in re.findall(r"!\[(.*?)\]\((.*?)\)", card):
         assert (run / path.partition("#")[0]).stat().st_size > 1000, path
         assert len(alt) > 20, path
-    assert len(re.findall(r"hf-dark-mode-only", card)) == len(re.findall(r"hf-light-mode-only", card)) == 2
+    assert len(re.findall(r"hf-dark-mode-only", card)) == len(re.findall(r"hf-light-mode-only", card)) == 3
     assert "![Replay of Sokoban-v0, seed 10000" in card
 
 

@@ -150,6 +150,15 @@ def test_episodes_of_a_run_become_a_dataset(hub, run):
     assert status == 2 and "holds no episodes" in said
 
 
+def test_agent_and_episodes_are_shown_in_a_collection_once(hub):
+    for _ in range(2):
+        assert run_command("push", "tiny", "alice/tiny", "--collection", "Sokoban agents")[0] == 0
+    (collection,) = hub.store.collections.values()
+    assert [item["id"] for item in collection["items"]] == ["alice/tiny"]
+    status, _, said = run_command("push", "tiny", "alice/tiny", "--collection", "alice/none-123")
+    assert status == 2 and "The agent is pushed, but was not added to the collection" in said
+
+
 def test_evaluation_is_pushed_by_its_owner_as_commit_by_a_stranger_as_pull_request(hub, run, monkeypatch):
     run_command("push", run, "alice/agent")
     status, printed, _ = run_command("evaluate", "alice/agent", "--push", "--episodes", "4")

@@ -9,7 +9,15 @@ import torch
 
 from turnppo_hf import TurnPPOAgent
 from turnppo_hf.models import imitation
-from turnppo_hf.release import ReleaseError, check_critic, check_folder, check_names, is_private, read_record
+from turnppo_hf.release import (
+    PushError,
+    ReleaseError,
+    check_critic,
+    check_folder,
+    check_names,
+    is_private,
+    read_record,
+)
 
 TINY = imitation.__file__.replace("imitation.py", "sokoban_tiny")
 
@@ -202,3 +210,8 @@ def test_public_files_are_known(name):
 
 def test_weights_are_loaded_in_float32_on_cpu(folder):
     assert TurnPPOAgent.from_pretrained(folder, device="cpu").actor.dtype == torch.float32
+
+
+def test_push_error_survives_a_pickle():
+    error = pickle.loads(pickle.dumps(PushError("no", is_transient=True)))
+    assert str(error) == "no" and error.is_transient

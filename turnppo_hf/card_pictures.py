@@ -17,7 +17,7 @@ from turnppo_hf.report import ALGORITHM_NAMES, draw_learning_curve
 from turnppo_hf.run_record import RunRecord
 from turnppo_hf.trajectory import StopReason, Trajectory
 
-REPLAY = "replay.webp"
+_REPLAY = {"light": "replay.webp", "dark": "replay-dark.webp"}
 _CURVE, _CALIBRATION = "assets/learning_curve-{}.png", "assets/calibration-{}.png"
 _THEMES: tuple[ThemeName, ...] = ("light", "dark")
 _SHOWN_TURNS = 3  # of an episode that is worth watching
@@ -73,7 +73,8 @@ def draw_pictures(run: RunRecord, folder: Path) -> None:
             if _known_returns(run.episodes, run.record) is not None:
                 critic_calibration(run.episodes, folder / _CALIBRATION.format(theme), gamma=discount, theme=theme)
         if (episode := shown_episode(run.episodes)) is not None:
-            replay(episode, folder / REPLAY)
+            for theme in _THEMES:
+                replay(episode, folder / _REPLAY[theme], theme=theme)
     except ImportError as error:
         logger.warning('The card gets no pictures: %s They come with pip install "turnppo-hf[report]".', error)
 
@@ -87,7 +88,9 @@ def picture_facts(run: RunRecord, folder: Path) -> dict[str, Any]:
     critic = run.results.get("critic") or {}
     share = critic.get("explained_variance")
     facts: dict[str, Any] = {
-        "replay": run.results.get("shown_episode", "") if is_drawn(REPLAY) else "",
+        "replay": run.results.get("shown_episode", "")
+        if all((folder / name).exists() for name in _REPLAY.values())
+        else "",
         "has_curve": "learning_curve" in run.results and is_drawn(_CURVE),
         "has_calibration": share is not None,
         "is_calibration_drawn": is_drawn(_CALIBRATION),

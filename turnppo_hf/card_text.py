@@ -148,7 +148,7 @@ def environment_table(run: RunRecord) -> str:
         "sampling in training": ", ".join(f"{name} {value:g}" for name, value in sampling.items()),
         "value is read at": record.get("value_position") if "critic" in run.sizes else None,
     }
-    return _table(("", ""), [(name, str(value)) for name, value in rows.items() if value])
+    return _table(("setting", "value"), [(name, str(value)) for name, value in rows.items() if value])
 
 
 def training_table(run: RunRecord) -> str:
@@ -167,7 +167,7 @@ def training_table(run: RunRecord) -> str:
     duration = run.results.get("duration_s", {}).get("training")
     if duration is not None:
         rows.append(("training time", f"{duration:.0f} s"))
-    return _table(("", ""), [("algorithm", ALGORITHM_NAMES[run.algorithm]), *rows])
+    return _table(("setting", "value"), [("algorithm", ALGORITHM_NAMES[run.algorithm]), *rows])
 
 
 def reproduce(run: RunRecord, repo: str) -> str:

@@ -125,6 +125,7 @@ def build_parser() -> argparse.ArgumentParser:
     push.add_argument("--revision", help="branch (default: main)")
     push.add_argument("--create_pr", action="store_true", help="open a pull request instead of a commit")
     push.add_argument("--message", default="Upload agent", help="title of the commit (%(default)s)")
+    push.add_argument("--collection", help="title or slug of a collection to show them in")
     push.add_argument("--episodes", metavar="DATASET", help="push the held-out episodes to this dataset, too")
 
     report = _command(commands, "report", _report, "draw learning curves of finished runs")
@@ -307,6 +308,7 @@ def _environment_of(agent: TurnPPOAgent, arguments: argparse.Namespace) -> tuple
 def _card(arguments: argparse.Namespace) -> int:
     from turnppo_hf.publishing import make_card
 
+    _hide_loading_bars()
     print(make_card(arguments.run_folder, repo_id=arguments.repo_id, compare=arguments.compare))
     return 0
 
@@ -314,6 +316,7 @@ def _card(arguments: argparse.Namespace) -> int:
 def _push(arguments: argparse.Namespace) -> int:
     from turnppo_hf.publishing import push_run
 
+    _hide_loading_bars()
     commits = push_run(
         arguments.run_folder,
         arguments.repo_id,
@@ -322,6 +325,7 @@ def _push(arguments: argparse.Namespace) -> int:
         revision=arguments.revision,
         create_pr=arguments.create_pr,
         episodes=arguments.episodes,
+        collection=arguments.collection,
     )
     for commit in commits:
         print(commit.pr_url or commit.commit_url)

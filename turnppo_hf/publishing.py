@@ -51,6 +51,7 @@ def push_run(
     revision: str | None = None,
     create_pr: bool = False,
     episodes: str | None = None,
+    collection: str | None = None,
 ) -> list[CommitInfo]:
     """
     Push an agent as a release, and its held-out episodes as a dataset where asked.
@@ -63,6 +64,8 @@ def push_run(
         revision (`str`, *optional*): Branch.
         create_pr (`bool`, *optional*): Open a pull request instead.
         episodes (`str`, *optional*): Dataset repository for the held-out episodes.
+        collection (`str`, *optional*): Title or slug of a collection that shows them together; created by its title
+            in the agent's namespace where it is missing.
 
     Returns:
         `list[CommitInfo]`: of the model, and of the dataset.
@@ -96,6 +99,8 @@ def push_run(
             kwargs = run.record.get("evaluation", {}).get("environment_kwargs", {})
             write_dataset(run.episodes, data, agent=repo_id, repo_id=episodes, environment_kwargs=kwargs)
             commits.append(push_dataset(data, episodes, private=private))
+    if collection is not None:
+        _collect(collection, repo_id, episodes, private)
     return commits
 
 
@@ -127,6 +132,23 @@ def push_evaluation(repo_id: str, summary: Summary, *, notes: str, revision: str
         return push_folder(
             folder, repo_id, message=f"Evaluation by {account['name']}", create_pr=not is_writable(repo_id)
         )
+
+
+def _collect(collection: str, model: str, dataset: str | None, private: bool | None) -> None:
+    """Show the agent, and its episodes, in a collection; what it shows already stays once."""
+    api = HfApi()
+    namespace = model.partition("/")[0]
+
+    def add() -> None:
+        slug = collection
+        if "/" not in collection:
+            slug = api.create_collection(collection, namespace=namespace, private=bool(private), exists_ok=True).slug
+        for repository, kind in ((model, "model"), (dataset, "dataset")):
+            if repository is not None:
+                name = repository if "/" in repository else f"{namespace}/{repository}"
+                api.add_collection_item(slug, name, kind, exists_ok=True)
+
+    with_retries(add, f"The agent is pushed, but was not added to the collection {collection!r}")
 
 
 def _local(folder: str) -> Path:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,7 +27,7 @@ PUBLIC_FILES = (
 # what tells of an agent's training and judgement: it goes with the agent wherever it is saved
 EVIDENCE_FILES = (
     *("README.md", "LICENSE", "results.json", "trainer_state.json", "training_config.json", "train_config.yaml"),
-    *("replay.webp", "assets/*.png", ".eval_results/*.yaml"),
+    *("*.webp", "assets/*.png", ".eval_results/*.yaml"),
 )
 UNREAD_FOLDERS = ("checkpoint-*", "last-checkpoint/*")
 
@@ -67,6 +68,10 @@ class PushError(RuntimeError):
     def __init__(self, message: str, *, is_transient: bool) -> None:
         super().__init__(message)
         self.is_transient = is_transient
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        # else a copy, such as the one that another process is sent, would miss its second argument
+        return partial(type(self), is_transient=self.is_transient), self.args
 
 
 def is_private(name: str) -> bool:

@@ -143,10 +143,10 @@ def _collect(collection: str, model: str, dataset: str | None, private: bool | N
         slug = collection
         if "/" not in collection:
             slug = api.create_collection(collection, namespace=namespace, private=bool(private), exists_ok=True).slug
-        for repository, kind in ((model, "model"), (dataset, "dataset")):
-            if repository is not None:
-                name = repository if "/" in repository else f"{namespace}/{repository}"
-                api.add_collection_item(slug, name, kind, exists_ok=True)
+        api.add_collection_item(slug, model, "model", exists_ok=True)
+        if dataset is not None:
+            name = dataset if "/" in dataset else f"{namespace}/{dataset}"
+            api.add_collection_item(slug, name, "dataset", exists_ok=True)
 
     with_retries(add, f"The agent is pushed, but was not added to the collection {collection!r}")
 

@@ -182,7 +182,7 @@ def test_evaluation_is_pushed_by_its_owner_as_commit_by_a_stranger_as_pull_reque
         (("push", "docs", "alice/agent"), "holds no config.json"),
         (("card", "docs"), "holds no turnppo.json"),
         (("evaluate", "tiny", "--episodes", "2", "--push"), "no repository on the Hub"),
-        (("push", "tiny", "bob/agent"), "no right to do this (403"),
+        (("push", "tiny", "bob/agent"), "may not write there (403"),
         (("push", "tiny", "a/b/c"), "Name it as `name` or `namespace/name`"),
         (("evaluate", "alice/none"), "no such repository"),
     ],

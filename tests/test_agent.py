@@ -155,6 +155,8 @@ def test_score_leaves_failed_episodes_as_they_are(agent):
         ([], "does not end with a message of the user"),
         ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "does not end with a message"),
         ([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], "two messages of the user in a row"),
+        (["a"], "A history is an observation"),
+        ([{"content": "a"}], "A history is an observation"),
     ],
 )
 def test_history_that_cannot_be_answered_says_why(agent, history, message):
@@ -166,6 +168,14 @@ def test_history_that_cannot_be_answered_says_why(agent, history, message):
 def test_conversation_longer_than_the_model_reads_says_so(agent):
     with pytest.raises(ValueError, match=r"has \d+ tokens, but the model reads \d+ at most"):
         agent.act("#" * 5000)
+    with pytest.raises(ValueError, match=r"has \d+ tokens, but the model reads \d+ at most"):
+        agent.values("#" * 5000)
+
+
+@pytest.mark.parametrize("temperature", [-1.0, float("nan"), float("inf")])
+def test_temperature_that_draws_nothing_says_so(agent, temperature):
+    with pytest.raises(ValueError, match=r"`temperature` must be 0 \(greedy\) or positive"):
+        agent.act("#####", temperature=temperature)
 
 
 @pytest.mark.parametrize(
@@ -222,6 +232,11 @@ def test_pushed_agent_is_loaded_by_everyone_at_its_revision(hub, agent):
     assert new.play(seed=3) == agent.play(seed=3)
     assert "alice/agent" in hub.files("alice/agent")["README.md"].decode()
     assert hub.saw_token(hub.token) == []
+
+
+def test_save_pretrained_pushes_as_every_model_does(hub, agent, tmp_path):
+    agent.save_pretrained(tmp_path / "copy", push_to_hub=True, repo_id="alice/agent")
+    assert "critic/model.safetensors" in hub.files("alice/agent")
 
 
 def test_repository_that_is_missing_or_wrong_says_so(hub):

@@ -21,7 +21,7 @@ LAYERS = (
     ("batch", "config", "evaluation", "generation", "hub", "metrics", "pictures", "play", "trajectory_log"),
     ("actor_critic", "calibration", "credit", "replay", "report", "rollout", "run_config"),
     ("checkpoint", "evaluate_metrics", "loading", "model_folder", "run_record", "trajectory_dataset", "update"),
-    ("card_text",),
+    ("card_merge", "card_text"),
     ("card_pictures",),
     ("card",),
     ("agent", "models", "saving"),

@@ -11,10 +11,11 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
-from turnppo_hf.card import merge_cards, prepare_release, render_card
+from turnppo_hf.card import prepare_release, render_card
 from turnppo_hf.card_pictures import judge_critic, shown_episode
 from turnppo_hf.card_text import fenced, percent
 from turnppo_hf.cli import main
+from turnppo_hf.model_folder import find_model
 from turnppo_hf.release import ReleaseError
 from turnppo_hf.run_record import add_comparison, package_version, read_run
 from turnppo_hf.trajectory import StopReason
@@ -84,7 +85,7 @@ def test_card_is_valid_and_says_what_the_hub_reads(run, hub):
     entries = parse_eval_result_entries(yaml.safe_load((run / ".eval_results" / "turnppo.yaml").read_text()))
     assert [entry.value for entry in entries] == [after["success_rate"], after["mean_return"]]
     assert {entry.dataset_id for entry in entries} == {"alice/episodes"}
-    assert "12 episodes from seed 1000000, temperature 1" in entries[0].notes
+    assert entries[0].notes.startswith("12 episodes, seeds 1000000 to 1000011, sampled at temperature 1, turnppo-hf")
 
 
 def test_pictures_of_a_card_are_there_and_told_in_words(run):
@@ -99,7 +100,8 @@ def test_pictures_of_a_card_are_there_and_told_in_words(run):
 
 def test_card_of_an_agent_without_critic_has_no_word_of_one(runs):
     card = render_card(runs / "grpo", "alice/grpo")
-    assert "What the critic knows" not in card and "values(" not in card
+    said = card.replace(section(card, "Limitations"), "").replace("; no critic)", "").lower()
+    assert "critic" not in said and "values(" not in said
     assert "It has no critic" in section(card, "Limitations")
     assert "critic's learning rate" not in card and "gamma" not in section(card, "Training")
 
@@ -164,14 +166,6 @@ def test_users_sections_and_keys_survive_regeneration(run):
     data = ModelCard(again).data.to_dict()
     assert data["license"] == "mit" and data["language"] == ["en"] and "my-tag" in data["tags"]
     assert "alice/renamed" in again and "alice/agent" not in again.replace("alice/agent-episodes", "")
-
-
-def test_card_of_somebody_else_is_kept_below(run):
-    new = render_card(run, "alice/agent")
-    old = "---\nlicense: mit\n---\n# Mine\n\nHello.\n\n## Results\n\nMy results.\n\n## More\n\nMore of mine.\n"
-    merged = merge_cards(old, new)
-    assert "My results." in merged and "More of mine." in merged and "license: mit" in merged
-    assert merged.count("## Results") == 1
 
 
 def test_published_cards_sections_are_kept_as_well(run):
@@ -255,3 +249,78 @@ def test_python_of_a_card_runs(run, hub, tmp_path):
     lines = printed.getvalue().splitlines()
     assert set(lines[0].split()) <= {"Up", "Down", "Left", "Right"}
     assert re.match(r"(True|False) -?\d", lines[-1])
+
+
+def test_card_of_an_agent_whose_training_is_unknown_claims_none(tmp_path):
+    folder = shutil.copytree(find_model("tiny"), tmp_path / "tiny")
+    card = render_card(folder, "alice/tiny")
+    assert "trained with" not in card and "How it was trained was not recorded." in card and "Turn-PPO |" not in card
+
+
+def test_card_where_success_is_defined_only_after_training(run):
+    results = json.loads((run / "results.json").read_text())
+    for row in (results["before"], results["learning_curve"][0]):
+        row.update(success_rate=None, success_low=None, success_high=None)
+    (run / "results.json").write_text(json.dumps(results))
+    prepare_release(run, "alice/agent")
+    card = (run / "README.md").read_text()
+    assert "before training it was" not in card and "| before training |  | 12 | not defined |" in card
+    assert "Held-out return over training" in card
+
+
+def test_card_of_one_held_out_episode_has_no_interval_of_the_return(run):
+    results = json.loads((run / "results.json").read_text())
+    for row in (results["before"], results["after"], *results["learning_curve"]):
+        row.update(success_rate=None, success_low=None, success_high=None, return_error=None)
+    (run / "results.json").write_text(json.dumps(results))
+    shutil.rmtree(run / "assets", ignore_errors=True)
+    prepare_release(run, "alice/agent")
+    assert " ± - (standard error)" in (run / "README.md").read_text()
+
+
+@pytest.mark.parametrize("environment", [None, "Guess-v0"])
+def test_card_of_an_environment_of_ones_own_says_how_to_name_it(run, environment):
+    record = json.loads((run / "turnppo.json").read_text())
+    (run / "turnppo.json").write_text(json.dumps({**record, "environment": environment, "environment_name": "Guess"}))
+    card = render_card(run, "alice/agent")
+    assert "agent.play(make_environment, seed=" in card and "--environment MODULE:ID" in card
+    assert "prints the same figures" not in card and "for Guess" in card
+
+
+def test_quick_start_samples_as_the_evaluation_did(run):
+    card = render_card(run, "alice/agent")
+    assert "do_sample=True, temperature=1, top_k=0, top_p=1)" in card
+
+
+def test_steps_are_those_of_the_weights(run):
+    state = json.loads((run / "trainer_state.json").read_text())
+    (run / "trainer_state.json").write_text(json.dumps({**state, "best_global_step": 1}))
+    assert "| optimizer steps | 2 |" in render_card(run, "alice/agent")
+    config = json.loads((run / "training_config.json").read_text())
+    (run / "training_config.json").write_text(json.dumps({**config, "load_best_model_at_end": True}))
+    assert "| optimizer steps | 1 |" in render_card(run, "alice/agent")
+
+
+def test_places_of_this_machine_are_not_published(run, caplog):
+    state = json.loads((run / "trainer_state.json").read_text())
+    (run / "trainer_state.json").write_text(json.dumps({**state, "best_model_checkpoint": "/home/me/checkpoint-2"}))
+    record = json.loads((run / "turnppo.json").read_text())
+    record["environment_kwargs"]["levels"] = "/home/me/levels.txt"
+    (run / "turnppo.json").write_text(json.dumps(record))
+    prepare_release(run, "alice/agent")
+    assert json.loads((run / "trainer_state.json").read_text())["best_model_checkpoint"] == "checkpoint-2"
+    assert "`levels` is '/home/me/levels.txt', a path of this machine" in caplog.text
+
+
+def test_rollout_batch_under_way_is_no_part_of_the_actor(run):
+    size = read_run(run).sizes["actor"]
+    shutil.copy(run / "model.safetensors", run / "rollout_0_of_1.safetensors")
+    assert read_run(run).sizes["actor"] == size
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.0, "0 %"), (-0.001, "0 %"), (0.001, "under 1 %"), (0.5, "50 %"), (0.998, "over 99 %"), (1.0, "100 %")],
+)
+def test_percent_keeps_what_is_not_all_apart_from_all(share, text):
+    assert percent(share) == text

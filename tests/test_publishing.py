@@ -138,7 +138,7 @@ def test_push_keeps_what_the_owner_typed_on_the_hub(hub, run):
 
 
 def test_episodes_of_a_run_become_a_dataset(hub, run):
-    status, printed, _ = run_command("push", run, "alice/agent", "--episodes", "alice/agent-episodes")
+    status, printed, _ = run_command("push", run, "agent", "--episodes", "agent-episodes")
     assert status == 0 and len(printed.split()) == 2
     rows = datasets.load_dataset("alice/agent-episodes", split="test")
     episodes = read_run(run).episodes
@@ -170,7 +170,7 @@ def test_evaluation_is_pushed_by_its_owner_as_commit_by_a_stranger_as_pull_reque
     files = hub.files("alice/agent", revision="refs/pr/1")
     (success, mean) = yaml.safe_load(files[".eval_results/turnppo-bob.yaml"])
     assert success["dataset"]["task_id"] == "sokoban_success_rate" and 0 <= success["value"] <= 1
-    assert "4 episodes" in mean["notes"]
+    assert mean["notes"] == "4 episodes, seeds 1000000 to 1000003, temperature 1, turnppo-hf 0.1.0"
     assert "model.safetensors" in files and "README.md" in files
 
 
@@ -182,6 +182,8 @@ def test_evaluation_is_pushed_by_its_owner_as_commit_by_a_stranger_as_pull_reque
         (("push", "docs", "alice/agent"), "holds no config.json"),
         (("card", "docs"), "holds no turnppo.json"),
         (("evaluate", "tiny", "--episodes", "2", "--push"), "no repository on the Hub"),
+        (("evaluate", "x", "--push", "--environment_kwargs", "{}"), "plays another one"),
+        (("evaluate", "tiny", "--temperature", "-1", "--episodes", "2"), "`temperature` must be 0"),
         (("push", "tiny", "bob/agent"), "may not write there (403"),
         (("push", "tiny", "a/b/c"), "Name it as `name` or `namespace/name`"),
         (("evaluate", "alice/none"), "no such repository"),
@@ -198,3 +200,38 @@ def test_card_command_writes_the_card_and_prints_its_path(run):
     assert status == 0 and printed.strip() == str(run / "README.md")
     card = (run / "README.md").read_text()
     assert "alice/agent" in card and "| Turn-PPO, seed 42 |" in card
+
+
+def test_push_over_another_agent_leaves_nothing_of_it(hub, run):
+    assert run_command("push", "tiny-trained", "alice/agent")[0] == 0
+    api = HfApi()
+    api.upload_file(path_or_fileobj=b"mine", path_in_repo="assets/mine.png", repo_id="alice/agent")
+    assert run_command("push", "tiny", "alice/agent")[0] == 0
+    files = set(hub.files("alice/agent"))
+    gone = {
+        "critic/model.safetensors",
+        "results.json",
+        ".eval_results/turnppo.yaml",
+        "replay.webp",
+        "train_config.yaml",
+    }
+    assert not gone & files and "assets/mine.png" in files
+    assert TurnPPOAgent.from_pretrained("alice/agent").critic is None
+
+
+def test_push_takes_only_what_belongs_to_a_release(hub, run):
+    (run / "secrets.env").write_text(f"HF_TOKEN={hub.token}")
+    (run / "notes.txt").write_text(hub.token)
+    (run / "mine.png").write_bytes(b"a picture of a section of mine")
+    assert run_command("push", run, "alice/agent")[0] == 0
+    assert hub.saw_token(hub.token) == [] and "mine.png" in hub.files("alice/agent")
+
+
+@pytest.mark.parametrize("card", [b"", b"---\nlicense: mit\n---", b"# Hello"])
+def test_push_to_a_repository_that_was_made_on_the_hubs_page(hub, run, card):
+    api = HfApi()
+    api.create_repo("alice/agent")
+    api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id="alice/agent")
+    assert run_command("push", run, "alice/agent")[0] == 0
+    merged = hub.files("alice/agent")["README.md"].decode()
+    assert "this agent (Turn-PPO)" in merged and ("license: mit" in merged) == (b"mit" in card)

@@ -140,13 +140,22 @@ def test_critic_of_another_base_beside_an_actor_is_refused(folder, tiny_actor):
         ("limits", {"max_turns": 0}, "`limits.max_turns` is 0"),
         ("limits", {"max_turns": True}, "`limits.max_turns` is True"),
         ("limits", {"max_context": 5}, "`limits.max_context`.*the limits are max_turns"),
-        ("evaluation", {"episodes": -1}, "`evaluation.episodes` is -1, it must be a number from 1 on"),
+        ("evaluation", {"episodes": -1}, "`evaluation.episodes` is -1, it must be a number from 1 to 100000"),
         ("evaluation", {"temperature": "hot"}, "`evaluation.temperature`"),
-        ("evaluation", {"tasks": "all"}, "tasks as a list"),
+        ("evaluation", {"tasks": "all"}, "a list of objects"),
         ("chat_template_kwargs", [1], "`chat_template_kwargs`"),
         ("sampling", 1, "`sampling` is 1"),
         ("gamma", "0.99", "`gamma` is '0.99'"),
         ("gamma", True, "`gamma` is True"),
+        ("algorithm", "foo", "`algorithm` is 'foo', it must be one of turn_ppo"),
+        ("package", "x", "`package` is 'x'"),
+        ("base_model", ["x"], "`base_model`"),
+        ("sampling", {"top_p": "x"}, "`sampling.top_p` is 'x'"),
+        ("chat_template_kwargs", {"chat_template": "{% for a in b %}"}, "`chat_template_kwargs.chat_template`"),
+        ("chat_template_kwargs", {"tokenize": True}, "`chat_template_kwargs.tokenize`"),
+        ("evaluation", {"tasks": [{}]}, "`evaluation.tasks`.*integer `seed`"),
+        ("evaluation", {"episodes": 10**8}, "`evaluation.episodes` is 100000000"),
+        ("evaluation", {"temperature": float("nan")}, "`evaluation.temperature` is nan"),
     ],
 )
 def test_tampered_record_is_refused(folder, key, value, message):
@@ -155,7 +164,7 @@ def test_tampered_record_is_refused(folder, key, value, message):
         TurnPPOAgent.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "\xff\xfe"])
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "\xff\xfe", "[" * 100_000, '{"a": ' + "9" * 5000 + "}"])
 def test_record_that_is_no_json_object_is_refused(folder, text):
     (folder / "turnppo.json").write_text(text, encoding="latin-1")
     with pytest.raises(ReleaseError, match=r"turnppo\.json (cannot be read as JSON|holds list)"):
@@ -215,3 +224,35 @@ def test_weights_are_loaded_in_float32_on_cpu(folder):
 def test_push_error_survives_a_pickle():
     error = pickle.loads(pickle.dumps(PushError("no", is_transient=True)))
     assert str(error) == "no" and error.is_transient
+
+
+@pytest.mark.parametrize("part", ["", "critic"])
+@pytest.mark.parametrize("spoil", ["missing", "layers", "truncated"])
+def test_network_with_missing_weights_is_refused_and_not_made_up(folder, tiny_actor, part, spoil):
+    from safetensors.torch import load_file, save_file
+
+    from turnppo_hf.actor_critic import critic_from_actor
+
+    critic_from_actor(tiny_actor).save_pretrained(folder / "critic")
+    weights = folder / part / "model.safetensors"
+    if spoil == "missing":
+        tensors = load_file(weights)
+        tensors.pop(next(name for name in tensors if "norm" in name))
+        save_file(tensors, weights, metadata={"format": "pt"})
+    elif spoil == "layers":
+        change(folder / part / "config.json", num_hidden_layers=9, layer_types=None)
+    else:
+        weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(ReleaseError, match=r"lacks \d+ of its weights|cannot be loaded"):
+        TurnPPOAgent.from_pretrained(folder)
+
+
+def test_data_that_a_strangers_record_names_is_not_read(folder, hub):
+    change(folder / "turnppo.json", environment="turnppo_hf/WebShop-v0", environment_kwargs={"data": "bob/private"})
+    agent = TurnPPOAgent.from_pretrained(folder)
+    agent.is_local = False
+    before = len(hub.log)
+    with pytest.raises(ReleaseError, match=r"wants to read the data 'bob/private'.*Name it yourself"):
+        agent.play()
+    assert len(hub.log) == before
+    assert agent.environment(data="synthetic")[0] == "turnppo_hf/WebShop-v0"

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from tests.test_documents import numbers, unsupported_figures
 from turnppo_hf import TurnPPOAgent
-from turnppo_hf.card import merge_cards, render_card
+from turnppo_hf.card import render_card
+from turnppo_hf.card_merge import merge_cards
 from turnppo_hf.cli import main
 from turnppo_hf.model_folder import find_model
 from turnppo_hf.release import check_folder, is_private

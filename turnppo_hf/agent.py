@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -23,11 +25,12 @@ from turnppo_hf.credit import Credit, assign_credit, record_credit
 from turnppo_hf.environments import full_id, make_environment
 from turnppo_hf.generation.transformers_generator import TransformersGenerator
 from turnppo_hf.hub import create_repository, push_folder, read_card
-from turnppo_hf.model_folder import find_model, load_agent_networks
+from turnppo_hf.model_folder import EMBEDDED_MODELS, find_model, load_agent_networks
 from turnppo_hf.release import CRITIC_FOLDER, EVIDENCE_FILES, ReleaseError, check_folder, read_record, turn_discounts
 from turnppo_hf.rollout import EnvironmentPool, Episode, Limits, collect_trajectories
 from turnppo_hf.trajectory import StopReason, Trajectory
 
+_DATA_ARGUMENTS = ("data", "levels")  # of environments that read files or datasets
 _SCORED_TOKENS = 16384  # padded tokens of one forward of the critic
 
 EnvironmentSource = str | Callable[[], gymnasium.Env[str, str]]
@@ -57,6 +60,8 @@ class TurnPPOAgent(ModelHubMixin):
             `turnppo.json` of the checkpoint: environment, limits, sampling, chat template arguments.
         folder (`Path`, *optional*):
             Where it was loaded from; its card and evidence are copied when the agent is saved elsewhere.
+        is_local (`bool`, *optional*, defaults to `True`):
+            Whether the record is one's own. Data that a stranger's record names is not read.
     """
 
     def __init__(
@@ -66,11 +71,14 @@ class TurnPPOAgent(ModelHubMixin):
         critic: PreTrainedModel | None = None,
         record: Mapping[str, Any] | None = None,
         folder: Path | None = None,
+        *,
+        is_local: bool = True,
     ) -> None:
         self.actor = actor
         self.critic = critic
         self.record = dict(record or {})
         self.folder = folder
+        self.is_local = is_local
         self.chat = Chat(tokenizer, self.record.get("chat_template_kwargs"))
         self._hub_mixin_config = None  # else the mixin would write the arguments above as the model's config.json
 
@@ -118,6 +126,7 @@ class TurnPPOAgent(ModelHubMixin):
         )
         check_folder(folder, name)
         known = read_record(folder)
+        is_local = name in EMBEDDED_MODELS or Path(name).is_dir()
         if device is None:
             device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
         # on CPU a checkpoint in half precision would be slow, and its greedy choices would differ from the trainer's
@@ -130,6 +139,7 @@ class TurnPPOAgent(ModelHubMixin):
             None if critic is None else critic.to(device),
             {**known, **(record or {})},
             folder,
+            is_local=is_local,
         )
 
     def act(self, observation: str | Sequence[Message], *, temperature: float | None = None, seed: int = 0) -> str:
@@ -153,11 +163,7 @@ class TurnPPOAgent(ModelHubMixin):
         room = limits.max_completion_length
         if limits.max_context is not None:
             room = min(room, limits.max_context - len(prompt.ids))
-        if room < 1:
-            raise ValueError(
-                f"The conversation has {len(prompt.ids)} tokens, but the model reads {limits.max_context} at most, so "
-                "no response fits. Shorten it."
-            )
+        self._check_length(prompt, len(prompt.ids) + 1)
         room = min(room, limits.max_turn_length or room)
         generator.submit(0, prompt.ids, max_new_tokens=room, seed=seed)
         (completion,) = generator.collect()
@@ -183,6 +189,7 @@ class TurnPPOAgent(ModelHubMixin):
         critic = self._need_critic()
         found = []
         for prompt in self._prompts(history):
+            self._check_length(prompt, len(prompt.ids))
             ids = torch.tensor([prompt.ids], device=critic.device)
             found.append(float(critic(input_ids=ids, use_cache=False).logits[0, -1, 0]))
         return found
@@ -308,7 +315,15 @@ class TurnPPOAgent(ModelHubMixin):
             )
         if name == recorded:
             held_out = self.record.get("evaluation", {}).get("environment_kwargs", {})
-            kwargs = {**self.record.get("environment_kwargs", {}), **held_out, **kwargs}
+            recorded_kwargs = {**self.record.get("environment_kwargs", {}), **held_out}
+            for key in _DATA_ARGUMENTS:
+                if not self.is_local and key not in kwargs and recorded_kwargs.get(key, "synthetic") != "synthetic":
+                    raise ReleaseError(
+                        f"The agent's record wants to read the data {recorded_kwargs[key]!r} on this machine or with "
+                        f"your token. Name it yourself if you trust it: --environment_kwargs "
+                        f"{json.dumps({key: recorded_kwargs[key]})!r}."
+                    )
+            kwargs = {**recorded_kwargs, **kwargs}
         factory = partial(make_environment, name, **kwargs)
         factory().close()  # so that a mistake shows here
         return name, factory
@@ -336,9 +351,14 @@ class TurnPPOAgent(ModelHubMixin):
         token: str | None = None,
         branch: str | None = None,
         create_pr: bool = False,
+        config: Any = None,
+        model_card_kwargs: Any = None,
     ) -> str:
         """
         Push actor, critic, tokenizer, record and card as one commit, and return its address.
+
+        `config` and `model_card_kwargs`, which other models of the mixin take, have no effect: configuration and card
+        are written from what is known of the agent.
 
         Raises:
             `PushError`: nothing was committed; the message says why.
@@ -355,6 +375,7 @@ class TurnPPOAgent(ModelHubMixin):
                 token=token,
                 revision=branch,
                 create_pr=create_pr,
+                release=True,
             )
         return str(commit.pr_url or commit.commit_url)
 
@@ -372,10 +393,23 @@ class TurnPPOAgent(ModelHubMixin):
             )
         return self.critic
 
+    def _check_length(self, prompt: Prompt, needed: int) -> None:
+        most = self._limits.max_context
+        if most is not None and needed > most:
+            raise ValueError(
+                f"The conversation has {len(prompt.ids)} tokens, but the model reads {most} at most, so it cannot be "
+                "answered or judged. Shorten it."
+            )
+
     def _prompts(self, history: str | Sequence[Message]) -> list[Prompt]:
         """Render what the model reads before each of its turns in a conversation."""
         if isinstance(history, str):
             return [self.chat.start(history)]
+        if not all(isinstance(message, Mapping) and {"role", "content"} <= set(message) for message in history):
+            raise ValueError(
+                "A history is an observation (a text) or a list of messages with `role` and `content`, got "
+                f"{history!r:.80}. Write a state as {{'role': 'user', 'content': ...}}."
+            )
         if not history or history[-1]["role"] != "user":
             raise ValueError(
                 "The history does not end with a message of the user, so there is nothing to answer. Append the "
@@ -385,6 +419,7 @@ class TurnPPOAgent(ModelHubMixin):
         return [self.chat.start(history[end]["content"], _without_user_end(history[:end])) for end in ends]
 
     def _generator(self, temperature: float, max_parallel_episodes: int = 256) -> TransformersGenerator:
+        self._check_temperature(temperature)
         sampling = self.record.get("sampling", {})
         return TransformersGenerator.for_chat(
             self.actor,
@@ -397,6 +432,14 @@ class TurnPPOAgent(ModelHubMixin):
 
     def _temperature(self, wanted: float | None) -> float:
         return float(self.record.get("evaluation", {}).get("temperature", 0.0) if wanted is None else wanted)
+
+    @staticmethod
+    def _check_temperature(temperature: float) -> None:
+        if not 0 <= temperature < math.inf:
+            raise ValueError(
+                f"`temperature` must be 0 (greedy) or positive and finite, got {temperature}: nothing could be drawn. "
+                "Leave it out to sample as the agent was judged."
+            )
 
     @property
     def _limits(self) -> Limits:

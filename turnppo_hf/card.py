@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -11,10 +12,12 @@ from typing import Any
 
 import jinja2
 import yaml
-from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
 from turnppo_hf import card_text
+from turnppo_hf.card_merge import TEMPLATE, merge_cards
 from turnppo_hf.card_pictures import draw_pictures, picture_facts
+from turnppo_hf.release import read_json, read_record
 from turnppo_hf.run_record import DISTRIBUTION, RunRecord, read_run
 from turnppo_hf.wheel import build_wheel
 
@@ -22,11 +25,9 @@ README = "README.md"
 EVAL_RESULTS_FILE = ".eval_results/turnppo.yaml"
 WHEELS = "wheels"
 
+logger = logging.getLogger(__name__)
+
 _TAGS = ("trl", "turn-ppo", "turnppo-hf", "reinforcement-learning", "agent")
-_HEADING = re.compile(r"^## +(.+?) *$", re.MULTILINE)
-_KEEP = re.compile(r"<!--\s*keep: *true\s*-->")
-_GENERATED_KEYS = ("library_name", "pipeline_tag", "base_model", "base_model_relation", "model-index", "metrics")
-_FENCED = re.compile(r"^(`{3,})[^\n]*\n.*?^\1`*[ \t]*$", re.MULTILINE | re.DOTALL)
 
 
 def prepare_release(
@@ -54,19 +55,41 @@ def prepare_release(
         `ReleaseError`: the folder holds no agent, or a damaged file.
     """
     path = Path(folder)
+    _forget_places(path)
     run = read_run(path)
     draw_pictures(run, path)
     build_wheel(path / WHEELS)
     if "after" in run.results:
         results = path / EVAL_RESULTS_FILE
         results.parent.mkdir(exist_ok=True)
-        entries = eval_results(run.results["after"], run, dataset or f"{repo_id or run.name}-episodes")
+        after, name = run.results["after"], dataset or f"{repo_id or run.name}-episodes"
+        entries = eval_results(after, run, name, card_text.seeds_and_temperature(run))
         results.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), encoding="utf-8")
     text = render_card(path, repo_id, title=title, dataset=dataset, tags=tags)
     old = [(path / README).read_text(encoding="utf-8")] if (path / README).exists() else []
     for card in (*old, *([published] if published else [])):
         text = merge_cards(card, text)
     (path / README).write_text(text, encoding="utf-8")
+
+
+def _forget_places(folder: Path) -> None:
+    """Shorten the paths of this machine in what is published, and name those that stay: the agent needs them."""
+    state = folder / "trainer_state.json"
+    if state.exists():
+        content = read_json(state)
+        best = content.get("best_model_checkpoint")
+        if isinstance(best, str) and Path(best).name != best:
+            state.write_text(json.dumps({**content, "best_model_checkpoint": Path(best).name}, indent=2) + "\n")
+    record = read_record(folder)
+    for kwargs in (record.get("environment_kwargs", {}), record.get("evaluation", {}).get("environment_kwargs", {})):
+        for name, value in kwargs.items():
+            if isinstance(value, str) and Path(value).is_absolute():
+                logger.warning(
+                    "The environment's argument `%s` is %r, a path of this machine. It is published with the agent, "
+                    "and others do not have it. Train with a dataset's id or a relative path to avoid that.",
+                    name,
+                    value,
+                )
 
 
 def render_card(
@@ -91,40 +114,7 @@ def render_card(
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
-def merge_cards(old: str, new: str) -> str:
-    """
-    Put the user's sections, and the user's keys of the front matter, of an old card into a new one.
-
-    A section is the user's where its heading is none of the template's, where it holds `<!-- keep: true -->`, or where
-    the old card is none of ours. It comes after the section that it followed.
-    """
-    old_data, new_data = ModelCard(old, ignore_metadata_errors=True), ModelCard(new)
-    fresh, stale = new_data.data.to_dict(), old_data.data.to_dict()
-    tags = dict.fromkeys([*fresh.get("tags", []), *(stale.get("tags") or [])])
-    users = {name: value for name, value in stale.items() if name not in (*_GENERATED_KEYS, *fresh)}
-    data = {**fresh, "tags": list(tags), **users}
-    _, old_sections = _sections(old_data.text)
-    opening, sections = _sections(new_data.text)
-    is_ours = "Written by `turnppo card`" in old
-    known = {heading for _, heading in _template_headings()}
-    previous = None
-    for heading, text in old_sections:
-        if heading in known and is_ours and not _KEEP.search(text):
-            previous = heading
-            continue
-        headings = [name for name, _ in sections]
-        if heading in headings:
-            sections[headings.index(heading)] = (heading, text)
-        else:
-            place = headings.index(previous) + 1 if previous in headings else len(headings)
-            sections.insert(place, (heading, text))
-        previous = heading
-    front = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=10_000).strip()
-    body = "\n\n".join([opening.strip(), *(text.strip() for _, text in sections)])
-    return f"---\n{front}\n---\n{body}\n"
-
-
-def eval_results(row: Mapping[str, Any], run: RunRecord, dataset: str, notes: str = "") -> list[EvalResultEntry]:
+def eval_results(row: Mapping[str, Any], run: RunRecord, dataset: str, protocol: str) -> list[EvalResultEntry]:
     """
     Say the result of one evaluation in the Hub's format of `.eval_results`.
 
@@ -132,19 +122,13 @@ def eval_results(row: Mapping[str, Any], run: RunRecord, dataset: str, notes: st
         row (`Mapping`): A player's summary, as in `results.json`.
         run (`RunRecord`): Of the agent that was evaluated.
         dataset (`str`): Id of the dataset that stands for the task.
-        notes (`str`, *optional*): Added to the protocol.
+        protocol (`str`): How it was played, such as "seeds 5 to 12, temperature 0".
     """
-    held_out = run.results.get("held_out") or run.record.get("evaluation", {})
-    protocol = (
-        f"{row['episodes']} episodes from seed {held_out.get('seed')}, temperature "
-        f"{held_out.get('temperature', 0):g}, {DISTRIBUTION} {metadata.version(DISTRIBUTION)}"
-    )
     task = card_text.environment_name(run).lower()
     values = {"success_rate": row.get("success_rate"), "mean_return": row.get("mean_return")}
+    notes = f"{row['episodes']} episodes, {protocol}, {DISTRIBUTION} {metadata.version(DISTRIBUTION)}"
     return [
-        EvalResultEntry(
-            dataset_id=dataset, task_id=f"{task}_{metric}", value=value, notes=f"{protocol}. {notes}".strip()
-        )
+        EvalResultEntry(dataset_id=dataset, task_id=f"{task}_{metric}", value=value, notes=notes)
         for metric, value in values.items()
         if value is not None
     ]
@@ -196,8 +180,8 @@ def _facts(run: RunRecord, folder: Path) -> dict[str, Any]:
         "messages": json.dumps(messages, ensure_ascii=False),
         "template_kwargs": "".join(f", {name}={value!r}" for name, value in template_kwargs.items()),
         "max_new_tokens": run.record.get("limits", {}).get("max_turn_length") or 512,
-        "do_sample": temperature > 0,
-        "temperature_argument": f", temperature={temperature:g}" if temperature > 0 else "",
+        "sampling_arguments": _sampling_arguments(temperature, run.record.get("sampling", {})),
+        "is_playable": run.is_playable,
         "first_seed": evaluation.get("seed", 0),
         "has_critic": "critic" in run.sizes,
         "results_table": card_text.results_table(run),
@@ -212,22 +196,16 @@ def _facts(run: RunRecord, folder: Path) -> dict[str, Any]:
     }
 
 
+def _sampling_arguments(temperature: float, sampling: Mapping[str, Any]) -> str:
+    """Arguments of transformers' `generate` that draw as the evaluation did; its own default is top-k 50."""
+    if temperature == 0:
+        return "do_sample=False"
+    top_k, top_p = sampling.get("top_k", 0), sampling.get("top_p", 1.0)
+    return f"do_sample=True, temperature={temperature:g}, top_k={top_k}, top_p={top_p:g}"
+
+
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, keep_trailing_newline=True
+        loader=jinja2.FileSystemLoader(TEMPLATE.parent), trim_blocks=True, keep_trailing_newline=True
     )
-    return environment.get_template("model_card.md")
-
-
-def _template_headings() -> list[tuple[int, str]]:
-    text = (Path(__file__).parent / "model_card.md").read_text(encoding="utf-8")
-    return [(match.start(), match.group(1)) for match in _HEADING.finditer(text)]
-
-
-def _sections(text: str) -> tuple[str, list[tuple[str, str]]]:
-    """Cut a card at its headings of the second level; those inside of code are none."""
-    masked = _FENCED.sub(lambda block: re.sub(r"[^\n]", " ", block.group()), text)
-    starts = [(match.start(), match.group(1)) for match in _HEADING.finditer(masked)]
-    ends = [start for start, _ in starts[1:]] + [len(text)]
-    opening = text[: starts[0][0]] if starts else text
-    return opening, [(name, text[start:end]) for (start, name), end in zip(starts, ends, strict=True)]
+    return environment.get_template(TEMPLATE.name)

@@ -68,8 +68,9 @@ def draw_pictures(run: RunRecord, folder: Path) -> None:
     discount, _ = turn_discounts(run.record)
     try:
         for theme in _THEMES:
-            if "learning_curve" in run.results:
-                draw_learning_curve(_curves(run), folder / _CURVE.format(theme), _metric(run), theme=theme)
+            if metrics := _metrics(run.results):
+                curves = _curves(run, metrics[0])
+                draw_learning_curve(curves, folder / _CURVE.format(theme), metrics[0], theme=theme)
             if _known_returns(run.episodes, run.record) is not None:
                 critic_calibration(run.episodes, folder / _CALIBRATION.format(theme), gamma=discount, theme=theme)
         if (episode := shown_episode(run.episodes)) is not None:
@@ -91,7 +92,7 @@ def picture_facts(run: RunRecord, folder: Path) -> dict[str, Any]:
         "replay": run.results.get("shown_episode", "")
         if all((folder / name).exists() for name in _REPLAY.values())
         else "",
-        "has_curve": "learning_curve" in run.results and is_drawn(_CURVE),
+        "has_curve": bool(_metrics(run.results)) and is_drawn(_CURVE),
         "has_calibration": share is not None,
         "is_calibration_drawn": is_drawn(_CALIBRATION),
     }
@@ -120,23 +121,33 @@ def _known_returns(episodes: Sequence[Trajectory], record: Mapping[str, Any]) ->
     return calibration_points(episodes, turn_discounts(record)[0])
 
 
-def _curves(run: RunRecord) -> dict[str, Any]:
+def _curves(run: RunRecord, metric: str) -> dict[str, Any]:
     """Name the runs of the learning curve: the agent's own by its algorithm, further seeds of it by their seed."""
-    curves = {ALGORITHM_NAMES[run.algorithm]: run.results}
+    own = ALGORITHM_NAMES[run.algorithm] if run.algorithm else run.name
+    curves = {own: run.results}
     for other in run.comparison:
-        name = ALGORITHM_NAMES[other["algorithm"]]
-        curves[name if name not in curves else f"{name}, seed {other['seed']}"] = other
+        if metric in _metrics(other):
+            name = ALGORITHM_NAMES[other["algorithm"]]
+            curves[name if name not in curves else f"{name}, seed {other['seed']}"] = other
     return curves
 
 
-def _metric(run: RunRecord) -> str:
-    return "return" if run.results["after"].get("success_rate") is None else "success"
+def _metrics(results: Mapping[str, Any]) -> list[str]:
+    """What a run's curve can be drawn of: what all of its points have, with an interval."""
+    points = results.get("learning_curve", ())
+    needed = {"success": ("success_rate", "success_low"), "return": ("mean_return", "return_error")}
+    return [
+        metric
+        for metric, keys in needed.items()
+        if points and all(point.get(key) is not None for point in points for key in keys)
+    ]
 
 
 def _curve_in_words(run: RunRecord) -> str:
-    key = {"success": "success_rate", "return": "mean_return"}[_metric(run)]
+    metric = _metrics(run.results)[0]
+    key = {"success": "success_rate", "return": "mean_return"}[metric]
     points = run.results["learning_curve"]
     return (
-        f"Held-out {'success' if key == 'success_rate' else 'return'} over training: {points[0][key]:.2f} at step "
-        f"{points[0]['step']}, {points[-1][key]:.2f} at step {points[-1]['step']}"
+        f"Held-out {metric} over training: {points[0][key]:.2f} at step {points[0]['step']}, {points[-1][key]:.2f} at "
+        f"step {points[-1]['step']}"
     )

@@ -50,31 +50,34 @@ _CRITIC_KEYS = ("critic_lr_multiplier", "critic_warmup_steps", "cliprange_value"
 
 def environment_name(run: RunRecord) -> str:
     """The environment's name without namespace and version, such as `Sokoban`."""
-    identifier = run.record.get("environment") or "a custom environment"
+    identifier = run.record.get("environment") or run.record.get("environment_name") or "a custom environment"
     return str(identifier).rpartition("/")[2].rpartition("-v")[0] or str(identifier)
 
 
 def claim(run: RunRecord) -> str:
     """What was trained, and what came out, in two sentences."""
-    millions = " and ".join(f"{_count(size)} parameters ({name})" for name, size in run.sizes.items())
+    adapter = " of an adapter" if run.is_adapter else ""
+    millions = " and ".join(f"{_count(size)} parameters ({name}{adapter})" for name, size in run.sizes.items())
     kind = f"{run.model_type} " if run.model_type else ""
     base = run.record.get("base_model")
     origin = f", starting from {_linked(base)}" if base else ""
-    trained = (
-        f"A {kind}agent of {millions} for {environment_name(run)}{origin}, trained with {_METHODS[run.algorithm]}."
-    )
-    before, after = run.results.get("before"), run.results.get("after")
-    if not before or not after:
+    method = f", trained with {_METHODS[run.algorithm]}" if run.algorithm else ""
+    article = "An" if (kind or "agent").startswith(tuple("aeiouAEIOU")) else "A"
+    trained = f"{article} {kind}agent of {millions} for {environment_name(run)}{origin}{method}."
+    before, after = run.results.get("before", {}), run.results.get("after")
+    if not after:
         return trained
-    if after.get("success_rate") is not None:
+    success, start = after.get("success_rate"), before.get("success_rate")
+    if success is not None:
+        since = "" if start is None else f"; before training it was {percent(start)}"
         return (
-            f"{trained} On {after['episodes']} held-out episodes it succeeds in **{percent(after['success_rate'])}** "
-            f"(95 % interval {percent(after['success_low'])} to {percent(after['success_high'])}); before training "
-            f"it was {percent(before['success_rate'])}."
+            f"{trained} On {after['episodes']} held-out episodes it succeeds in **{percent(success)}** "
+            f"(95 % interval {percent(after['success_low'])} to {percent(after['success_high'])}){since}."
         )
+    since = f"; before training it was {before['mean_return']:.2f}" if "mean_return" in before else ""
     return (
         f"{trained} On {after['episodes']} held-out episodes its mean return is **{after['mean_return']:.2f}** ± "
-        f"{after['return_error']:.2f} (standard error); before training it was {before['mean_return']:.2f}."
+        f"{_error(after)} (standard error){since}."
     )
 
 
@@ -86,7 +89,8 @@ def results_table(run: RunRecord) -> str:
     names = {"before": "before training", "random": "random player", "expert": "scripted player"}
     names["optimal"] = "optimal player"
     rows = [(names["before"], "", results.get("before"))]
-    rows.append((f"**this agent ({ALGORITHM_NAMES[run.algorithm]})**", _steps(results), results["after"]))
+    method = f" ({ALGORITHM_NAMES[run.algorithm]})" if run.algorithm else ""
+    rows.append((f"**this agent{method}**", _steps(results), results["after"]))
     for other in run.comparison:
         seed = f", seed {other['seed']}" if "seed" in other else ""
         rows.append((ALGORITHM_NAMES[other["algorithm"]] + seed, _steps(other), other.get("after")))
@@ -100,27 +104,31 @@ def results_table(run: RunRecord) -> str:
     return _table(header, lines)
 
 
-def protocol(run: RunRecord) -> str:
-    """How the figures of the table were made."""
+def seeds_and_temperature(run: RunRecord) -> str:
+    """How the held-out episodes were chosen and played."""
     held_out = run.results.get("held_out", {})
     temperature = held_out.get("temperature", 0)
-    how = "greedily" if temperature == 0 else f"sampled at temperature {temperature:g}"
-    seeds = ""
-    if "tasks" not in held_out and "seed" in held_out:
-        seeds = f", seeds {held_out['seed']} to {held_out['seed'] + held_out['episodes'] - 1}"
+    how = "greedy" if temperature == 0 else f"sampled at temperature {temperature:g}"
+    if "tasks" in held_out or "seed" not in held_out:
+        return f"the recorded tasks, {how}"
+    return f"seeds {held_out['seed']} to {held_out['seed'] + held_out['episodes'] - 1}, {how}"
+
+
+def protocol(run: RunRecord) -> str:
+    """How the figures of the table were made."""
     others = [other for other in run.comparison if other.get("command")]
     commands = "; ".join(f"`{other['command']}`" for other in others)
     compared = f" The runs beside it: {commands}." if commands else ""
     return (
-        f"Held-out episodes{seeds}, {how}, one training run (seed {run.results.get('seed')}); intervals are over "
-        "episodes, not over training seeds. Success has Wilson intervals, the return leaves format penalties out."
-        f"{compared}"
+        f"Held-out episodes, {seeds_and_temperature(run)}, one training run (seed {run.results.get('seed')}); "
+        "intervals are over episodes, not over training seeds. Success has Wilson intervals, the return leaves format "
+        f"penalties out.{compared}"
     )
 
 
 def training_evaluation(run: RunRecord) -> str:
     """The last evaluation during training, where no held-out result was recorded."""
-    points = [entry for entry in run.log_history if "eval_reward" in entry]
+    points = [item for item in run.log_history if "eval_reward" in item and item["step"] <= (run.steps or 0)]
     if run.results or not points:
         return ""
     last = points[-1]
@@ -154,20 +162,22 @@ def environment_table(run: RunRecord) -> str:
 def training_table(run: RunRecord) -> str:
     """Hyper-parameters as they were resolved, without what belongs to the machine."""
     foreign = {name for algorithm, names in _ONLY_FOR.items() if algorithm != run.algorithm for name in names}
-    if run.algorithm not in ("turn_ppo", "token_ppo"):
+    if "critic" not in run.sizes:
         foreign |= set(_CRITIC_KEYS)
     rows = [
         (label, _value(run.training[key]))
         for key, label in _HYPERPARAMETERS.items()
         if key not in foreign and run.training.get(key) is not None
     ]
-    steps = max((entry["step"] for entry in run.log_history if "step" in entry), default=None)
+    steps = run.steps
     if steps is not None:
         rows.append(("optimizer steps", str(steps)))
     duration = run.results.get("duration_s", {}).get("training")
     if duration is not None:
         rows.append(("training time", f"{duration:.0f} s"))
-    return _table(("setting", "value"), [("algorithm", ALGORITHM_NAMES[run.algorithm]), *rows])
+    if run.algorithm:
+        rows.insert(0, ("algorithm", ALGORITHM_NAMES[run.algorithm]))
+    return _table(("setting", "value"), rows) if rows else "How it was trained was not recorded."
 
 
 def reproduce(run: RunRecord, repo: str) -> str:
@@ -175,6 +185,8 @@ def reproduce(run: RunRecord, repo: str) -> str:
     package = run.record.get("package", {})
     commit = f", commit `{package['commit']}`" if "commit" in package else ""
     version = f"{package.get('name', DISTRIBUTION)} {package.get('version', '')}".strip() + commit
+    if not run.training:
+        return ""
     if not run.has_train_config:
         return f"Trained with {version}. Every argument is in `training_config.json`."
     typed = run.results.get("command")
@@ -189,7 +201,7 @@ def reproduce(run: RunRecord, repo: str) -> str:
 def limitations(run: RunRecord) -> str:
     """What the record does not show."""
     name = environment_name(run)
-    lines = [f"Trained and judged in {name} with the arguments above only; elsewhere it was not tried."]
+    lines = [f"Known from {name} with the arguments above only; elsewhere it was not tried."]
     if "synthetic" in str(run.record.get("data", "")).lower():
         lines.append("The data is synthetic: its figures do not compare with those on the original's.")
     if run.results:
@@ -212,7 +224,9 @@ def carbon(run: RunRecord) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a share in whole percent, without a minus before zero."""
+    """Return a share in whole percent, without a minus before zero; what is not all is no 100 %, nor nothing 0 %."""
+    if 0 < share < 0.005 or 0.995 <= share < 1:
+        return "under 1 %" if share < 0.5 else "over 99 %"
     return f"{round(100 * share) + 0} %"
 
 
@@ -240,7 +254,7 @@ def _error(row: Mapping[str, Any]) -> str:
 
 def _count(number: int) -> str:
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
+        if number >= 0.9995 * size:
             return f"{number / size:.3g} {unit}"
     return str(number)
 

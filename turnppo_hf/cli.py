@@ -194,6 +194,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from turnppo_hf.run_config import HELD_OUT_SEED
 
     _hide_loading_bars()
+    if arguments.push:
+        _check_push_of_evaluation(arguments)
     agent = TurnPPOAgent.from_pretrained(arguments.model, revision=arguments.revision)
     defaults = {"episodes": 256, "seed": HELD_OUT_SEED, "temperature": 0.0, **agent.record.get("evaluation", {})}
     chosen = {name: getattr(arguments, name) for name in ("episodes", "seed", "temperature")}
@@ -221,10 +223,21 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.push:
         from turnppo_hf.publishing import push_evaluation
 
-        notes = f"Seeds {tasks[0]['seed']} to {tasks[-1]['seed']}, temperature {settings['temperature']:g}."
-        commit = push_evaluation(arguments.model, players["model"], notes=notes, revision=arguments.revision)
+        protocol = f"seeds {tasks[0]['seed']} to {tasks[-1]['seed']}, temperature {settings['temperature']:g}"
+        commit = push_evaluation(arguments.model, players["model"], protocol=protocol, revision=arguments.revision)
         print(commit.pr_url or commit.commit_url, file=sys.stderr if arguments.json else sys.stdout)
     return 0
+
+
+def _check_push_of_evaluation(arguments: argparse.Namespace) -> None:
+    from turnppo_hf.publishing import check_pushable
+
+    if arguments.environment or arguments.environment_kwargs:
+        raise ValueError(
+            "--push adds the result to the agent's own benchmark, but --environment or --environment_kwargs plays "
+            "another one. Leave them out, or do not push."
+        )
+    check_pushable(arguments.model)
 
 
 def _print_evaluation(

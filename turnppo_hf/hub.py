@@ -32,8 +32,10 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import parse_ratelimit_headers
 
 from turnppo_hf.release import (
+    OWNED_FILES,
     PRIVATE_FILES,
     PUBLIC_FILES,
+    PUBLISHED_FILES,
     UNREAD_FOLDERS,
     PushError,
     ReleaseError,
@@ -51,7 +53,7 @@ HUB_ERRORS = (
 
 _TRANSIENT = {408, 409, 412, 425, 429, 500, 502, 503, 504}
 _TENSORS = (".safetensors", ".pt", ".bin", ".pth")
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]{4,}|Bearer +[^\s'\"\\]+")
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{10,}|Bearer +[^\s'\"\\]+")
 _SENTENCES = {  # status -> what it means, what to do
     400: ("the Hub refuses what was sent", "Mend it and try again."),
     401: ("the Hub does not accept the token", "Run `hf auth login`, or set HF_TOKEN to a valid one."),
@@ -118,6 +120,7 @@ def push_folder(
     path_in_repo: str | None = None,
     ignore_patterns: tuple[str, ...] = PRIVATE_FILES,
     replace: bool = False,
+    release: bool = False,
     called: str | None = None,
     **space: Any,
 ) -> CommitInfo:
@@ -140,6 +143,8 @@ def push_folder(
         path_in_repo (`str`, *optional*): Where in the repository.
         ignore_patterns (`tuple[str, ...]`, *optional*): What stays here; by default pickles and the trainer's state.
         replace (`bool`, *optional*, defaults to `False`): Delete what is in its place there and not in the folder.
+        release (`bool`, *optional*, defaults to `False`): Upload only what belongs to a release, and delete what an
+            earlier one left of it.
         called (`str`, *optional*): The folder's name in messages, where it is a copy; its path by default.
         space: Further arguments of `HfApi.create_repo`.
 
@@ -170,7 +175,8 @@ def push_folder(
             revision=revision,
             create_pr=create_pr,
             ignore_patterns=list(ignore_patterns),
-            delete_patterns="*" if replace else None,
+            allow_patterns=list(PUBLISHED_FILES) if release else None,
+            delete_patterns=list(OWNED_FILES) if release else "*" if replace else None,
         )
 
     return with_retries(

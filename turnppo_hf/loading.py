@@ -136,7 +136,7 @@ def open_environments(
         )
     named = dict(factory) if isinstance(factory, Mapping) else {_name_of(factory): factory}
     pool = EnvironmentPool({name: _callable(item) for name, item in named.items()})
-    record: dict[str, Any] = {"environment": None, "environment_kwargs": {}}
+    record: dict[str, Any] = {"environment": None, "environment_kwargs": {}, "environment_name": next(iter(named))}
     for number, name in enumerate(named):
         environment = pool.take(name)
         if not callable(getattr(environment, "reset", None)) or not callable(getattr(environment, "step", None)):

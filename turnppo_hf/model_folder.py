@@ -57,9 +57,32 @@ def load_agent_networks(folder: Path, dtype: Any) -> tuple[PreTrainedModel, PreT
     Returns:
         `tuple`: the actor, and the critic or `None`.
     """
-    actor = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
-    critic = _load_critic(folder, dtype)
+    try:
+        actor = _load_whole(AutoModelForCausalLM, folder, dtype)
+        critic = _load_critic(folder, dtype)
+    except ReleaseError:
+        raise
+    except Exception as error:  # whatever transformers and its formats raise where files do not fit together
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ReleaseError(
+            f"{str(folder)!r} cannot be loaded ({reason}). Its configuration and its weights do not fit together, or "
+            "a file is damaged. Download or save it again."
+        ) from error
     return actor.eval(), None if critic is None else critic.eval()
+
+
+def _load_whole(kind: Any, folder: Path, dtype: Any) -> PreTrainedModel:
+    """Load a network, and refuse one whose missing weights would be random numbers."""
+    if (folder / "adapter_config.json").exists():
+        return kind.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    network, info = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ReleaseError(
+            f"{str(folder)!r} lacks {len(missing)} of its weights, such as {missing[0]!r}; they would be random "
+            "numbers. Download or save it again."
+        )
+    return network
 
 
 def _load_critic(folder: Path, dtype: Any) -> PreTrainedModel | None:
@@ -67,7 +90,7 @@ def _load_critic(folder: Path, dtype: Any) -> PreTrainedModel | None:
     if not part.is_dir():
         return None
     if not (part / "adapter_config.json").exists():
-        return AutoModelForTokenClassification.from_pretrained(part, dtype=dtype, use_safetensors=True)
+        return _load_whole(AutoModelForTokenClassification, part, dtype)
     from peft import PeftModel
 
     # transformers would look for the base model's configuration in a folder `critic` of the base, with two labels

@@ -85,6 +85,8 @@ def push_run(
     if "/" not in repo_id:
         account = with_retries(lambda: HfApi().whoami(), "The Hub was not told who pushes")
         repo_id = f"{account['name']}/{repo_id}"
+    if episodes is not None and "/" not in episodes:
+        episodes = f"{repo_id.partition('/')[0]}/{episodes}"
     commits = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = source
@@ -93,7 +95,7 @@ def push_run(
             stage(source, folder)
         prepare_release(folder, repo_id, dataset=episodes, published=read_card(repo_id, revision=revision))
         where: dict[str, Any] = {"private": private, "revision": revision, "create_pr": create_pr}
-        commits.append(push_folder(folder, repo_id, message=message, **where))
+        commits.append(push_folder(folder, repo_id, message=message, release=True, **where))
         if episodes is not None:
             data = Path(scratch, "episodes")
             kwargs = run.record.get("evaluation", {}).get("environment_kwargs", {})
@@ -104,27 +106,38 @@ def push_run(
     return commits
 
 
-def push_evaluation(repo_id: str, summary: Summary, *, notes: str, revision: str | None = None) -> CommitInfo:
+def check_pushable(repo_id: str) -> None:
     """
-    Add an evaluation to a released agent: a commit in an own repository, a pull request in another's.
-
-    Args:
-        repo_id (`str`): The agent that was evaluated.
-        summary (`Summary`): Its result.
-        notes (`str`): How it was made.
-        revision (`str`, *optional*): That was evaluated.
+    Check before an evaluation that its result can be pushed.
 
     Raises:
-        `PushError`: nothing was committed; the message says why.
+        `ReleaseError`: it is no repository on the Hub.
+        `PushError`: there is no token, or the Hub does not accept it.
     """
     if Path(repo_id).is_dir() or repo_id in EMBEDDED_MODELS:
         raise ReleaseError(
             f"{repo_id!r} is no repository on the Hub, so there is nothing to add an evaluation to. Push the agent "
             "first: turnppo push FOLDER NAME."
         )
+    with_retries(lambda: HfApi().whoami(), "The Hub was not told who pushes")
+
+
+def push_evaluation(repo_id: str, summary: Summary, *, protocol: str, revision: str | None = None) -> CommitInfo:
+    """
+    Add an evaluation to a released agent: a commit in an own repository, a pull request in another's.
+
+    Args:
+        repo_id (`str`): The agent that was evaluated.
+        summary (`Summary`): Its result.
+        protocol (`str`): How it was made, such as "seeds 5 to 12, temperature 0".
+        revision (`str`, *optional*): That was evaluated.
+
+    Raises:
+        `PushError`: nothing was committed; the message says why.
+    """
     account = with_retries(lambda: HfApi().whoami(), "The Hub was not told who pushes")
     run: RunRecord = read_run(find_model(repo_id, revision=revision))
-    entries = eval_results(summary.to_dict(), run, f"{repo_id}-episodes", notes)
+    entries = eval_results(summary.to_dict(), run, f"{repo_id}-episodes", protocol)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, ".eval_results", f"turnppo-{account['name']}.yaml")
         file.parent.mkdir()
@@ -145,8 +158,7 @@ def _collect(collection: str, model: str, dataset: str | None, private: bool | N
             slug = api.create_collection(collection, namespace=namespace, private=bool(private), exists_ok=True).slug
         api.add_collection_item(slug, model, "model", exists_ok=True)
         if dataset is not None:
-            name = dataset if "/" in dataset else f"{namespace}/{dataset}"
-            api.add_collection_item(slug, name, "dataset", exists_ok=True)
+            api.add_collection_item(slug, dataset, "dataset", exists_ok=True)
 
     with_retries(add, f"The agent is pushed, but was not added to the collection {collection!r}")
 

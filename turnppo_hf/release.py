@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
@@ -21,13 +22,27 @@ PRIVATE_FILES = (
 )
 # what loading and republishing an agent read of a repository
 PUBLIC_FILES = (
-    *("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"),
+    *("*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "*.model"),
     *("README.md", "LICENSE", "*.yaml", "*.webp", "assets/*"),
 )
 # what tells of an agent's training and judgement: it goes with the agent wherever it is saved
 EVIDENCE_FILES = (
     *("README.md", "LICENSE", "results.json", "trainer_state.json", "training_config.json", "train_config.yaml"),
     *("*.webp", "assets/*.png", ".eval_results/*.yaml"),
+)
+# what a push uploads of a run's folder, pictures that a user's section may show among it
+PUBLISHED_FILES = (
+    *PUBLIC_FILES,
+    *(".eval_results/*.yaml", "wheels/*.whl", "runs/*"),
+    *("*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.mp4"),
+)
+# what a push deletes where the new release has none, so that no file of another agent speaks for this one; `*` stands
+# for folders, too, and checkpoints in folders of their own stay
+OWNED_FILES = (
+    *("critic/*", "model*.safetensors", "model.safetensors.index.json", "adapter_*", "config.json"),
+    *("turnppo.json", "results.json", "trainer_state.json", "training_config.json", "train_config.yaml"),
+    *(".eval_results/turnppo.yaml", "replay*.webp", "assets/learning_curve-*.png", "assets/calibration-*.png"),
+    "wheels/*.whl",
 )
 UNREAD_FOLDERS = ("checkpoint-*", "last-checkpoint/*")
 
@@ -49,7 +64,19 @@ _RECORD_TYPES: dict[str, tuple[type, ...]] = {
     "token_lam": (int, float),
     "action_grammar": (str,),
     "example": (dict,),
+    "package": (dict,),
+    "base_model": (str,),
+    "value_position": (str,),
+    "environment_name": (str,),
+    "environment_version": (str,),
 }
+_ALGORITHMS = ("turn_ppo", "token_ppo", "grpo", "rloo")
+MAX_EPISODES = 100_000  # of an evaluation that a record asks for
+# arguments of `apply_chat_template` that a record may not set: they change what is rendered, or how long it takes
+_OWN_TEMPLATE_ARGUMENTS = (
+    *("conversation", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize", "padding"),
+    *("truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
+)
 
 
 class ReleaseError(ValueError):
@@ -183,7 +210,8 @@ def check_critic(critic: Mapping[str, Any], actor: Mapping[str, Any], what: str)
     Raises:
         `ReleaseError`: several labels, or another vocabulary.
     """
-    labels = len(critic.get("id2label") or {0: "", 1: ""})
+    named = critic.get("id2label")
+    labels = len(named) if isinstance(named, Mapping) and named else critic.get("num_labels", 2)
     sizes = labels, _text_config(critic).get("vocab_size")
     vocabulary = _text_config(actor).get("vocab_size")
     if sizes != (1, vocabulary):
@@ -219,16 +247,31 @@ def read_record(folder: str | Path) -> dict[str, Any]:
             raise _damaged(path, f"limits.{name}", value, f"absent: the limits are {', '.join(_LIMITS)}")
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise _damaged(path, f"limits.{name}", value, "a positive integer or null")
-    evaluation = record.get("evaluation", {})
-    for name, low in (("episodes", 1), ("seed", 0), ("temperature", 0)):
-        value = evaluation.get(name, low)
-        if not isinstance(value, (int, float) if name == "temperature" else int) or value < low:
-            raise _damaged(path, f"evaluation.{name}", value, f"a number from {low} on")
-    if not isinstance(evaluation.get("tasks", []), list) or not isinstance(
-        evaluation.get("environment_kwargs", {}), dict
-    ):
-        raise _damaged(path, "evaluation", evaluation, "tasks as a list and environment_kwargs as an object")
+    if record.get("algorithm", "grpo") not in _ALGORITHMS:
+        raise _damaged(path, "algorithm", record["algorithm"], f"one of {', '.join(_ALGORITHMS)}")
+    for name in record.get("chat_template_kwargs", {}):
+        if name in _OWN_TEMPLATE_ARGUMENTS:
+            raise _damaged(path, f"chat_template_kwargs.{name}", record["chat_template_kwargs"][name], "absent")
+    for name, value in record.get("sampling", {}).items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise _damaged(path, f"sampling.{name}", value, "a number from 0 on")
+    _check_evaluation(path, record.get("evaluation", {}))
     return record
+
+
+def _check_evaluation(path: Path, evaluation: Mapping[str, Any]) -> None:
+    for name, low, high in (("episodes", 1, MAX_EPISODES), ("seed", 0, 2**63), ("temperature", 0, 1e6)):
+        value = evaluation.get(name, low)
+        kinds = (int, float) if name == "temperature" else int
+        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+            raise _damaged(path, f"evaluation.{name}", value, f"a number from {low} to {high:g}")
+    tasks = evaluation.get("tasks", [])
+    if not isinstance(tasks, list) or not all(
+        isinstance(task, dict) and isinstance(task.get("seed"), int) for task in tasks
+    ):
+        raise _damaged(path, "evaluation.tasks", "...", "a list of objects with an integer `seed`")
+    if not isinstance(evaluation.get("environment_kwargs", {}), dict):
+        raise _damaged(path, "evaluation.environment_kwargs", evaluation["environment_kwargs"], "an object")
 
 
 def turn_discounts(record: Mapping[str, Any]) -> tuple[float, float]:
@@ -251,7 +294,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # wrong bytes, no JSON, numbers or nesting without end
         raise ReleaseError(f"{path} cannot be read as JSON ({error}). Download or save it again.") from error
     if not isinstance(content, dict):
         raise ReleaseError(f"{path} holds {type(content).__name__}, not a JSON object. Download or save it again.")
@@ -259,7 +302,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    return config.get("text_config") or config
+    inner = config.get("text_config")
+    return inner if isinstance(inner, Mapping) else config
 
 
 def _damaged(path: Path, name: str, value: Any, wanted: str) -> ReleaseError:

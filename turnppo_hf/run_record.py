@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +12,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-from turnppo_hf.release import CRITIC_FOLDER, RECORD_FILE, ReleaseError, read_json, read_record
+from turnppo_hf.release import CRITIC_FOLDER, RECORD_FILE, ReleaseError, is_private, read_json, read_record
 from turnppo_hf.report import RESULTS_FILE
 from turnppo_hf.trajectory import Trajectory
 from turnppo_hf.trajectory_log import read_trajectories
@@ -43,10 +44,17 @@ class RunRecord:
     emissions_g: float | None  # grams of CO2 equivalents, by CodeCarbon
     episodes: Sequence[Trajectory] = field(default=(), repr=False)  # held out, after training
 
+    steps: int | None = None  # optimizer steps of the weights that are here
+
     @property
-    def algorithm(self) -> str:
-        """`"turn_ppo"` where the record does not say it."""
-        return str(self.record.get("algorithm", "turn_ppo"))
+    def algorithm(self) -> str | None:
+        """None where the record does not say that it was trained with one of ours."""
+        return self.record.get("algorithm")
+
+    @property
+    def is_playable(self) -> bool:
+        """Whether the record names an environment of this package, so that strangers can play it by a command."""
+        return str(self.record.get("environment")).startswith("turnppo_hf/")
 
     @property
     def comparison(self) -> Sequence[Mapping[str, Any]]:
@@ -81,6 +89,7 @@ def read_run(folder: str | Path) -> RunRecord:
         results=_read_if_there(path / RESULTS_FILE),
         training=_read_if_there(path / "training_config.json"),
         log_history=state.get("log_history", []),
+        steps=_steps(state, _read_if_there(path / "training_config.json")),
         model_type=read_json(config).get("model_type") if config.exists() else None,
         is_adapter=(path / "adapter_config.json").exists(),
         sizes={name: size for name, size in sizes.items() if size},
@@ -121,12 +130,13 @@ def count_parameters(folder: Path) -> int:
     """Count the numbers in a folder's safetensors, by their headers alone; tied weights are stored once."""
     total = 0
     for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="numpy") as opened:
-            for name in opened.keys():
-                size = 1
-                for length in opened.get_slice(name).get_shape():
-                    size *= length
-                total += size
+        if is_private(file.name):  # a rollout batch under way
+            continue
+        try:
+            with safe_open(file, framework="numpy") as opened:
+                total += sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())
+        except (OSError, SafetensorError) as error:
+            raise ReleaseError(f"{file} cannot be read ({error}). Download or save it again.") from error
     return total
 
 
@@ -168,10 +178,22 @@ def _read_if_there(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
+def _steps(state: Mapping[str, Any], training: Mapping[str, Any]) -> int | None:
+    """Steps of the last entry; of the best checkpoint where the trainer went back to it."""
+    if training.get("load_best_model_at_end") and state.get("best_global_step"):
+        return int(state["best_global_step"])
+    return max((entry["step"] for entry in state.get("log_history", ()) if "step" in entry), default=None)
+
+
 def _read_emissions(path: Path) -> float | None:
     """CodeCarbon's total, in grams: its column `emissions` is in kilograms, one row a run."""
     if not path.exists():
         return None
     with path.open(newline="", encoding="utf-8") as opened:
         rows = list(csv.DictReader(opened))
-    return sum(float(row["emissions"]) for row in rows) * 1000
+    try:
+        return sum(float(row["emissions"]) for row in rows) * 1000
+    except (KeyError, TypeError, ValueError) as error:
+        raise ReleaseError(
+            f"{path} is no file of CodeCarbon: no number in its column `emissions`. Remove it."
+        ) from error

@@ -20,7 +20,8 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
 
 from turnppo_hf._trl import BaseTrainer, get_config_model_id
-from turnppo_hf.card import README, merge_cards, prepare_release
+from turnppo_hf.card import README, prepare_release
+from turnppo_hf.card_merge import merge_cards
 from turnppo_hf.chat import Chat
 from turnppo_hf.checkpoint import RolloutBatch, load_networks, load_pending, save_networks, save_pending
 from turnppo_hf.hub import BackgroundPushes, create_repository, explain, push_folder, read_card, redact, stage
@@ -250,12 +251,7 @@ class SavingTrainer(BaseTrainer):
         if published is not None:
             card = folder / README
             card.write_text(merge_cards(published, card.read_text(encoding="utf-8")), encoding="utf-8")
-        state_file = folder / TRAINER_STATE_NAME
-        state = TrainerState.load_from_json(str(state_file)) if state_file.exists() else TrainerState()
-        if state.best_model_checkpoint:
-            state.best_model_checkpoint = Path(state.best_model_checkpoint).name  # its path is nobody's business
-            state.save_to_json(str(state_file))
-        return push_folder(folder, self.hub_model_id, message=message, **target)
+        return push_folder(folder, self.hub_model_id, message=message, release=True, **target)
 
     def _target(self, **given: Any) -> dict[str, Any]:
         """Say where and as whom to push: what was given, else what the configuration says."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
+import time
 import zipfile
 from collections.abc import Iterator
 from importlib import metadata
@@ -28,11 +30,10 @@ def build_wheel(folder: str | Path) -> Path:
     stem = f"{_DISTRIBUTION.replace('-', '_')}-{installed.version}"
     target = Path(folder) / f"{stem}-py3-none-any.whl"
     target.parent.mkdir(parents=True, exist_ok=True)
-    for old in target.parent.glob(f"{_DISTRIBUTION.replace('-', '_')}-*.whl"):
-        old.unlink()
     info = f"{stem}.dist-info"
     records = []
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+    unfinished = target.with_suffix(f".{os.getpid()}-{time.monotonic_ns()}")  # another push may read the target
+    with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive:
 
         def add(name: str, content: bytes) -> None:
             digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
@@ -47,6 +48,10 @@ def build_wheel(folder: str | Path) -> Path:
         add(f"{info}/WHEEL", b"Wheel-Version: 1.0\nGenerator: turnppo-hf\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         add(f"{info}/entry_points.txt", (installed.read_text("entry_points.txt") or "").encode())
         archive.writestr(zipfile.ZipInfo(f"{info}/RECORD", _EPOCH), "\n".join([*records, f"{info}/RECORD,,", ""]))
+    os.replace(unfinished, target)
+    for old in target.parent.glob(f"{_DISTRIBUTION.replace('-', '_')}-*.whl"):
+        if old != target:
+            old.unlink()
     return target
 
 

@@ -11,7 +11,7 @@ from turnppo_hf.generation.base import Completion
 class ScriptedGenerator:
     """Answers with given texts, episode by episode; a response longer than its room is cut like a sampled one."""
 
-    exact = True
+    exact, continuous, max_context = True, True, None
 
     def __init__(self, tokenizer, answers, by_seed=None):
         self.tokenizer, self.answers, self.by_seed = tokenizer, answers, by_seed
@@ -28,7 +28,7 @@ class ScriptedGenerator:
         reason = "stop" if len(cut) == len(ids) else "length"
         self.pending.append(Completion(episode, tuple(cut), tuple(-0.5 for _ in cut), reason))
 
-    def collect(self):
+    def collect(self, wake=None):
         # the youngest first: the order of arrival must not matter
         return [self.pending.pop()] if self.pending else []
 
@@ -37,6 +37,8 @@ class ScriptedGenerator:
 
     def reset(self):
         self.pending.clear()
+
+    sync = reset
 
 
 class ScriptedEnvironment(gymnasium.Env):

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, 
 from turnppo_hf._trl import RepeatSampler, create_model_from_path
 from turnppo_hf.actor_critic import critic_from_actor, disable_dropout
 from turnppo_hf.config import TurnPPOConfig
+from turnppo_hf.environment_pool import EnvironmentPool
 from turnppo_hf.environments import make_environment
 from turnppo_hf.release import check_critic
-from turnppo_hf.rollout import EnvironmentPool
 
 # key of the record -> attribute by which an environment describes itself
 _SELF_DESCRIPTION = {"environment_version": "version", "action_grammar": "action_grammar", "data": "data_label"}

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
+import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import gymnasium
 import numpy as np
 
 from turnppo_hf.chat import Chat, Prompt
+from turnppo_hf.environment_pool import EnvironmentPool, checked_reset, checked_step
 from turnppo_hf.generation.base import Completion, Generator
 from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
-_RESERVED_COLUMNS = ("prompt", "environment", "seed")
+_MAX_THREADS = 256  # environments at work at a time; a thread is made when none is idle
+# a generator that answers prompts in groups waits this long for environments, so that fast ones stay together
+_GRACE_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -39,42 +44,16 @@ class Limits:
     max_context: int | None = None  # tokens that the model can read at all
 
 
-class EnvironmentPool:
-    """
-    Environments by name, built when first needed and used again for later episodes.
-
-    Args:
-        factories (`Mapping[str, Callable[[], gymnasium.Env]]`): Builds one more environment of a name.
-    """
-
-    def __init__(self, factories: Mapping[str, Callable[[], gymnasium.Env]]) -> None:
-        self.factories = dict(factories)
-        self._idle: dict[str, list[gymnasium.Env]] = defaultdict(list)
-
-    def take(self, name: str) -> gymnasium.Env:
-        """Take an idle environment of that name, or build one."""
-        return self._idle[name].pop() if self._idle[name] else self.factories[name]()
-
-    def give_back(self, name: str, environment: gymnasium.Env) -> None:
-        """Return one that works; one that failed is closed by its user instead."""
-        self._idle[name].append(environment)
-
-    def close(self) -> None:
-        """Close every idle environment."""
-        for environment in (env for idle in self._idle.values() for env in idle):
-            environment.close()
-        self._idle.clear()
-
-
 @dataclass
 class _Running:
     """An episode under way."""
 
     episode: Episode
-    environment: gymnasium.Env
-    observation: str
-    prompt: Prompt
-    budget: int  # tokens that the last prompt and response may hold together
+    environment: gymnasium.Env | None = None  # None until it is reset
+    observation: str = ""
+    prompt: Prompt | None = None  # of the next response, or of the one that the environment reads
+    budget: int = 0  # tokens that the last prompt and response may hold together
+    completion: Completion | None = None  # the response that the environment reads
     turns: list[Turn] = field(default_factory=list)
     last_info: Mapping[str, Any] = field(default_factory=dict)
 
@@ -115,6 +94,201 @@ def plan_episodes(
     return episodes
 
 
+@dataclass
+class RolloutTiming:
+    """Where the time of a rollout went, in seconds, and what was sampled in it."""
+
+    generate_s: float = 0.0  # in the generator
+    environment_s: float = 0.0  # in environments, added over the threads they run in
+    wait_s: float = 0.0  # waiting for environments with nothing to generate
+    sync_s: float = 0.0  # handing the weights to the generator
+    num_tokens: int = 0  # sampled
+
+
+class Rollout:
+    """
+    Plays episodes: an environment is stepped as soon as its response is complete, while other responses are generated.
+
+    Environments run in threads, each in one thread at a time. Neither they nor the generator decide what is sampled:
+    seeds belong to the episode and its turn, so the trajectories do not depend on who finishes first. An environment
+    that fails ends its own episode only, with `StopReason.ERROR` and the message.
+
+    Args:
+        environments (`EnvironmentPool`): Where to take environments from.
+        generator (`Generator`): Samples the responses.
+        chat (`Chat`): Renders conversations.
+        limits (`Limits`): What cuts an episode from outside.
+        on_finished (`Callable`, *optional*): Called with each trajectory when it ends, for progress bars.
+    """
+
+    def __init__(
+        self,
+        environments: EnvironmentPool,
+        generator: Generator,
+        chat: Chat,
+        limits: Limits,
+        on_finished: Callable[[Trajectory], None] | None = None,
+    ) -> None:
+        self.environments = environments
+        self.generator = generator
+        self.chat = chat
+        self.limits = limits
+        self.on_finished = on_finished
+        self.timing = RolloutTiming()
+        self._numbers = count()
+        self._running: dict[int, _Running] = {}
+        self._steps: dict[Future[tuple[Any, float]], int] = {}  # environments at work -> number of the episode
+        self._finished: dict[int, Trajectory] = {}
+        self._wake = threading.Event()  # an environment has answered
+        self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="environment")
+
+    @property
+    def num_running(self) -> int:
+        """Episodes under way."""
+        return len(self._running)
+
+    def start(self, episodes: Iterable[Episode]) -> None:
+        """Open further episodes, beside those that are under way."""
+        for number, episode in zip(self._numbers, episodes, strict=False):
+            self._running[number] = _Running(episode)
+            self._in_thread(number, self.environments.open, episode.environment, episode.seed, _options(episode))
+
+    def sync(self) -> None:
+        """Let the generator take the trainer's weights; responses under way are sampled anew, with these."""
+        start = time.perf_counter()
+        self.generator.sync()
+        self.timing.sync_s += time.perf_counter() - start
+        for number in self._running.keys() - set(self._steps.values()):
+            self._submit(number)
+
+    def collect(self, enough: int | None = None) -> list[Trajectory]:
+        """
+        Play until episodes have ended.
+
+        Args:
+            enough (`int`, *optional*): Number of ended episodes to return at; the others stay under way. Defaults to
+                all.
+
+        Returns:
+            `list[Trajectory]`: in the order in which the episodes were started.
+
+        Raises:
+            `ValueError`: a first prompt leaves no room for a response.
+            [`~turnppo_hf.trajectory.GenerationError`]: the generator gave up.
+        """
+        while self._running and (enough is None or len(self._finished) < enough):
+            self._wake.clear()
+            if self._steps and not self.generator.continuous:
+                self._timed("wait_s", wait, self._steps, timeout=_GRACE_S)
+            for step in [step for step in self._steps if step.done()]:
+                self._answered(self._steps.pop(step), step)
+            if len(self._steps) < len(self._running):
+                for completion in self._timed("generate_s", self.generator.collect, self._wake):
+                    self._sampled(completion)
+            elif self._steps:
+                self._timed("wait_s", self._wake.wait)
+        ended = sorted(self._finished)[:enough]
+        return [self._finished.pop(number) for number in ended]
+
+    def give_up(self) -> int:
+        """Drop the episodes that are under way; return their number."""
+        wait(self._steps)
+        self._steps.clear()
+        for number, state in self._running.items():
+            self.generator.release(number)
+            if state.environment is not None:
+                self.environments.give_back(state.episode.environment, state.environment)
+        dropped = len(self._running)
+        self._running.clear()
+        return dropped
+
+    def close(self) -> None:
+        """Drop what is under way and end the threads."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self.give_up()
+
+    def _timed(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return call(*args, **kwargs)
+        finally:
+            setattr(self.timing, name, getattr(self.timing, name) + time.perf_counter() - start)
+
+    def _in_thread(self, number: int, call: Callable[..., Any], *args: Any) -> None:
+        step = self._threads.submit(_with_duration, call, *args)
+        self._steps[step] = number
+        step.add_done_callback(lambda _: self._wake.set())
+
+    def _submit(self, number: int) -> None:
+        state = self._running[number]
+        assert state.prompt is not None
+        # a plain sum of seeds would give neighbouring episodes the same stream at shifted turns
+        key = (state.episode.sampling_seed, len(state.turns))
+        seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+        room = state.budget - len(state.prompt.ids)
+        if self.limits.max_turn_length is not None:
+            room = min(room, self.limits.max_turn_length)
+        self.generator.submit(number, state.prompt.ids, max_new_tokens=room, seed=int(seed))
+
+    def _sampled(self, completion: Completion) -> None:
+        """Let the environment read a response."""
+        self.timing.num_tokens += len(completion.completion_ids)
+        state = self._running[completion.episode]
+        state.completion = completion
+        assert state.environment is not None
+        self._in_thread(completion.episode, state.environment.step, self.chat.content(completion.completion_ids))
+
+    def _answered(self, number: int, step: Future[tuple[Any, float]]) -> None:
+        """Take what the environment said; ask for the next response, or end the episode."""
+        state = self._running[number]
+        try:
+            reply, duration = step.result()
+            self.timing.environment_s += duration
+            if state.environment is None:
+                state.environment, reply = reply
+                if isinstance(reply, Exception):
+                    raise reply
+                state.observation, state.last_info = checked_reset(reply)
+                stepped = None
+            else:
+                stepped = checked_step(reply)
+        except Exception as error:
+            self._end(number, _failed(state, error))
+            return
+        trajectory = None
+        if stepped is None:
+            self._open_conversation(state)
+        else:
+            trajectory = _advance(state, stepped, self.chat, self.limits)
+        if trajectory is None:
+            self._submit(number)
+        else:
+            assert state.environment is not None
+            self.environments.give_back(state.episode.environment, state.environment)
+            self._end(number, trajectory)
+
+    def _end(self, number: int, trajectory: Trajectory) -> None:
+        del self._running[number]
+        self.generator.release(number)
+        self._finished[number] = trajectory
+        if self.on_finished is not None:
+            self.on_finished(trajectory)
+
+    def _open_conversation(self, state: _Running) -> None:
+        episode, limits = state.episode, self.limits
+        state.prompt = self.chat.start(state.observation, episode.task.get("prompt") or ())
+        length = len(state.prompt.ids)
+        state.budget = length + limits.max_completion_length
+        if limits.max_context is not None:
+            state.budget = min(state.budget, limits.max_context)
+            if length >= state.budget:
+                raise ValueError(
+                    f"The first prompt of {episode.environment!r} (seed {episode.seed}) has {length} tokens, but "
+                    f"the model reads {limits.max_context} at most, so no response fits. Shorten the prompt or take a "
+                    "model with a longer context."
+                )
+
+
 def collect_trajectories(
     episodes: Sequence[Episode],
     environments: EnvironmentPool,
@@ -124,10 +298,7 @@ def collect_trajectories(
     on_finished: Callable[[Trajectory], None] | None = None,
 ) -> list[Trajectory]:
     """
-    Play every episode to its end.
-
-    An episode whose response is complete steps its environment and submits its next prompt while others still
-    generate. An environment that fails ends its own episode only, with `StopReason.ERROR` and the message.
+    Play every episode to its end; see [`Rollout`].
 
     Args:
         episodes (`Sequence[Episode]`): What to play.
@@ -143,83 +314,38 @@ def collect_trajectories(
     Raises:
         `ValueError`: a first prompt leaves no room for a response.
     """
-    finished: dict[int, Trajectory] = {}
-    running: dict[int, _Running] = {}
-
-    def finish(number: int, trajectory: Trajectory) -> None:
-        generator.release(number)
-        finished[number] = trajectory
-        if on_finished is not None:
-            on_finished(trajectory)
-
-    for number, episode in enumerate(episodes):
-        opened = _open(episode, environments, chat, limits)
-        if isinstance(opened, Trajectory):
-            finish(number, opened)
-        else:
-            running[number] = opened
-            _submit(generator, number, opened, limits)
-    while running:
-        for completion in generator.collect():
-            state = running[completion.episode]
-            trajectory = _advance(state, completion, environments, chat, limits)
-            if trajectory is None:
-                _submit(generator, completion.episode, state, limits)
-            else:
-                del running[completion.episode]
-                finish(completion.episode, trajectory)
-    return [finished[number] for number in range(len(episodes))]
-
-
-def _open(episode: Episode, environments: EnvironmentPool, chat: Chat, limits: Limits) -> _Running | Trajectory:
-    environment = None
+    rollout = Rollout(environments, generator, chat, limits, on_finished)
     try:
-        environment = environments.take(episode.environment)
-        options = {name: value for name, value in episode.task.items() if name not in _RESERVED_COLUMNS}
-        reply = environment.reset(seed=episode.seed, options=options or None)
-        observation, info = _checked_reset(reply)
-    except Exception as error:
-        return _failed(episode, [], environment, error)
-    messages = episode.task.get("prompt") or ()
-    prompt = chat.start(observation, messages)
-    budget = len(prompt.ids) + limits.max_completion_length
-    if limits.max_context is not None:
-        budget = min(budget, limits.max_context)
-        if len(prompt.ids) >= budget:
-            raise ValueError(
-                f"The first prompt of {episode.environment!r} (seed {episode.seed}) has {len(prompt.ids)} tokens, but "
-                f"the model reads {limits.max_context} at most, so no response fits. Shorten the prompt or take a "
-                "model with a longer context."
-            )
-    return _Running(episode, environment, observation, prompt, budget, last_info=info)
+        rollout.start(episodes)
+        return rollout.collect()
+    finally:
+        rollout.close()
 
 
-def _submit(generator: Generator, number: int, state: _Running, limits: Limits) -> None:
-    # a plain sum of seeds would give neighbouring episodes the same stream at shifted turns
-    seed = np.random.SeedSequence((state.episode.sampling_seed, len(state.turns))).generate_state(1, np.uint64)[0]
-    generator.submit(number, state.prompt.ids, max_new_tokens=_room(state, limits), seed=int(seed))
+def _options(episode: Episode) -> dict[str, Any] | None:
+    """What the environment's reset gets of the dataset row."""
+    return {
+        name: value for name, value in episode.task.items() if name not in ("prompt", "environment", "seed")
+    } or None
 
 
-def _room(state: _Running, limits: Limits) -> int:
-    """Tokens the next response may have."""
-    room = state.budget - len(state.prompt.ids)
-    return room if limits.max_turn_length is None else min(room, limits.max_turn_length)
+def _with_duration(call: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+    start = time.perf_counter()
+    return call(*args), time.perf_counter() - start
 
 
 def _advance(
-    state: _Running, completion: Completion, environments: EnvironmentPool, chat: Chat, limits: Limits
+    state: _Running, stepped: tuple[str, float, bool, bool, Mapping[str, Any]], chat: Chat, limits: Limits
 ) -> Trajectory | None:
-    """Step the environment with a response; return the trajectory if the episode ended, else set the next prompt."""
+    """Record a turn; return the trajectory if the episode ended with it, else set the next prompt."""
+    prompt, completion = state.prompt, state.completion
+    assert prompt is not None and completion is not None
+    observation, reward, terminated, truncated, info = stepped
     text = chat.content(completion.completion_ids)
-    try:
-        observation, reward, terminated, truncated, info = _checked_step(state.environment.step(text))
-    except Exception as error:
-        return _failed(state.episode, state.turns, state.environment, error)
-    out_of_tokens = (
-        completion.finish_reason == "length" and len(state.prompt.ids) + len(completion.completion_ids) == state.budget
-    )
+    read = len(prompt.ids) + len(completion.completion_ids)
+    out_of_tokens = completion.finish_reason == "length" and read == state.budget
     turn = Turn(
-        prompt_ids=state.prompt.ids,
+        prompt_ids=prompt.ids,
         completion_ids=completion.completion_ids,
         sampling_logprobs=completion.sampling_logprobs,
         observation=state.observation,
@@ -235,7 +361,7 @@ def _advance(
     following = (
         None
         if stop is not None and (stop.terminated or stop is StopReason.CUT_RESPONSE)
-        else chat.extend(state.prompt, completion.completion_ids, observation)
+        else chat.extend(prompt, completion.completion_ids, observation)
     )
     if stop is None and limits.max_turns is not None and len(state.turns) >= limits.max_turns:
         stop = StopReason.TURN_LIMIT
@@ -247,7 +373,6 @@ def _advance(
         assert following is not None
         state.prompt, state.observation = following, observation
         return None
-    environments.give_back(state.episode.environment, state.environment)
     return Trajectory(
         task=dict(state.episode.task),
         environment=state.episode.environment,
@@ -271,62 +396,22 @@ def _stop_reason(terminated: bool, truncated: bool, info: Mapping[str, Any], out
     return StopReason.CUT_RESPONSE if out_of_tokens else None
 
 
-def _failed(episode: Episode, turns: list[Turn], environment: gymnasium.Env | None, error: Exception) -> Trajectory:
+def _failed(state: _Running, error: Exception) -> Trajectory:
     message = f"{type(error).__name__}: {error}"
-    if environment is not None:
+    if state.environment is not None:
         try:
-            environment.close()
+            state.environment.close()
         except Exception as closing:
             message += f" (and close() raised {type(closing).__name__}: {closing})"
     return Trajectory(
-        task=dict(episode.task),
-        environment=episode.environment,
-        seed=episode.seed,
-        turns=tuple(turns),
+        task=dict(state.episode.task),
+        environment=state.episode.environment,
+        seed=state.episode.seed,
+        turns=tuple(state.turns),
         stop_reason=StopReason.ERROR,
-        group=episode.group,
+        group=state.episode.group,
         error=message,
     )
-
-
-def _checked_reset(reply: Any) -> tuple[str, Mapping[str, Any]]:
-    if not isinstance(reply, tuple) or len(reply) != 2 or not _text_and_info(reply):
-        raise TypeError(
-            f"reset() must return (observation text, info), got {_shape(reply)}. Return the text the model should "
-            "read and a dict."
-        )
-    return reply[0], reply[1]
-
-
-def _checked_step(reply: Any) -> tuple[str, float, bool, bool, Mapping[str, Any]]:
-    if not isinstance(reply, tuple) or len(reply) != 5 or not _text_and_info(reply):
-        raise TypeError(
-            "step() must return (observation text, reward, terminated, truncated, info), got "
-            f"{_shape(reply)}. Gymnasium's five values tell a true end from a cut; one `done` flag cannot."
-        )
-    observation, reward, terminated, truncated, info = reply
-    if not math.isfinite(reward):
-        raise ValueError(
-            f"step() returned the reward {reward}. It would turn every advantage of the batch into NaN. Return a "
-            "finite number."
-        )
-    penalty = info.get("penalty", 0.0)
-    if not math.isfinite(penalty) or penalty > 0:
-        raise ValueError(
-            f'info["penalty"] is {penalty}. A format penalty lowers the reward of a turn: it is finite and at most 0. '
-            "Put what the environment pays into the reward."
-        )
-    return observation, float(reward), bool(terminated), bool(truncated), info
-
-
-def _text_and_info(reply: tuple[Any, ...]) -> bool:
-    return isinstance(reply[0], str) and isinstance(reply[-1], Mapping)
-
-
-def _shape(reply: Any) -> str:
-    if isinstance(reply, tuple):
-        return f"a tuple of {len(reply)}: ({', '.join(type(item).__name__ for item in reply)})"
-    return type(reply).__name__
 
 
 def _numbers(info: Mapping[str, Any]) -> dict[str, float]:

@@ -47,6 +47,10 @@ class FailedEpisodesError(RuntimeError):
     """More episodes of a rollout batch failed than the run accepts."""
 
 
+class GenerationError(RuntimeError):
+    """Nothing can be sampled any more: the server is gone, or samples from other weights than the trainer's."""
+
+
 @dataclass(frozen=True)
 class Turn:
     """

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,28 @@ class Generator(Protocol):
     """
 
     exact: bool  # whether `sampling_logprobs` equal the trainer's own to rounding, so that they serve as old log-probs
+    continuous: bool  # whether a prompt joins those that are being answered; else prompts should arrive together
+    max_context: int | None  # tokens of a prompt and its response together; None where only the model limits them
 
     def submit(self, episode: int, prompt_ids: Sequence[int], *, max_new_tokens: int, seed: int) -> None:
         """Queue a prompt. The response depends on the prompt, the weights and `seed` alone, never on its company."""
         ...
 
-    def collect(self) -> list[Completion]:
-        """Generate until some of the submitted prompts are complete; empty only where none is in flight."""
+    def collect(self, wake: threading.Event | None = None) -> list[Completion]:
+        """
+        Generate until some of the submitted prompts are complete.
+
+        Args:
+            wake (`threading.Event`, *optional*):
+                Somebody has another prompt to submit: a continuous generator returns when it is set, with nothing if
+                need be.
+
+        Returns:
+            `list[Completion]`: empty only where no prompt is in flight, or `wake` is set.
+
+        Raises:
+            [`~turnppo_hf.trajectory.GenerationError`]: no answer will come.
+        """
         ...
 
     def release(self, episode: int) -> None:
@@ -44,5 +62,27 @@ class Generator(Protocol):
         ...
 
     def reset(self) -> None:
-        """Forget every episode: call it after each change of the weights."""
+        """Forget every episode, and hold no more memory than needed until the next `sync`."""
         ...
+
+    def sync(self) -> None:
+        """Forget every episode and sample with the trainer's current weights: call it after each change of them."""
+        ...
+
+
+def end_of_turn_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """
+    Return the tokens that end a turn, the tokenizer's first.
+
+    Raises:
+        `ValueError`: neither the tokenizer nor the model's generation settings name one.
+    """
+    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
+    eos = configured if isinstance(configured, list) else [configured]
+    ends = [token for token in dict.fromkeys((tokenizer.eos_token_id, *eos)) if token is not None]
+    if not ends:
+        raise ValueError(
+            f"Neither the tokenizer {tokenizer.name_or_path!r} nor the model says which token ends a turn, so "
+            "every response would run to its limit. Set `tokenizer.eos_token`."
+        )
+    return ends

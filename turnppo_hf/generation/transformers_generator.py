@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TopKLogitsWarper, TopPLogitsWarper
 
-from turnppo_hf.generation.base import Completion
+from turnppo_hf.generation.base import Completion, end_of_turn_ids
 from turnppo_hf.generation.slot_cache import SlotCache
 
 _PREFILL_TOKENS = 16384  # padded tokens of one prefill forward: bounds the activations
@@ -56,6 +57,9 @@ class TransformersGenerator:
         `ValueError`: the model has layers other than attention, which this cache cannot hold, or an implementation of
             attention that takes no dense mask.
     """
+
+    continuous = False  # a prompt alone would be prefilled alone
+    max_context: int | None = None
 
     def __init__(
         self,
@@ -105,19 +109,16 @@ class TransformersGenerator:
         cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, temperature: float = 1.0, **kwargs: Any
     ) -> TransformersGenerator:
         """Take the tokens that end a turn from the tokenizer and from the model's generation settings."""
-        configured = model.generation_config.eos_token_id if model.generation_config is not None else None
-        eos = configured if isinstance(configured, list) else [configured]
-        ends = [token for token in (tokenizer.eos_token_id, *eos) if token is not None]
-        if not ends:
-            raise ValueError(
-                f"Neither the tokenizer {tokenizer.name_or_path!r} nor the model says which token ends a turn, so "
-                "every response would run to its limit. Set `tokenizer.eos_token`."
-            )
+        ends = end_of_turn_ids(model, tokenizer)
         pad = ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         return cls(model, eos_token_ids=ends, pad_token_id=pad, temperature=temperature, **kwargs)
 
+    def sync(self) -> None:
+        """Drop what was computed with other weights; see [`~turnppo_hf.generation.base.Generator.sync`]."""
+        self.reset()
+
     def reset(self) -> None:
-        """Drop the cache and every request: call it after each change of the weights."""
+        """Drop the cache and every request."""
         self._cache: SlotCache | None = None
         self._slots: dict[int, int] = {}  # episode -> slot
         self._free: list[int] = []
@@ -137,9 +138,9 @@ class TransformersGenerator:
             del self._cached[episode]
 
     @torch.no_grad()
-    def collect(self) -> list[Completion]:
+    def collect(self, wake: threading.Event | None = None) -> list[Completion]:
         """
-        Generate until half of the requests in flight are complete and return these.
+        Generate until half of the requests in flight are complete and return these, whatever `wake` says.
 
         Returning at the first one would prefill each next turn alone; waiting for all would wait for the longest.
         """

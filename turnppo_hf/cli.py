@@ -12,7 +12,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from turnppo_hf.release import PushError
-from turnppo_hf.trajectory import FailedEpisodesError
+from turnppo_hf.trajectory import FailedEpisodesError, GenerationError
 
 if TYPE_CHECKING:
     import gymnasium
@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 COMMANDS = ("train", "evaluate", "play", "card", "push", "report", "webshop", "doctor")
 
 # what users can cause; anything else is a mistake of ours and keeps its traceback
-_USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FailedEpisodesError, PushError)
+_USER_ERRORS = (
+    ValueError,
+    TypeError,
+    OSError,
+    ImportError,
+    FailedEpisodesError,
+    GenerationError,
+    PushError,
+)
 _EPILOG = (
     "turnppo COMMAND --help tells a command's arguments. turnppo --debug COMMAND shows the traceback of an error."
 )

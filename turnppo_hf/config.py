@@ -15,6 +15,8 @@ IMPORTANCE_SAMPLING_LEVELS = ("turn", "turn_geometric", "token")
 LOSS_AGGREGATIONS = ("trajectory_tokens", "batch_tokens", "turns")
 WHITENING = ("turns", "tokens", "none")
 KL_ESTIMATORS = ("k1", "k2", "k3")
+VLLM_MODES = ("colocate", "server")
+CORRECTIONS = ("turn_truncate", "token_truncate")
 
 
 @dataclass
@@ -125,6 +127,42 @@ class TurnPPOConfig(BaseConfig):
             Episodes that generate at the same time on one rank; bounds the KV cache.
         chat_template_kwargs (`dict` or `str`, *optional*):
             Passed to the chat template, such as `{"enable_thinking": false}`.
+        oversampling_factor (`float`, *optional*, defaults to `1.0`):
+            Episodes under way per episode that a rollout batch takes: the batch is complete when enough have ended.
+        oversampling_rest (`str`, *optional*, defaults to `"continue"`):
+            What becomes of the others: `"continue"` plays them on in the next batch, `"drop"` forgets them.
+        generation_kwargs (`dict` or `str`, *optional*):
+            Further sampling parameters of vLLM, such as `{"stop": ["</action>"], "include_stop_str_in_output": true}`.
+
+        > Parameters that control vLLM
+
+        use_vllm (`bool`, *optional*, defaults to `False`):
+            Sample with vLLM instead of with the training weights.
+        vllm_mode (`str`, *optional*, defaults to `"colocate"`):
+            `"colocate"`: in the trainer's process. `"server"`: on a server that `turnppo vllm-serve` started.
+        vllm_gpu_memory_utilization (`float`, *optional*, defaults to `0.3`):
+            Share of the device's memory that a colocated engine may take.
+        vllm_max_model_length (`int`, *optional*):
+            Tokens of a prompt and its response in a colocated engine. Defaults to what the model reads.
+        vllm_enable_sleep_mode (`bool`, *optional*, defaults to `False`):
+            A colocated engine gives its memory back during updates. GPU only.
+        vllm_server_base_url (`str`, *optional*):
+            The server's address, such as `"http://localhost:8000"`, instead of host and port.
+        vllm_server_host (`str`, *optional*, defaults to `"127.0.0.1"`), vllm_server_port (`int`, defaults to `8000`):
+            The server's address.
+        vllm_server_timeout (`float`, *optional*, defaults to `240.0`):
+            Seconds for which an answer, or a server that is gone, is waited for.
+        vllm_structured_outputs_regex (`str`, *optional*):
+            Regular expression that every response matches.
+        vllm_structured_outputs_choice (`list[str]`, *optional*):
+            Texts of which every response is one.
+        vllm_importance_sampling_correction (`bool`, *optional*):
+            Weigh the loss by the trainer's over the sampler's probability, truncated. Unset: on where vLLM computes in
+            half precision, and where oversampling continues episodes of older weights.
+        vllm_importance_sampling_mode (`str`, *optional*):
+            `"turn_truncate"` (one weight a turn) or `"token_truncate"`. Unset: as `importance_sampling_level`.
+        vllm_importance_sampling_clip_max (`float`, *optional*, defaults to `3.0`):
+            Where the weights are truncated.
 
         > Parameters that control the logging
 
@@ -140,6 +178,7 @@ class TurnPPOConfig(BaseConfig):
         *BaseConfig._VALID_DICT_FIELDS,
         "model_init_kwargs",
         "chat_template_kwargs",
+        "generation_kwargs",
     ]
 
     learning_rate: float = field(default=1e-6, metadata={"help": "The actor's initial learning rate for AdamW."})
@@ -221,6 +260,38 @@ class TurnPPOConfig(BaseConfig):
     chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Passed to the chat template."}
     )
+    oversampling_factor: float = field(default=1.0, metadata={"help": "Episodes under way per episode of a batch."})
+    oversampling_rest: str = field(default="continue", metadata={"help": "The rest's fate: continue or drop."})
+    generation_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Further sampling parameters of vLLM, such as stop strings."}
+    )
+
+    use_vllm: bool = field(default=False, metadata={"help": "Sample with vLLM."})
+    vllm_mode: str = field(default="colocate", metadata={"help": "colocate or server."})
+    vllm_gpu_memory_utilization: float = field(default=0.3, metadata={"help": "Memory share of a colocated engine."})
+    vllm_max_model_length: int | None = field(
+        default=None, metadata={"help": "Tokens of prompt and response in a colocated engine. Unset: the model's."}
+    )
+    vllm_enable_sleep_mode: bool = field(
+        default=False, metadata={"help": "A colocated engine gives its memory back during updates. GPU only."}
+    )
+    vllm_server_base_url: str | None = field(default=None, metadata={"help": "The server's address."})
+    vllm_server_host: str = field(default="127.0.0.1", metadata={"help": "The server's host."})
+    vllm_server_port: int = field(default=8000, metadata={"help": "The server's port."})
+    vllm_server_timeout: float = field(default=240.0, metadata={"help": "Seconds to wait for an answer."})
+    vllm_structured_outputs_regex: str | None = field(
+        default=None, metadata={"help": "Regular expression that every response matches."}
+    )
+    vllm_structured_outputs_choice: list[str] | None = field(
+        default=None, metadata={"help": "Texts of which every response is one."}
+    )
+    vllm_importance_sampling_correction: bool | None = field(
+        default=None, metadata={"help": "Weigh by trainer / sampler probability. Unset: where it is needed."}
+    )
+    vllm_importance_sampling_mode: str | None = field(
+        default=None, metadata={"help": "turn_truncate or token_truncate. Unset: as importance_sampling_level."}
+    )
+    vllm_importance_sampling_clip_max: float = field(default=3.0, metadata={"help": "Truncates these weights."})
 
     log_completions: bool = field(default=False, metadata={"help": "Print turns and save trajectories when logging."})
     num_completions_to_print: int | None = field(default=None, metadata={"help": "Rows of that table."})
@@ -239,6 +310,7 @@ class TurnPPOConfig(BaseConfig):
         self._fill_defaults_of_the_algorithm()
         self._check_choices()
         self._check_ranges()
+        self._check_vllm()
         self._fold_batch_sizes()
 
     @property
@@ -266,6 +338,12 @@ class TurnPPOConfig(BaseConfig):
             self.num_generations = 8 if group_baseline else 1
         if self.epsilon_high is None:
             self.epsilon_high = self.epsilon
+        if self.vllm_importance_sampling_correction is None:
+            continued = self.oversampling_factor > 1.0 and self.oversampling_rest == "continue"
+            self.vllm_importance_sampling_correction = continued or bool(self.use_vllm and self.bf16)
+        if self.vllm_importance_sampling_mode is None:
+            level = "token" if self.importance_sampling_level == "token" else "turn"
+            self.vllm_importance_sampling_mode = f"{level}_truncate"
 
     def _check_choices(self) -> None:
         if self.remove_unused_columns:
@@ -284,6 +362,9 @@ class TurnPPOConfig(BaseConfig):
             ("loss_aggregation", LOSS_AGGREGATIONS),
             ("whiten_advantages", WHITENING),
             ("kl_estimator", KL_ESTIMATORS),
+            ("vllm_mode", VLLM_MODES),
+            ("vllm_importance_sampling_mode", CORRECTIONS),
+            ("oversampling_rest", ("continue", "drop")),
         ):
             value = getattr(self, name)
             if value not in choices:
@@ -327,6 +408,12 @@ class TurnPPOConfig(BaseConfig):
             ("max_parallel_episodes", 1, math.inf, "no episode would be played"),
             ("eval_temperature", 0.0, math.inf, "0 is greedy"),
             ("cliprange_value", 1e-12, math.inf, "the value could not move"),
+            ("oversampling_factor", 1.0, math.inf, "a batch would never be full"),
+            ("vllm_gpu_memory_utilization", 1e-6, 1.0, "it is a share of memory"),
+            ("vllm_max_model_length", 2, math.inf, "no prompt and response would fit"),
+            ("vllm_server_port", 1, 65535, "it is a TCP port"),
+            ("vllm_server_timeout", 1e-6, math.inf, "no answer would be waited for"),
+            ("vllm_importance_sampling_clip_max", 1.0, math.inf, "even exact samples would be weighed down"),
         ):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
@@ -342,6 +429,30 @@ class TurnPPOConfig(BaseConfig):
             raise ValueError(
                 f"`num_generations` must be at least 2 for {self.algorithm}, got {self.num_generations}: its baseline "
                 "is the mean over the other episodes of the same task. Set it to 8, or use an algorithm with a critic."
+            )
+
+    def _check_vllm(self) -> None:
+        rules = ("vllm_structured_outputs_regex", "vllm_structured_outputs_choice")
+        needs = [name for name in (*rules, "generation_kwargs") if getattr(self, name)]
+        if needs and not self.use_vllm:
+            raise ValueError(
+                f"`{needs[0]}` is set without `use_vllm`, so it would have no effect. Set both or neither."
+            )
+        if all(getattr(self, name) for name in rules):
+            raise ValueError(f"`{rules[0]}` and `{rules[1]}` are both set, but a response follows one rule. Keep one.")
+        if self.vllm_enable_sleep_mode and self.vllm_mode == "server":
+            raise ValueError("`vllm_enable_sleep_mode` is True, but a server keeps its memory. Leave it out.")
+        if self.vllm_importance_sampling_mode == "token_truncate" and self.importance_sampling_level != "token":
+            raise ValueError(
+                f'`vllm_importance_sampling_mode` is "token_truncate", but `importance_sampling_level` is '
+                f"{self.importance_sampling_level!r}: a ratio per turn has no terms of its tokens to weigh. Set it to "
+                '"turn_truncate".'
+            )
+        if self.oversampling_factor > 1.0 and self.num_generations > 1:  # type: ignore[operator]
+            raise ValueError(
+                f"`oversampling_factor` is {self.oversampling_factor:g} with `num_generations` "
+                f"{self.num_generations}: a batch would close on parts of groups, whose baseline is the whole group. "
+                "Set one of them to 1."
             )
 
     def _fold_batch_sizes(self) -> None:

@@ -99,6 +99,27 @@ def loss_weights(
     return torch.where(mask, weights, 0.0)
 
 
+def importance_weights(log_ratio: Tensor, *, clip_max: float) -> Tensor:
+    """
+    Truncated importance weights of samples that another distribution than the policy's drew.
+
+        weight = min(exp(log_ratio), clip_max)
+
+    Args:
+        log_ratio (`torch.Tensor` of any shape):
+            Log-prob under the policy before the update minus that under the sampler, nats: of a token, or of a turn
+            (summed over its tokens).
+        clip_max (`float`):
+            Bounds the variance at the price of a bias towards the sampler.
+
+    Returns:
+        `torch.Tensor` of the same shape: float32, without gradient; 1 where sampler and policy agree.
+
+    Source: Ionides 2008, "Truncated importance sampling".
+    """
+    return log_ratio.detach().float().clamp(max=_MAX_LOG_RATIO).exp().clamp(max=clip_max)
+
+
 def clipped_policy_loss(
     log_ratio: Tensor, advantages: Tensor, weights: Tensor, mask: Tensor, *, epsilon: float, epsilon_high: float
 ) -> Tensor:

@@ -64,10 +64,24 @@ METRICS = (
     Metric("grad_norm/actor", "the actor's gradient norm before its clip", "steady"),
     Metric("grad_norm/critic", "the critic's gradient norm before its clip", "falls"),
     Metric("learning_rate_critic", "the critic's current learning rate", "`critic_lr_multiplier` x the actor's"),
-    Metric("sampling/logprob_gap_mean", "mean |log-prob at sampling - recomputed|, nats", "below 0.01"),
-    Metric("sampling/logprob_gap_max", "largest such gap of a batch, nats", "below 0.5 in bf16"),
+    Metric(
+        "sampling/logprob_gap_mean",
+        "mean |log-prob at sampling - the trainer's before the update| per token of the batch's first update, nats",
+        "below 1e-4 in float32, below 0.05 in bf16",
+    ),
+    Metric("sampling/logprob_gap_max", "largest such gap, nats", "below 1e-3 in float32, below 1 in bf16"),
+    Metric(
+        "sampling/ratio_outside_share",
+        "share of these tokens whose trainer / sampler probability is outside [0.9, 1.1]",
+        "0 in float32, below 0.1 in bf16",
+    ),
+    Metric("sampling/tokens_per_s", "tokens sampled on all ranks per second of collecting the batch", "-"),
     Metric("num_tokens", "tokens of all rows trained on so far, prompts included", "rises"),
     Metric("time/rollout_s", "seconds of collecting the rollout batch", "-"),
+    Metric("time/generate_s", "of these, inside the generator (the slowest rank's)", "most of them"),
+    Metric("time/environment_s", "inside environments, added over their threads (the slowest rank's)", "-"),
+    Metric("time/wait_s", "waiting for environments with nothing to generate (the slowest rank's)", "near 0"),
+    Metric("time/sync_s", "handing the weights to the generator (the slowest rank's)", "small"),
     Metric("time/update_s", "seconds of the optimizer step's passes", "-"),
 )
 
@@ -147,6 +161,23 @@ def credit_metrics(credit: Mapping[str, torch.Tensor], *, with_critic: bool) -> 
         if len(at_turn):
             metrics[f"value/turn_{turn + 1}"] = float(at_turn.mean())
     return metrics
+
+
+def sampling_metrics(gaps: torch.Tensor) -> dict[str, float]:
+    """
+    Say how well the sampler's log-probs are the trainer's.
+
+    Args:
+        gaps (`torch.Tensor` of shape `(tokens,)`): Trainer's log-prob minus sampler's, over all ranks, nats.
+    """
+    if not len(gaps):
+        return {}
+    ratios = gaps.double().exp()
+    return {
+        "sampling/logprob_gap_mean": float(gaps.double().abs().mean()),
+        "sampling/logprob_gap_max": float(gaps.abs().max()),
+        "sampling/ratio_outside_share": float(((ratios < 0.9) | (ratios > 1.1)).double().mean()),
+    }
 
 
 def update_metrics(sums: Mapping[str, float], num_tokens: float) -> dict[str, float]:

@@ -29,9 +29,9 @@ from turnppo_hf.actor_critic import ActorCritic
 from turnppo_hf.batch import TurnBatch, stack
 from turnppo_hf.chat import Chat
 from turnppo_hf.checkpoint import RolloutBatch
+from turnppo_hf.collector import Collector
 from turnppo_hf.config import TurnPPOConfig
 from turnppo_hf.credit import flatten, record_credit, whitened
-from turnppo_hf.generation.transformers_generator import TransformersGenerator
 from turnppo_hf.loading import (
     EnvironmentFactory,
     TaskSampler,
@@ -42,10 +42,9 @@ from turnppo_hf.loading import (
     open_environments,
     refuse_unsupported,
 )
-from turnppo_hf.metrics import credit_metrics, rollout_metrics, update_metrics
-from turnppo_hf.rollout import Limits, collect_trajectories, plan_episodes
+from turnppo_hf.metrics import credit_metrics, rollout_metrics, sampling_metrics, update_metrics
 from turnppo_hf.saving import SavingTrainer
-from turnppo_hf.trajectory import FailedEpisodesError, StopReason, Trajectory
+from turnppo_hf.trajectory import FailedEpisodesError, GenerationError, StopReason, Trajectory
 from turnppo_hf.trajectory_log import print_turns, save_trajectories
 from turnppo_hf.update import Totals, Update, sum_gradients
 
@@ -162,7 +161,15 @@ class TurnPPOTrainer(SavingTrainer):
         if self.ref_model is not None:
             self.ref_model.to(self.accelerator.device)
         self._autocast = self.accelerator.autocast if args.bf16 else nullcontext
-        self.generator = self._make_generator(args.temperature)
+        self.collector = Collector(
+            args,
+            actor,
+            self.chat,
+            self.environments,
+            self.environment_names[0],
+            train_dataset,
+            autocast=self._autocast,
+        )
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """Load the rows of one rollout batch at a time, once for each of its updates."""
@@ -185,60 +192,44 @@ class TurnPPOTrainer(SavingTrainer):
             seed=self.args.seed,
         )
 
-    def _make_generator(self, temperature: float) -> TransformersGenerator:
-        return TransformersGenerator.for_chat(
-            self.model.actor,
-            self.processing_class,
-            temperature=temperature,
-            top_p=self.args.top_p,
-            top_k=self.args.top_k,
-            max_parallel_episodes=self.args.max_parallel_episodes,
-            autocast=self._autocast,
-        )
-
-    @property
-    def _limits(self) -> Limits:
-        return Limits(
-            max_turns=self.args.max_turns,
-            max_turn_length=self.args.max_turn_length,
-            max_completion_length=self.args.max_completion_length,
-            max_context=getattr(self.model.config.get_text_config(), "max_position_embeddings", None),
-        )
-
     def _collect(self, rows: list[dict[str, Any]], batch_number: int) -> list[Trajectory]:
         """Play this rank's share of a rollout batch and log what all ranks saw."""
         start = time.perf_counter()
-        self.generator.reset()
-        episodes = plan_episodes(
-            rows,
-            key=(self.args.seed, 0, batch_number),
-            first=self.accelerator.process_index * len(rows),
-            per_task=self.args.num_generations,
-            default_environment=self.environment_names[0],
-        )
-        trajectories = collect_trajectories(episodes, self.environments, self.generator, self.chat, self._limits)
-        self.generator.reset()  # the cache is of no use to the coming weights, and its memory is to the update
-        everybody = gather_object([trajectories])
-        self._last_trajectories = [trajectory for share in everybody for trajectory in share]
+        try:
+            trajectories, self._last_trajectories = self.collector.collect(rows, batch_number)
+        except GenerationError as error:
+            saved = self._checkpoint_here()
+            raise GenerationError(f"{error} {saved} Resume from it with `resume_from_checkpoint`.") from error
+        duration, timing = time.perf_counter() - start, self.collector.timing
         self._log_now(
             {
                 **rollout_metrics(self._last_trajectories, bootstrap_truncated=self.args.bootstrap_truncated),
-                "time/rollout_s": time.perf_counter() - start,
+                "time/rollout_s": duration,
+                "time/generate_s": timing.generate_s,
+                "time/environment_s": timing.environment_s,
+                "time/wait_s": timing.wait_s,
+                "time/sync_s": timing.sync_s,
+                "sampling/tokens_per_s": timing.num_tokens / duration,
             }
         )
         self._stop_if_too_many_failed()
         return [trajectory for trajectory in trajectories if trajectory.stop_reason is not StopReason.ERROR]
 
+    def _checkpoint_here(self) -> str:
+        """Save before the run stops; return a sentence about it."""
+        self._rollout = None
+        self._save_checkpoint(self.model, trial=None)
+        step = self.state.global_step
+        return f"A checkpoint of step {step} was saved in {self.args.output_dir}."
+
     def _stop_if_too_many_failed(self) -> None:
         failed = [trajectory for trajectory in self._last_trajectories if trajectory.stop_reason is StopReason.ERROR]
         if len(failed) > self.args.max_failed_share * len(self._last_trajectories):
-            self._rollout = None
-            self._save_checkpoint(self.model, trial=None)
+            saved = self._checkpoint_here()
             raise FailedEpisodesError(
                 f"{len(failed)} of {len(self._last_trajectories)} episodes failed, more than `max_failed_share` "
                 f"({self.args.max_failed_share}) allows; the first with {failed[0].error!r} in "
-                f"{failed[0].environment!r}. A checkpoint of step {self.state.global_step} was saved in "
-                f"{self.args.output_dir}. Mend the environment and resume from it."
+                f"{failed[0].environment!r}. {saved} Mend the environment and resume from it."
             )
 
     def training_step(
@@ -264,6 +255,9 @@ class TurnPPOTrainer(SavingTrainer):
             autocast=self._autocast,
         )
         sums, totals = self._passes(update, batch_number, update_number)
+        if update_number == 0:  # later, the policy has moved
+            shares = gather_object([gaps.cpu() for gaps in update.sampling_gaps])
+            self._log_now(sampling_metrics(torch.cat([torch.zeros(0), *shares])))
         if self.accelerator.num_processes > 1:
             for network in self.model.networks.values():
                 sum_gradients(network.parameters(), self._sum_over_ranks)
@@ -316,13 +310,9 @@ class TurnPPOTrainer(SavingTrainer):
             rollout.credit, _ = update.critic_pass(rollout.batch, None, None)
         else:
             rollout.credit = update.credit_without_critic(rollout.batch)
-        if len(rollout.batch) and not self.generator.exact and self.args.updates_per_batch > 1:
+        recomputed = self.args.vllm_importance_sampling_correction or not self.collector.generator.exact
+        if len(rollout.batch) and recomputed and self.args.updates_per_batch > 1:
             rollout.batch = update.score_logprobs(rollout.batch)
-            sampled = rollout.batch.completion_mask.bool()
-            gap = (rollout.batch.old_logprobs - rollout.batch.sampling_logprobs)[sampled].abs()
-            self._log_now(
-                {"sampling/logprob_gap_mean": float(gap.mean()), "sampling/logprob_gap_max": float(gap.max())}
-            )
 
     def _whiten(self, rollout: RolloutBatch) -> None:
         """Whiten with the statistics of all ranks, and log the credit before it."""
@@ -382,13 +372,7 @@ class TurnPPOTrainer(SavingTrainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise ValueError("There is no `eval_dataset` to evaluate on. Pass one here or to TurnPPOTrainer.")
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        planned = plan_episodes(dataset, key=(self.args.seed, 1), default_environment=self.environment_names[0])
-        generator = self._make_generator(self.args.eval_temperature)
-        trajectories = collect_trajectories(
-            planned[rank::ranks], self.environments, generator, self.chat, self._limits
-        )
-        everybody = [trajectory for share in gather_object([trajectories]) for trajectory in share]
+        everybody = self.collector.evaluate(dataset, self.args.eval_temperature)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in rollout_metrics(everybody).items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -16,7 +16,14 @@ from turnppo_hf.actor_critic import sampled_logprobs
 from turnppo_hf.batch import TurnBatch
 from turnppo_hf.config import TurnPPOConfig
 from turnppo_hf.credit import Credit, assign_credit, decision_values
-from turnppo_hf.losses import clip_fraction, clipped_policy_loss, kl_divergence, loss_weights, value_loss
+from turnppo_hf.losses import (
+    clip_fraction,
+    clipped_policy_loss,
+    importance_weights,
+    kl_divergence,
+    loss_weights,
+    value_loss,
+)
 
 Sums = dict[str, torch.Tensor]
 
@@ -52,6 +59,10 @@ class Update:
             Called with each micro-batch's loss; the accelerator's in training.
         autocast (`Callable`, *optional*):
             Makes the context of each forward.
+
+    Attributes:
+        sampling_gaps (`list[torch.Tensor]`):
+            Log-prob of each sampled token in the actor's pass minus that at sampling, nats.
     """
 
     def __init__(
@@ -68,6 +79,7 @@ class Update:
         self.ref_model = ref_model
         self.backward = backward
         self.autocast = autocast
+        self.sampling_gaps: list[torch.Tensor] = []
 
     def credit_without_critic(self, batch: TurnBatch) -> Credit:
         """Group baselines: no pass at all."""
@@ -168,6 +180,8 @@ class Update:
             num_turns=totals.num_turns,
             num_tokens=totals.num_tokens,
         )
+        sampled = part.completion_mask.bool()
+        self.sampling_gaps.append((logprobs.detach() - part.sampling_logprobs)[sampled])
         log_ratio = (logprobs - old_logprobs) * part.completion_mask
         if level == "token":
             mask, weights = part.completion_mask, part.to_tokens(weights)
@@ -178,6 +192,8 @@ class Update:
             ratio = part.sum_per_turn(log_ratio)
             if level == "turn_geometric":
                 ratio = ratio / part.turn_lengths.clamp(min=1)
+        if config.vllm_importance_sampling_correction:
+            weights = weights * self._correction(part, old_logprobs)
         high = config.epsilon if config.epsilon_high is None else config.epsilon_high
         clip = {"epsilon": config.epsilon, "epsilon_high": high}
         loss = clipped_policy_loss(ratio, advantages, weights, mask, **clip)
@@ -203,6 +219,16 @@ class Update:
                 part.completion_mask.bool()
             ].sum()
         return loss
+
+    def _correction(self, part: TurnBatch, old_logprobs: torch.Tensor) -> torch.Tensor:
+        """Weigh what was sampled by other weights, or by an engine that rounds: shaped as the loss's terms."""
+        config = self.config
+        gaps = (old_logprobs - part.sampling_logprobs) * part.completion_mask
+        clip_max = config.vllm_importance_sampling_clip_max
+        if config.vllm_importance_sampling_mode == "token_truncate":
+            return importance_weights(gaps, clip_max=clip_max)
+        factors = importance_weights(part.sum_per_turn(gaps), clip_max=clip_max)
+        return part.to_tokens(factors) if config.importance_sampling_level == "token" else factors
 
     def _assign(self, batch: TurnBatch, values: torch.Tensor | None) -> Credit:
         config = self.config

@@ -1,0 +1,319 @@
+"""vLLM in a process of its own: the command that starts it, and the client that samples from it over HTTP."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import queue
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import AutoConfig
+
+from turnppo_hf.generation.vllm_colocate import cpu_settings
+from turnppo_hf.generation.vllm_generator import Answer
+from turnppo_hf.generation.weight_transfer import EXTENSION, engine_weights
+from turnppo_hf.trajectory import GenerationError
+
+_ATTEMPTS = 3  # a request is sent this often before the run stops
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0  # between tries to reach a server that does not answer
+
+
+class ServerEngine:
+    """
+    An [`~turnppo_hf.generation.vllm_generator.Engine`] on a server.
+
+    Any server of vLLM's can be sampled from. Weights go to one that `turnppo vllm-serve` started: through a file, so
+    that server and trainer need a folder that both see (`TMPDIR` names another one than the machine's own).
+
+    A server that does not answer is tried again, in longer and longer pauses. One that was started anew in the
+    meantime gets the weights again; what it answered before that is noticed at the end of the batch and not used.
+
+    Args:
+        url (`str`):
+            Such as `"http://127.0.0.1:8000"`.
+        model (`nn.Module`, *optional*):
+            The actor whose weights `sync` sends. Without it the server samples with its own.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
+            Of the server's weights and activations.
+        timeout_s (`float`, *optional*, defaults to `240`):
+            How long an answer, or a server that is gone, is waited for.
+        max_parallel_requests (`int`, *optional*, defaults to `256`):
+            Requests sent at a time.
+        share (`Callable`, *optional*):
+            Gives every rank's list the entries of all ranks'. The main rank sends the weights.
+        is_main (`bool`, *optional*, defaults to `True`):
+            Whether this is the main rank.
+
+    Raises:
+        [`~turnppo_hf.trajectory.GenerationError`]: no server answers, or it takes no weights and there is a model.
+    """
+
+    # "processed" at temperature 1 without top-p is the same; elsewhere only what `turnppo vllm-serve` starts is right
+    logprobs_are_raw = False
+
+    def __init__(
+        self,
+        url: str,
+        model: nn.Module | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        timeout_s: float = 240.0,
+        max_parallel_requests: int = 256,
+        share: Callable[[list[Any]], list[Any]] = list,
+        is_main: bool = True,
+    ) -> None:
+        self.url, self.model, self.dtype, self.timeout_s = url, model, dtype, timeout_s
+        self.share, self.is_main = share, is_main
+        self._senders = ThreadPoolExecutor(max_parallel_requests, thread_name_prefix="vllm-request")
+        self._lock = threading.Lock()  # one sender at a time looks after the server
+        self._open: dict[str, http.client.HTTPConnection | None] = {}  # requests that are wanted
+        self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self._failure: GenerationError | None = None
+        self._ready = threading.Event()
+        self._wake: threading.Event | None = None
+        self._wait_until_healthy()
+        [served] = self._call("GET", "/v1/models")["data"][:1]
+        self._name = served["id"]
+        self.max_context: int | None = served.get("max_model_len")
+        self._instance = self._ask_instance() if model is not None else ""
+
+    def add(self, request: str, prompt_ids: list[int], sampling: dict[str, Any]) -> None:
+        """See [`~turnppo_hf.generation.vllm_generator.Engine`]."""
+        self._open[request] = None
+        self._senders.submit(self._send, request, prompt_ids, sampling)
+
+    def poll(self, wake: threading.Event | None) -> list[Answer]:
+        """
+        Wait for answers.
+
+        Raises:
+            [`~turnppo_hf.trajectory.GenerationError`]: the server stayed away, or refused a request.
+        """
+        self._wake = wake = wake or self._ready
+        while True:
+            self._ready.clear()
+            if self._failure is not None:
+                raise self._failure
+            answers = [self._answers.get() for _ in range(self._answers.qsize())]
+            if answers or wake.is_set():
+                return answers
+            wake.wait()
+
+    def abort(self, requests: list[str]) -> None:
+        """Close the connections of requests; the server stops generating for them."""
+        for request in requests:
+            connection = self._open.pop(request, None)
+            if connection is not None and connection.sock is not None:
+                connection.sock.shutdown(socket.SHUT_RDWR)
+
+    def sync(self) -> None:
+        """
+        Send the main rank's weights, while every rank waits; the server forgets what it computed with others.
+
+        Raises:
+            [`~turnppo_hf.trajectory.GenerationError`]: on every rank, where the weights could not be sent.
+        """
+        if self.model is None:
+            return
+        self._failure = None
+        problem = None
+        if self.is_main:
+            try:
+                self._try(self._push)
+            except GenerationError as error:
+                problem = str(error)
+        if problems := [text for text in self.share([problem]) if text]:
+            raise GenerationError(problems[0])
+        self._instance = self._ask_instance()
+
+    def rest(self) -> None:
+        """
+        End a batch.
+
+        Raises:
+            [`~turnppo_hf.trajectory.GenerationError`]: the server is not the one that got the weights.
+        """
+        if self.model is not None and self._try(self._ask_instance) != self._instance:
+            raise GenerationError(
+                f"The vLLM server at {self.url} was started anew during the rollout, so some of its answers came from "
+                "other weights than the trainer's. The batch is not trained on."
+            )
+
+    def _send(self, request: str, prompt_ids: list[int], sampling: dict[str, Any]) -> None:
+        body = {"model": self._name, "prompt": prompt_ids, "return_token_ids": True, **sampling}
+        try:
+            answer = self._try(lambda: self._complete(request, body))
+            if answer is not None and request in self._open:
+                del self._open[request]
+                self._answers.put(answer)
+        except GenerationError as error:
+            self._failure = error
+        self._ready.set()
+        if self._wake is not None:
+            self._wake.set()
+
+    def _complete(self, request: str, body: dict[str, Any]) -> Answer | None:
+        if request not in self._open:
+            return None
+        [choice] = self._call("POST", "/v1/completions", body, request)["choices"]
+        logprobs = tuple(choice["logprobs"]["token_logprobs"])
+        return Answer(request, tuple(choice["token_ids"]), logprobs, choice["finish_reason"])
+
+    def _try(self, call: Callable[[], Any]) -> Any:
+        """Call again after a failure of the connection, once the server is back and has the weights."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                return call()
+            except (OSError, http.client.HTTPException) as error:
+                if attempt == _ATTEMPTS - 1:
+                    raise GenerationError(
+                        f"The vLLM server at {self.url} failed {_ATTEMPTS} times, last with {_said(error)}. It is up, "
+                        f"but gave no answer within `vllm_server_timeout` ({self.timeout_s:g} s). See its log, or "
+                        "raise the timeout."
+                    ) from error
+                with self._lock:
+                    self._recover()
+        raise AssertionError
+
+    def _recover(self) -> None:
+        self._wait_until_healthy()
+        if self.model is not None and (instance := self._ask_instance()) != self._instance:
+            self._push()
+            self._instance = instance
+
+    def _push(self) -> None:
+        assert self.model is not None
+        memory = Path("/dev/shm")
+        folder = os.environ.get("TMPDIR") or (str(memory) if memory.is_dir() else None)
+        with tempfile.TemporaryDirectory(dir=folder) as written:
+            file = Path(written) / "weights.safetensors"
+            with engine_weights(self.model) as weights:
+                save_file({name: weight.to("cpu", self.dtype).contiguous() for name, weight in weights}, file)
+            self._rpc("turnppo_load_weights", str(file))
+        if not self._call("POST", "/reset_prefix_cache").get("success", True):
+            raise GenerationError(
+                f"The vLLM server at {self.url} could not forget what it computed with the last weights, since it has "
+                "requests of somebody else running. Give the trainer a server of its own."
+            )
+
+    def _ask_instance(self) -> str:
+        return str(self._rpc("turnppo_instance")[0])
+
+    def _rpc(self, method: str, *args: str) -> list[Any]:
+        try:
+            return list(self._call("POST", "/collective_rpc", {"method": method, "args": args})["results"])
+        except _RefusedError as error:
+            hint = "Start it with `turnppo vllm-serve MODEL`" if error.status == 404 else "See its log"
+            raise GenerationError(
+                f"The vLLM server at {self.url} did not take the trainer's weights ({error}), so it would sample with "
+                f"others. {hint}; trainer and server must see the same folder for temporary files."
+            ) from error
+
+    def _wait_until_healthy(self) -> None:
+        """Try with growing pauses until the server answers or the time is over."""
+        end, pause = time.monotonic() + self.timeout_s, _FIRST_PAUSE_S
+        while True:
+            if self._failure is not None:  # somebody else waited in vain
+                raise self._failure
+            try:
+                self._call("GET", "/health")
+                return
+            except (OSError, http.client.HTTPException, _RefusedError) as error:
+                if time.monotonic() + pause > end:
+                    raise GenerationError(
+                        f"No vLLM server answers at {self.url} ({_said(error)}), waited {self.timeout_s:g} s, so "
+                        "nothing can be sampled. Start one with `turnppo vllm-serve MODEL`, or correct "
+                        "`vllm_server_base_url` or `vllm_server_host` and `vllm_server_port`."
+                    ) from error
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None = None, request: str | None = None) -> Any:
+        """
+        Make one HTTP call; `request` lets `abort` close it.
+
+        Raises:
+            `OSError`, `http.client.HTTPException`: no complete answer, or the server's engine is dead.
+            [`~turnppo_hf.trajectory.GenerationError`]: the server refuses a request for a completion.
+        """
+        address = urlsplit(self.url)
+        kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
+        connection = kind(str(address.hostname), address.port, timeout=self.timeout_s)
+        if request in self._open:
+            self._open[request] = connection
+        try:
+            payload = None if body is None else json.dumps(body)
+            connection.request(method, address.path.rstrip("/") + path, payload, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            content = response.read()
+        finally:
+            connection.close()
+        said = content[:300].decode(errors="replace")
+        if response.status >= 500:
+            raise ConnectionError(f"status {response.status}: {said}")
+        if response.status >= 400 and request is not None:
+            raise GenerationError(
+                f"The vLLM server at {self.url} refuses a request ({said}). A prompt longer than its "
+                "--max_model_length, or a parameter that it does not know, cannot be sampled."
+            )
+        if response.status >= 400:
+            raise _RefusedError(response.status, said)
+        return json.loads(content) if content.strip() else {}
+
+
+class _RefusedError(Exception):
+    """The server does not have, or does not allow, what was called."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"status {status}: {text}")
+        self.status = status
+
+
+def _said(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def serve_command(
+    model: str,
+    *,
+    host: str,
+    port: int,
+    dtype: str,
+    max_model_length: int | None = None,
+    memory_utilization: float = 0.9,
+    extra: list[str] | None = None,
+) -> tuple[list[str], dict[str, str]]:
+    """
+    Return the command that starts vLLM's own server so that it takes weights, and its environment.
+
+    The server's developer mode opens the calls that move weights, to everybody who reaches the address: keep it on a
+    network that is yours.
+    """
+    from vllm.platforms import current_platform
+
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--host", host]
+    command += ["--port", str(port), "--dtype", dtype, "--worker-extension-cls", EXTENSION]
+    # what is drawn from, so that a temperature is in it
+    command += ["--logprobs-mode", "processed_logprobs", "--gpu-memory-utilization", str(memory_utilization)]
+    command += ["--max-model-len", str(max_model_length)] if max_model_length else []
+    if current_platform.is_cpu():
+        context = max_model_length or AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings
+        for name, value in cpu_settings(context).items():
+            flag = name.replace("_", "-")
+            command += [f"--{flag}" if value is True else f"--no-{flag}"] if isinstance(value, bool) else []
+            command += [f"--{flag}", str(value)] if not isinstance(value, bool) else []
+    defaults = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "WARNING"}
+    return [*command, *(extra or [])], {**defaults, **os.environ, "VLLM_SERVER_DEV_MODE": "1"}

@@ -1,29 +1,14 @@
 """Two processes make the step that one makes: whitening, denominators and gradients are those of the whole batch."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parents[1]
+from tests.launch import run_ranks
 
 
 def train(processes, output, algorithm, failing, minibatches=1):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_addr=127.0.0.1"]
-    launch.append(f"--master_port={port}")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, *(launch if processes > 1 else []), str(ROOT / "tests" / "distributed_run.py")]
-    arguments = [str(output), algorithm, failing, str(minibatches)]
-    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks("distributed_run.py", output, algorithm, failing, minibatches, processes=processes)
     return load_file(output)
 
 

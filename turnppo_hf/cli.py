@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from turnppo_hf.evaluation import Summary
     from turnppo_hf.trajectory import Trajectory
 
-COMMANDS = ("train", "evaluate", "play", "card", "push", "report", "webshop", "doctor")
+COMMANDS = ("train", "evaluate", "play", "card", "push", "report", "webshop", "vllm-serve", "doctor")
 
 # what users can cause; anything else is a mistake of ours and keeps its traceback
 _USER_ERRORS = (
@@ -148,6 +148,15 @@ def build_parser() -> argparse.ArgumentParser:
     webshop.add_argument("--goals", choices=["synthetic", "human"], default="synthetic", help="(%(default)s)")
     webshop.add_argument("--num_products", type=int, help="only the first ones (default: all)")
     webshop.add_argument("--seed", type=int, default=0, help="of drawn prices and price caps (%(default)s)")
+
+    serve = _command(commands, "vllm-serve", _vllm_serve, "start vLLM's server so that a trainer can send it weights")
+    serve.add_argument("model", help=_MODEL_HELP)
+    serve.add_argument("--host", default="127.0.0.1", help="who reaches it may set its weights (%(default)s)")
+    serve.add_argument("--port", type=int, default=8000, help="(%(default)s)")
+    serve.add_argument("--dtype", default="float32", help="the trainer's: float32, or bfloat16 (%(default)s)")
+    serve.add_argument("--max_model_length", type=int, help="tokens of prompt and response (default: the model's)")
+    serve.add_argument("--gpu_memory_utilization", type=float, default=0.9, help="share of its memory (%(default)s)")
+    serve.add_argument("--vllm_flags", default="", help="further flags of vLLM's own server, in one string")
 
     _command(commands, "doctor", _doctor, "say what is installed, what will run where and how to get the rest")
     return parser
@@ -382,6 +391,27 @@ def _webshop_prepare(arguments: argparse.Namespace) -> int:
     print("\n".join(f"{name:<16}{value}" for name, value in meta.items()))
     print(f'Wrote {arguments.output}; play it with --environment_kwargs \'{{"data": "{arguments.output}"}}\'')
     return 0
+
+
+def _vllm_serve(arguments: argparse.Namespace) -> int:
+    import os
+    import shlex
+
+    from turnppo_hf.agent import find_model
+    from turnppo_hf.generation.vllm_install import check_vllm
+    from turnppo_hf.generation.vllm_server import serve_command
+
+    check_vllm()
+    command, environment = serve_command(
+        str(find_model(arguments.model)),
+        host=arguments.host,
+        port=arguments.port,
+        dtype=arguments.dtype,
+        max_model_length=arguments.max_model_length,
+        memory_utilization=arguments.gpu_memory_utilization,
+        extra=shlex.split(arguments.vllm_flags),
+    )
+    os.execve(command[0], command, environment)  # its signals and its exit status are the server's own
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

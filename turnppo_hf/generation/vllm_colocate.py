@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import tempfile
@@ -105,7 +106,13 @@ class ColocatedEngine:
                 "`vllm_enable_sleep_mode` is True, but vLLM's CPU build cannot give its memory back. Leave it out."
             )
         config = unwrapped(model).config
-        limit = max_context or getattr(config.get_text_config(), "max_position_embeddings", None)
+        positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+        if max_context is not None and positions is not None and max_context > positions:
+            raise ValueError(
+                f"`vllm_max_model_length` is {max_context}, but the model reads {positions} tokens at most, so vLLM "
+                "would not start. Lower it, or leave it out."
+            )
+        limit = max_context or positions
         settings: dict[str, Any] = {
             "load_format": "dummy",
             "dtype": str(dtype).removeprefix("torch."),
@@ -126,15 +133,19 @@ class ColocatedEngine:
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             # every rank has a whole engine; vLLM must not open a second process group over them
             settings["distributed_executor_backend"] = "external_launcher"
+        # an engine that dies takes the process groups of the living one along: let those die first that are given up
+        gc.collect()
         with tempfile.TemporaryDirectory() as folder, _process_state_kept():
             config.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             try:
                 self.engine = LLMEngine.from_engine_args(EngineArgs(model=folder, **settings))
             except (ValueError, RuntimeError, NotImplementedError) as error:
+                # what the validation of arguments wraps around it is of no use to a reader
+                reason = str(error).split(" [type=")[0].split("Value error, ")[-1].strip().rstrip(".")
                 raise ValueError(
-                    f"vLLM cannot be started for this model: {str(error).strip() or type(error).__name__}. Nothing "
-                    "would be sampled. Change what it names, or train without `use_vllm`."
+                    f"vLLM cannot be started for this model: {reason or type(error).__name__}. Nothing would be "
+                    "sampled. Change what it names, or train without `use_vllm`."
                 ) from error
         self.max_context: int | None = self.engine.vllm_config.model_config.max_model_len
         self._asleep = False

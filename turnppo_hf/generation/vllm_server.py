@@ -161,6 +161,10 @@ class ServerEngine:
                 self._answers.put(answer)
         except GenerationError as error:
             self._failure = error
+        except Exception as error:  # a thread has nobody above it who would see it
+            self._failure = GenerationError(
+                f"The vLLM server at {self.url} gave an answer of another kind: {error!r}."
+            )
         self._ready.set()
         if self._wake is not None:
             self._wake.set()

@@ -1,0 +1,91 @@
+"""A server on loopback with vLLM's addresses that answers a prompt with its own first token, and fails on demand."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import uuid
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from safetensors.torch import load_file
+
+
+class FakeVLLM(ThreadingHTTPServer):
+    """`faults` lists what the next completions do instead of answering: "drop", "hang", "500" or "400"."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, port=0, takes_weights=True, max_model_len=128):
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.takes_weights, self.max_model_len = takes_weights, max_model_len
+        self.instance, self.faults, self.weights, self.log = uuid.uuid4().hex, [], [], []
+        self.release = threading.Event()  # ends what hangs
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+@contextmanager
+def serving(**settings):
+    server = FakeVLLM(**settings)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.release.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self.server.log.append(self.path)
+        replies = {"/health": {}, "/v1/models": {"data": [{"id": "m", "max_model_len": self.server.max_model_len}]}}
+        self._reply(200, replies[self.path])
+
+    def do_POST(self):
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
+        server.log.append(body.get("method", self.path))
+        if self.path == "/v1/completions":
+            self._complete(body)
+        elif self.path == "/reset_prefix_cache":
+            self._reply(200, {"success": True})
+        elif not server.takes_weights:
+            self._reply(404, {"detail": "Not Found"})
+        elif body["method"] == "turnppo_instance":
+            self._reply(200, {"results": [server.instance]})
+        else:
+            server.weights.append(load_file(body["args"][0]))
+            self._reply(200, {"results": [None]})
+
+    def _complete(self, body):
+        fault = self.server.faults.pop(0) if self.server.faults else None
+        if fault == "hang":
+            self.server.release.wait()
+        if fault in ("drop", "hang"):
+            self.connection.close()
+            return
+        if fault is not None:
+            self._reply(int(fault), {"error": "made to fail"})
+            return
+        ids = [body["prompt"][0]] * min(2, body["max_tokens"])
+        time.sleep(0)  # let others in
+        choice = {"token_ids": ids, "logprobs": {"token_logprobs": [-0.5] * len(ids)}, "finish_reason": "stop"}
+        self._reply(200, {"choices": [choice]})
+
+    def _reply(self, status, content):
+        data = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)

@@ -93,6 +93,15 @@ def test_batch_size_defaults_to_trls_product_and_counts_updates() -> None:
         ("importance_sampling_level", "sequence", "turn_geometric"),
         ("kl_estimator", "k4", "k1, k2, k3"),
         ("critic", "shared", "separate"),
+        ("vllm_mode", "remote", "colocate, server"),
+        ("vllm_gpu_memory_utilization", 1.5, "share of memory"),
+        ("vllm_max_model_length", 1, "no prompt and response"),
+        ("vllm_server_port", 70000, "TCP port"),
+        ("vllm_server_timeout", 0, "no answer would be waited for"),
+        ("vllm_importance_sampling_clip_max", 0.5, "weighed down"),
+        ("vllm_importance_sampling_mode", "sequence_mask", "turn_truncate, token_truncate"),
+        ("oversampling_factor", 0.5, "never be full"),
+        ("oversampling_rest", "forget", "continue, drop"),
     ],
 )
 def test_value_out_of_range_is_named_with_the_reason(field: str, value: Any, words: str) -> None:
@@ -115,6 +124,12 @@ def test_boundaries_of_the_ranges_are_accepted() -> None:
         {"algorithm": "grpo", "num_generations": 1},
         {"algorithm": "token_ppo", "importance_sampling_level": "turn"},
         {"algorithm": "token_ppo", "whiten_advantages": "turns"},
+        {"generation_kwargs": {"stop": ["x"]}},
+        {"vllm_structured_outputs_regex": "Up|Down"},
+        {"use_vllm": True, "vllm_structured_outputs_regex": "a", "vllm_structured_outputs_choice": ["a"]},
+        {"use_vllm": True, "vllm_mode": "server", "vllm_enable_sleep_mode": True},
+        {"use_vllm": True, "vllm_importance_sampling_mode": "token_truncate"},
+        {"algorithm": "grpo", "oversampling_factor": 1.5},
     ],
 )
 def test_values_that_contradict_each_other_are_refused(values: dict[str, Any]) -> None:
@@ -222,3 +237,13 @@ def test_missing_file_comes_with_the_nearest_name(write) -> None:
 
 def test_held_out_seeds_may_overlap_where_the_environment_differs(write) -> None:
     assert parse_run([write(eval_seed_start=10, eval_environment_kwargs={"split": "test"})]).task.eval_seed_start == 10
+
+
+def test_importance_weights_are_off_where_sampler_and_trainer_agree() -> None:
+    assert not config(use_vllm=True).vllm_importance_sampling_correction
+    assert config(use_vllm=True, bf16=True).vllm_importance_sampling_correction
+    assert not config(bf16=True).vllm_importance_sampling_correction
+    assert config(oversampling_factor=1.5).vllm_importance_sampling_correction  # the rest has older weights
+    assert not config(oversampling_factor=1.5, oversampling_rest="drop").vllm_importance_sampling_correction
+    assert config().vllm_importance_sampling_mode == "turn_truncate"
+    assert config(algorithm="token_ppo").vllm_importance_sampling_mode == "token_truncate"

@@ -4,9 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 
 import pytest
 import torch
@@ -30,14 +27,8 @@ def url(tmp_path_factory):
     with open(log, "w") as file:
         server = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
     try:
-        end = time.monotonic() + 300
-        while True:
-            assert server.poll() is None and time.monotonic() < end, log.read_text()[-3000:]
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except urllib.error.URLError:
-                time.sleep(0.5)
+        ServerEngine(f"http://127.0.0.1:{port}", timeout_s=300)  # waits until it answers
+        assert server.poll() is None, log.read_text()[-3000:]
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()

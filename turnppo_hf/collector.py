@@ -81,9 +81,9 @@ class Collector:
         per_task = int(self.args.num_generations or 1)
         episodes = self._plan(rows, (0, batch_number), rank * len(rows), per_task)
         wanted = math.ceil(self.args.oversampling_factor * len(rows))
-        if more := wanted - len(rows) - rollout.num_running:
+        if (more := wanted - len(rows) - rollout.num_left) > 0:
             random = np.random.default_rng((self.args.seed, 3, batch_number, rank))
-            extra = self.tasks.select(random.integers(len(self.tasks), size=max(more, 0)))
+            extra = self.tasks.select(random.integers(len(self.tasks), size=more))
             episodes += self._plan(extra, (4, batch_number), rank * wanted)
         return self._on_all_ranks(rollout, episodes, len(rows), "rollout")
 

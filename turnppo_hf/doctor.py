@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 _DISTRIBUTION = "turnppo-hf"
 _EXTRAS = {  # extra -> what it is for
-    "vllm": "sampling with vLLM (planned: this version does not use it)",
+    "vllm": "sampling with vLLM (use_vllm: true)",
     "peft": "LoRA adapters (planned)",
     "deepspeed": "ZeRO over several accelerators (planned)",
     "openenv": "environments served by OpenEnv (planned)",
@@ -112,8 +112,17 @@ def _devices() -> list[tuple[str, str, str]]:
         precision = "bf16 autocast" if bf16 else "float32: no bf16 on this device"
         where = ("training", accelerator.type, f"{count} x {name}, {precision}")
         sampling = ("sampling", accelerator.type, "with the training weights")
+    vllm = ("vllm", *_vllm())
     mode = "offline" if os.environ.get("HF_HUB_OFFLINE") == "1" else "allowed"
-    return [where, sampling, ("network", mode, "not needed for `model: tiny` on generated levels")]
+    return [where, sampling, vllm, ("network", mode, "not needed for `model: tiny` on generated levels")]
+
+
+def _vllm() -> tuple[str, str]:
+    from turnppo_hf.generation.vllm_install import installed_vllm, vllm_problem
+
+    found = installed_vllm()
+    version = " ".join(found) if found else "missing"
+    return version, vllm_problem() or "use_vllm: true samples with it; a server works without it too"
 
 
 def _columns(rows: list[tuple[str, str, str]]) -> str:

@@ -147,6 +147,11 @@ class Rollout:
         """Episodes under way."""
         return len(self._running)
 
+    @property
+    def num_left(self) -> int:
+        """Episodes under way, and those that ended after enough had."""
+        return len(self._running) + len(self._finished)
+
     def start(self, episodes: Iterable[Episode]) -> None:
         """Open further episodes, beside those that are under way."""
         for number, episode in zip(self._numbers, episodes, strict=False):
@@ -191,15 +196,16 @@ class Rollout:
         return [self._finished.pop(number) for number in ended]
 
     def give_up(self) -> int:
-        """Drop the episodes that are under way; return their number."""
+        """Drop the episodes that are left; return their number."""
         wait(self._steps)
         self._steps.clear()
         for number, state in self._running.items():
             self.generator.release(number)
             if state.environment is not None:
                 self.environments.give_back(state.episode.environment, state.environment)
-        dropped = len(self._running)
+        dropped = self.num_left
         self._running.clear()
+        self._finished.clear()
         return dropped
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What each of two ranks does in test_vllm_real_server: train with episodes of unequal length on one server."""
+"""What each of two ranks does in test_vllm_real_server: train with unequal numbers of episodes, on a server or not."""
 
 import json
 import sys
@@ -27,7 +27,7 @@ if __name__ == "__main__":
         args=TurnPPOConfig(
             output, max_steps=3, generation_batch_size=8, learning_rate=1e-3, max_turn_length=4, logging_steps=1,
             report_to="none", save_strategy="no", disable_tqdm=True, use_cpu=True, shuffle_dataset=False,
-            use_vllm=True, vllm_mode="server", vllm_server_base_url=url,
+            use_vllm=True, **({"vllm_mode": "server", "vllm_server_base_url": url} if url != "colocate" else {}),
         ),
         processing_class=AutoTokenizer.from_pretrained(EMBEDDED),
         environment_factory=UnequalEnvironment,

@@ -64,8 +64,9 @@ def test_trainer_in_another_process_than_the_server_trains(url, make_trainer, em
     assert stale > 1e-6
 
 
-def test_two_ranks_with_unequal_live_counts_train_on_their_own_answers(url, tmp_path):
-    run_ranks("server_training.py", url, tmp_path, timeout=300)
+@pytest.mark.parametrize("mode", ["server", "colocate"])
+def test_two_ranks_with_unequal_live_counts_train_on_their_own_answers(url, tmp_path, mode):
+    run_ranks("server_training.py", url if mode == "server" else mode, tmp_path, timeout=300)
     logs = [entry for entry in json.loads((tmp_path / "log.json").read_text()) if "policy_loss" in entry]
     assert len(logs) == 3 and logs[0]["episodes/failed"] == 3
     # an answer to another rank's prompt would have another log-prob under the trainer

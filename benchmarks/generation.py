@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -324,6 +325,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts (default: all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     options = parser.parse_args()
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB: engines of several parts share the memory
     torch.manual_seed(0)
     model, tokenizer = load(options.model)
     figures: dict[str, Any] = {"model": options.model, "threads": torch.get_num_threads()}

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from tests.launch import ROOT
 from turnppo_hf import TurnPPOConfig
 from turnppo_hf.generation import vllm_install
+from turnppo_hf.generation.self_check import TOLERANCES
 from turnppo_hf.generation.vllm_generator import VLLMGenerator
 from turnppo_hf.generation.vllm_install import check_vllm, vllm_problem
 
@@ -84,6 +86,16 @@ def test_logprobs_count_as_the_trainers_only_where_they_are(engine, settings, ex
     for name, value in engine.items():
         setattr(Engine, name, value)
     assert VLLMGenerator(Engine(), eos_token_ids=[], **settings).exact == exact
+
+
+def test_page_states_the_tolerances_and_the_versions():
+    page = " ".join((ROOT / "docs" / "vllm.md").read_text().split())
+    single, half, brain = (TOLERANCES[dtype] for dtype in (torch.float32, torch.float16, torch.bfloat16))
+    assert f"over {single:.0e}".replace("e-0", "e-") in page
+    assert f"({half:g} in float16, {brain:g} in bfloat16)" in page
+    for version in vllm_install.TRIED:
+        assert str(version) in page
+    assert vllm_install.TRIED.contains(vllm_install._CPU_BUILD.split("==")[1])
 
 
 def test_sampling_parameters_come_as_json_on_the_command_line():

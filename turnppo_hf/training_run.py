@@ -187,6 +187,7 @@ def describe_run(run: RunConfig, tasks: Tasks, trainer: TurnPPOTrainer) -> str:
         "held out": f"{len(tasks.held_out)} episodes {json.dumps(task.eval_environment_kwargs)}",
         "device": f"{args.world_size} x {device}, {'bf16' if args.bf16 else 'float32'}"
         + (f", {torch.get_num_threads()} threads" if device == "cpu" else ""),
+        **({"sampling": f"vLLM, {args.vllm_mode}"} if args.use_vllm else {}),
         "output": args.output_dir,
     }
     return "\n".join([f"turnppo train {run.path}", *(f"  {name:<12}{text}" for name, text in lines.items())])

@@ -1,5 +1,7 @@
 """What is wrong with an installation of vLLM, in one sentence each; none of these needs vLLM."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,8 +9,9 @@ from tests.launch import ROOT
 from turnppo_hf import TurnPPOConfig
 from turnppo_hf.generation import vllm_install
 from turnppo_hf.generation.self_check import TOLERANCES
-from turnppo_hf.generation.vllm_generator import VLLMGenerator
+from turnppo_hf.generation.vllm_generator import Answer, VLLMGenerator
 from turnppo_hf.generation.vllm_install import check_vllm, vllm_problem
+from turnppo_hf.trajectory import GenerationError
 
 
 @pytest.fixture
@@ -86,6 +89,30 @@ def test_logprobs_count_as_the_trainers_only_where_they_are(engine, settings, ex
     for name, value in engine.items():
         setattr(Engine, name, value)
     assert VLLMGenerator(Engine(), eos_token_ids=[], **settings).exact == exact
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        ([Answer("?", (5,), (-0.1,), "abort")], "ended a response with 'abort' after 1 tokens"),
+        ([Answer("?", (), (), "stop")], "after 0 tokens"),
+        ([], "no answer to 1 requests.*Another generator"),
+    ],
+)
+def test_answer_that_is_none_is_not_trained_on(answers, words):
+    class Engine:
+        max_context, dtype, logprobs_are_raw = 64, torch.float32, True
+
+        def add(self, request, prompt_ids, sampling):
+            self.request = request
+
+        def poll(self, wake):
+            return [replace(answer, request=self.request) for answer in answers]
+
+    generator = VLLMGenerator(Engine(), eos_token_ids=[])
+    generator.submit(0, [1], max_new_tokens=2, seed=0)
+    with pytest.raises(GenerationError, match=words):
+        generator.collect()
 
 
 def test_page_states_the_tolerances_and_the_versions():

@@ -10,6 +10,7 @@ import torch
 from tests.fake_vllm import serving
 from tests.generators import drain, make_model
 from tests.launch import free_port, run_ranks
+from tests.test_trainer import tasks, train_logs
 from turnppo_hf.generation import vllm_server
 from turnppo_hf.generation.vllm_generator import VLLMGenerator
 from turnppo_hf.generation.vllm_server import ServerEngine
@@ -160,23 +161,26 @@ def test_ranks_with_unequal_live_counts_get_their_own_answers(tmp_path):
         assert answers == [[episode, [episode] * 2] for episode in sorted(expected)]
 
 
-def test_dead_server_stops_training_with_a_checkpoint_to_resume_from(make_trainer, tmp_path, monkeypatch):
+@pytest.mark.parametrize("dies_in", ["training", "evaluation"])
+def test_dead_server_stops_training_with_a_checkpoint_to_resume_from(make_trainer, tmp_path, monkeypatch, dies_in):
     monkeypatch.setattr("turnppo_hf.collector.check_engine", lambda *_, **__: None)  # the fake samples nothing
     with serving(max_model_len=256) as server:
         settings = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": server.url, "max_steps": 4}
+        settings |= {"eval_strategy": "steps", "eval_steps": 2, "eval_dataset": tasks(4)}
         trainer = make_trainer(vllm_server_timeout=1.0, **settings)
-        step = trainer.training_step
+        name = {"training": "training_step", "evaluation": "evaluate"}[dies_in]
+        whole = getattr(trainer, name)
 
         def then_die(*args, **kwargs):
             if trainer.state.global_step == 2:
                 server.faults += ["500"] * 1000
-            return step(*args, **kwargs)
+            return whole(*args, **kwargs)
 
-        trainer.training_step = then_die
+        setattr(trainer, name, then_die)
         message = r"failed 3 times.*A checkpoint of step 2 was saved in .*Resume from it with `resume_from_checkpoint`"
         with pytest.raises(GenerationError, match=message):
             trainer.train()
-        assert len(trainer.state.log_history) == 2  # nothing was trained on a part of a batch
+        assert len(train_logs(trainer)) == 2  # nothing was trained on a part of a batch
         server.faults.clear()
         resumed = make_trainer(vllm_server_timeout=5.0, **settings)
         resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))

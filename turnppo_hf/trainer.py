@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import time
 from collections import defaultdict
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -195,11 +195,8 @@ class TurnPPOTrainer(SavingTrainer):
     def _collect(self, rows: list[dict[str, Any]], batch_number: int) -> list[Trajectory]:
         """Play this rank's share of a rollout batch and log what all ranks saw."""
         start = time.perf_counter()
-        try:
+        with self._saving_what_is_trained():
             trajectories, self._last_trajectories = self.collector.collect(rows, batch_number)
-        except GenerationError as error:
-            saved = self._checkpoint_here()
-            raise GenerationError(f"{error} {saved} Resume from it with `resume_from_checkpoint`.") from error
         duration, timing = time.perf_counter() - start, self.collector.timing
         self._log_now(
             {
@@ -214,6 +211,17 @@ class TurnPPOTrainer(SavingTrainer):
         )
         self._stop_if_too_many_failed()
         return [trajectory for trajectory in trajectories if trajectory.stop_reason is not StopReason.ERROR]
+
+    @contextmanager
+    def _saving_what_is_trained(self) -> Iterator[None]:
+        """Save a checkpoint where the generator gives up, and say so."""
+        try:
+            yield
+        except GenerationError as error:
+            if not self.is_in_train:
+                raise
+            saved = self._checkpoint_here()
+            raise GenerationError(f"{error} {saved} Resume from it with `resume_from_checkpoint`.") from error
 
     def _checkpoint_here(self) -> str:
         """Save before the run stops; return a sentence about it."""
@@ -372,7 +380,8 @@ class TurnPPOTrainer(SavingTrainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise ValueError("There is no `eval_dataset` to evaluate on. Pass one here or to TurnPPOTrainer.")
-        everybody = self.collector.evaluate(dataset, self.args.eval_temperature)
+        with self._saving_what_is_trained():
+            everybody = self.collector.evaluate(dataset, self.args.eval_temperature)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in rollout_metrics(everybody).items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

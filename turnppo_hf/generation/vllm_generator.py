@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from turnppo_hf.generation.base import Completion, end_of_turn_ids
+from turnppo_hf.trajectory import GenerationError
 
 # they end a response elsewhere, and leave the distribution as it is
 _HARMLESS = {"stop", "include_stop_str_in_output"}
@@ -152,15 +153,31 @@ class VLLMGenerator:
         self.engine.add(request, list(prompt_ids), sampling)
 
     def collect(self, wake: threading.Event | None = None) -> list[Completion]:
-        """Return what is complete; see [`~turnppo_hf.generation.base.Generator.collect`]."""
+        """
+        Return what is complete; see [`~turnppo_hf.generation.base.Generator.collect`].
+
+        Raises:
+            [`~turnppo_hf.trajectory.GenerationError`]: the engine gave up, or ended a response by itself.
+        """
         while self._requests:
-            answers = [answer for answer in self.engine.poll(wake) if answer.request in self._requests]
-            if answers or (wake is not None and wake.is_set()):
-                return [
-                    Completion(self._requests.pop(answer.request), answer.ids, answer.logprobs, answer.finish_reason)
-                    for answer in answers
-                ]
+            answers = self.engine.poll(wake)
+            mine = [self._completion(answer) for answer in answers if answer.request in self._requests]
+            if mine or (wake is not None and wake.is_set()):
+                return mine
+            if not answers:
+                raise GenerationError(
+                    f"vLLM has no answer to {len(self._requests)} requests, and nothing left to do. Another generator "
+                    "on the same engine has collected them: use one after the other."
+                )
         return []
+
+    def _completion(self, answer: Answer) -> Completion:
+        if answer.finish_reason not in ("stop", "length") or not answer.ids:
+            raise GenerationError(
+                f"vLLM ended a response with {answer.finish_reason!r} after {len(answer.ids)} tokens, so it is none "
+                "that the policy gave. See vLLM's log (VLLM_LOGGING_LEVEL=INFO)."
+            )
+        return Completion(self._requests.pop(answer.request), answer.ids, answer.logprobs, answer.finish_reason)
 
     def release(self, episode: int) -> None:
         """Forget an episode that is over, or given up."""

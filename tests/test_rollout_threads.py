@@ -89,6 +89,22 @@ def test_generator_that_gives_up_stops_the_rollout_and_leaves_nothing_running(ti
     rollout.close()
 
 
+def test_environments_of_a_rollout_that_is_given_up_are_used_again(tiny_tokenizer):
+    built = []
+
+    def build():
+        built.append(ScriptedEnvironment([GO_ON]))
+        return built[-1]
+
+    pool = EnvironmentPool({"e": build})
+    for _ in range(2):
+        rollout = Rollout(pool, ScriptedGenerator(tiny_tokenizer, ["Left"]), Chat(tiny_tokenizer), Limits())
+        rollout.start([Episode({}, "e", seed=number) for number in range(3)])
+        assert rollout.give_up() == 3
+        rollout.close()
+    assert len(built) == 3
+
+
 @pytest.mark.parametrize("continues", [True, False])
 def test_batch_closes_when_enough_have_ended_and_the_rest_goes_on_or_is_dropped(tiny_tokenizer, continues):
     class Numbered(ScriptedGenerator):

@@ -198,6 +198,10 @@ class Rollout:
     def give_up(self) -> int:
         """Drop the episodes that are left; return their number."""
         wait(self._steps)
+        for step, number in self._steps.items():
+            opening = self._running[number].environment is None
+            if opening and not step.cancelled() and step.exception() is None:
+                self._running[number].environment = step.result()[0][0]
         self._steps.clear()
         for number, state in self._running.items():
             self.generator.release(number)

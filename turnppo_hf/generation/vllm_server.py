@@ -297,7 +297,7 @@ def serve_command(
     port: int,
     dtype: str,
     max_model_length: int | None = None,
-    memory_utilization: float = 0.9,
+    memory_utilization: float | None = None,
     extra: list[str] | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """
@@ -308,16 +308,24 @@ def serve_command(
     """
     from vllm.platforms import current_platform
 
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--host", host]
-    command += ["--port", str(port), "--dtype", dtype, "--worker-extension-cls", EXTENSION]
-    # what is drawn from, so that a temperature is in it
-    command += ["--logprobs-mode", "processed_logprobs", "--gpu-memory-utilization", str(memory_utilization)]
-    command += ["--max-model-len", str(max_model_length)] if max_model_length else []
+    settings: dict[str, Any] = {
+        "model": model,
+        "host": host,
+        "port": port,
+        "dtype": dtype,
+        "worker_extension_cls": EXTENSION,
+        "logprobs_mode": "processed_logprobs",  # of what is drawn from, so that a temperature is in it
+        "gpu_memory_utilization": memory_utilization or (0.3 if current_platform.is_cpu() else 0.9),
+        **({"max_model_len": max_model_length} if max_model_length else {}),
+    }
     if current_platform.is_cpu():
         context = max_model_length or AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings
-        for name, value in cpu_settings(context).items():
-            flag = name.replace("_", "-")
-            command += [f"--{flag}" if value is True else f"--no-{flag}"] if isinstance(value, bool) else []
-            command += [f"--{flag}", str(value)] if not isinstance(value, bool) else []
+        settings |= cpu_settings(context)
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        command += (
+            [f"--no-{flag}"] if value is False else [f"--{flag}"] if value is True else [f"--{flag}", str(value)]
+        )
     defaults = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "WARNING"}
     return [*command, *(extra or [])], {**defaults, **os.environ, "VLLM_SERVER_DEV_MODE": "1"}

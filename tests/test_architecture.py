@@ -21,7 +21,7 @@ LAYERS = (
     ("batch", "config", "evaluation", "generation", "hub", "metrics", "pictures", "play", "trajectory_log"),
     ("actor_critic", "calibration", "credit", "doctor", "replay", "report", "rollout", "run_config", "sampling"),
     ("checkpoint", "evaluate_metrics", "loading", "model_folder", "run_record", "trajectory_dataset", "update"),
-    ("card_text", "collector"),
+    ("card_merge", "card_text", "collector"),
     ("card_pictures",),
     ("card",),
     ("agent", "models", "saving"),

@@ -18,7 +18,7 @@ _EXTRAS = {  # extra -> what it is for
     "deepspeed": "ZeRO over several accelerators (planned)",
     "openenv": "environments served by OpenEnv (planned)",
     "textarena": "TextArena's games (planned)",
-    "space": "the demo Space (planned)",
+    "space": "the demo Space (`turnppo space`)",
     "report": "pictures: learning curves (`turnppo report`), calibration, replays",
     "evaluate": "the metric `agent_episodes` of Hugging Face's evaluate",
     "trackio": "experiment tracking (report_to: trackio)",

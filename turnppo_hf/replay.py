@@ -91,10 +91,10 @@ def replay(trajectory: Trajectory, output: str | Path, *, theme: ThemeName = "li
 def describe_replay(trajectory: Trajectory) -> str:
     """Return what a replay shows in one sentence of plain text, for those who do not see it or want no motion."""
     _check(trajectory)
-    ending, _ = _ending(trajectory)
+    name, _ = ending(trajectory)
     turns = "1 turn" if len(trajectory.turns) == 1 else f"{len(trajectory.turns)} turns"
     sentence = (
-        f"Replay of {_title(trajectory)}, seed {trajectory.seed}: {ending.lower()} after {turns} with a return of "
+        f"Replay of {_title(trajectory)}, seed {trajectory.seed}: {name.lower()} after {turns} with a return of "
         f"{number(trajectory.total_reward)}"
     )
     if values := _values(trajectory):
@@ -112,7 +112,7 @@ def frames_of(trajectory: Trajectory) -> list[Frame]:
         `ValueError`: the trajectory has no turns.
     """
     _check(trajectory)
-    states = _sokoban_states(trajectory)
+    states = sokoban_states(trajectory)
     frames = _page_frames(trajectory) if states is None else _board_frames(trajectory, states)
     if len(frames) > MAX_FRAMES:  # first without the moves inside of turns, then without some turns
         frames = [frame for frame in frames if frame.ending or frame.moves_done == len(frame.moves)]
@@ -178,7 +178,7 @@ def _page_frames(trajectory: Trajectory) -> list[Frame]:
 
 
 def _last_frame(frame: Frame, trajectory: Trajectory) -> Frame:
-    return changed(frame, ending=_ending(trajectory), penalty=trajectory.total_penalty, duration_ms=_LAST_MS)
+    return changed(frame, ending=ending(trajectory), penalty=trajectory.total_penalty, duration_ms=_LAST_MS)
 
 
 def _turn_frames(trajectory: Trajectory) -> list[Frame]:
@@ -205,7 +205,7 @@ def _turn_frames(trajectory: Trajectory) -> list[Frame]:
     ]
 
 
-def _sokoban_states(trajectory: Trajectory) -> list[list[SokobanState]] | None:
+def sokoban_states(trajectory: Trajectory) -> list[list[SokobanState]] | None:
     """
     Return each turn's positions, from its first to the one it leads to; None where some text has no board.
 
@@ -247,7 +247,8 @@ def _values(trajectory: Trajectory) -> list[float] | None:
     return values if len(values) == len(trajectory.turns) else None
 
 
-def _ending(trajectory: Trajectory) -> tuple[str, str]:
+def ending(trajectory: Trajectory) -> tuple[str, str]:
+    """How an episode ended, in two words and in some more."""
     if trajectory.stop_reason is StopReason.TERMINATED and "solved" not in trajectory.metrics:
         return "Over", "the task has ended"
     return _ENDINGS[trajectory.stop_reason]

@@ -64,7 +64,7 @@ def shortest_solution(
         `SearchLimitError`: `max_nodes` positions did not suffice to tell.
     """
     board = state.board
-    pushes = _pushes_to_nearest_target(board)
+    pushes = pushes_to_nearest_target(board)
     if any(pushes[box] < 0 for box in state.boxes):
         return None
     num_cells = board.height * board.width
@@ -278,7 +278,7 @@ def _mask(cells: frozenset[int]) -> int:
     return sum(1 << cell for cell in cells)
 
 
-def _pushes_to_nearest_target(board: SokobanBoard) -> list[int]:
+def pushes_to_nearest_target(board: SokobanBoard) -> list[int]:
     """Per cell the pushes that bring a lone box from it onto a target, -1 where no number does; by pulling back."""
     pushes = [-1] * (board.height * board.width)
     layer = list(board.targets)

@@ -1,0 +1,106 @@
+"""Two players and a level in; their episodes side by side and their scores out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from levels import judge_level, read_level, world_arguments
+from live import SOKOBAN, live_agents, play_live, world_of
+from player import moves_view, plan_view, read_replays
+
+from turnppo_hf.environments.sokoban import ACTIONS
+from turnppo_hf.environments.sokoban_rules import SokobanState
+from turnppo_hf.environments.sokoban_solver import best_plan
+
+MY_LEVEL = "the level chosen under Live"
+BEST = "best play"
+_MAX_NODES = 40_000  # positions that the solver looks at
+_SEED = 0  # of the sampling
+
+
+def contestants() -> list[str]:
+    """Return who can be compared on Sokoban: recorded agents, those that play here, and the solver."""
+    recorded = [replay.agent for replay in read_replays().values() if replay.group == SOKOBAN]
+    playing = [agent for agent in live_agents() if world_of(agent) == SOKOBAN]
+    return [*dict.fromkeys([*recorded, *playing]), BEST]
+
+
+def compare(
+    left: str, right: str, task: str, level: str
+) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, str]]:
+    """
+    Return two episodes on one level, their scores, and what has to be said of them.
+
+    Args:
+        left, right (`str`): Two of `contestants`.
+        task (`str`): A recorded level, or `MY_LEVEL`.
+        level (`str`): The visitor's, as XSB text.
+    """
+    found = [episode(agent, task, level) for agent in (left, right)]
+    missing = [agent for agent, view in zip((left, right), found, strict=True) if view is None]
+    note = {"text": "", "kind": ""}
+    if missing:
+        text = f"{' and '.join(dict.fromkeys(missing))} can only be seen on the recorded levels. Choose one of them."
+        note = {"text": text, "kind": "bad"}
+    return {"left": found[0], "right": found[1]}, [score(view) for view in found if view is not None], note
+
+
+def episode(agent: str, task: str, level: str) -> dict[str, Any] | None:
+    """Return an agent's episode: the recorded one, else one played now; None where neither is possible."""
+    replays = [replay for replay in read_replays().values() if replay.group == SOKOBAN and replay.task == task]
+    for replay in replays:
+        if replay.agent == agent:
+            return replay.view
+    state = read_level(replays[0].view["level"] if replays else level)
+    if agent == BEST:
+        return best_view(state)
+    if agent not in live_agents():
+        return None
+    *_, view = play_live(agent, _SEED, {"level": state.to_text()})
+    return view
+
+
+def best_view(state: SokobanState) -> dict[str, Any]:
+    """Return the best play within an episode's moves, as the solver finds it."""
+    rules = world_arguments()
+    return plan_view(
+        state, best_plan(state, rules["max_actions"], max_nodes=_MAX_NODES), rules["max_actions_per_turn"]
+    )
+
+
+def score(view: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an episode's row in a table of scores."""
+    moves = sum(len(turn["moves"]) for turn in view["turns"])
+    return {"name": view["agent"], "solved": view["solved"], "moves": moves, "total": view["total"]}
+
+
+def score_game(played: Mapping[str, Any], agent: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """
+    Judge a visitor's moves by the rules, and set them beside an agent's and the best.
+
+    Args:
+        played (`Mapping`): `level` and `moves`, as the browser told them.
+        agent (`str`): Who else plays the level.
+
+    Raises:
+        `ValueError`: the level or a move is none.
+    """
+    rules = world_arguments()
+    text, moves = str(played.get("level", "")), played.get("moves", [])
+    report = judge_level(text, rules["max_actions"])
+    if report.state is None or not report.is_playable:
+        raise ValueError(report.message)
+    if (
+        not isinstance(moves, list)
+        or len(moves) > rules["max_actions"]
+        or not all(isinstance(move, str) and move in ACTIONS for move in moves)
+    ):
+        raise ValueError(
+            f"The moves must be at most {rules['max_actions']} of {', '.join(ACTIONS)}. Others cannot be carried out. "
+            "Start the level again."
+        )
+    mine = moves_view(report.state, moves, rules["max_actions_per_turn"], "you")
+    best = best_view(report.state)
+    *_, agents = play_live(agent, _SEED, {"level": report.state.to_text()})
+    return [score(view) for view in (mine, agents, best)], {"left": agents, "right": best}

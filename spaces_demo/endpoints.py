@@ -1,0 +1,132 @@
+"""
+What programs call: `reset`, `step`, `play` and `values`, over HTTP or as tools of the Model Context Protocol.
+
+Nothing is kept between calls. A state of the game is its level and the answers given since, so no caller can see or
+disturb another's game, and the same calls give the same answers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gymnasium.error import ResetNeeded
+from levels import LevelError, checked_seed, level_of_seed, new_world, read_level
+from live import SOKOBAN, live_agents, load_agent, play_live, world_of
+
+MAX_ANSWERS, MAX_ANSWER_LENGTH = 50, 2000
+
+
+def reset(seed: int = 1_000_000, level: str = "") -> dict[str, Any]:
+    """
+    Start a game of Sokoban and return what a player reads first.
+
+    Args:
+        seed: Chooses one of the held-out levels; ignored where a level is given.
+        level: A level in XSB notation (# wall, @ player, $ box, . target, space floor), rows on lines.
+    """
+    state = read_level(level or level_of_seed(seed))
+    world = new_world()
+    observation, info = world.reset(seed=0, options={"level": state})
+    return {
+        "level": info["level"],
+        "observation": observation,
+        "actions_left": world.actions_left,
+        "max_turns": world.max_turns,
+        "grammar": world.action_grammar,
+    }
+
+
+def step(level: str, answers: list[str], answer: str) -> dict[str, Any]:
+    """
+    Play one turn: the state is the level and the answers given before, so nothing is kept between calls.
+
+    Args:
+        level: As `reset` returned it.
+        answers: What was answered in the turns before, in order; an empty list for the first turn.
+        answer: What is answered now, such as "Up Left": one or two of Up, Down, Left, Right.
+    """
+    world, _ = _replayed(level, answers)
+    try:
+        observation, reward, terminated, truncated, info = world.step(_checked_answer(answer))
+    except ResetNeeded as error:
+        raise ValueError(str(error)) from None
+    return {
+        "observation": observation,
+        "reward": reward,
+        "penalty": info.get("penalty", 0.0),
+        "action": info["action"],
+        "terminated": terminated,
+        "truncated": truncated,
+        "solved": info["solved"],
+        "actions_left": world.actions_left,
+    }
+
+
+def play(seed: int = 1_000_000, level: str = "", agent: str = "") -> dict[str, Any]:
+    """
+    Let an agent play one episode of Sokoban and return its trajectory with the critic's value of each turn.
+
+    Args:
+        seed: Chooses one of the held-out levels and seeds the sampling.
+        level: A level in XSB notation instead.
+        agent: Name of an agent on this page; the first one that plays Sokoban by default.
+    """
+    state = read_level(level or level_of_seed(seed))
+    *_, last = play_live(_sokoban_agent(agent), checked_seed(seed), {"level": state.to_text()})
+    return dict(last["record"])
+
+
+def values(level: str, answers: list[str], agent: str = "") -> list[float]:
+    """
+    Return what the agent's critic expects of a game: V before each turn so far, and V now unless it is over.
+
+    Args:
+        level: As `reset` returned it.
+        answers: What was answered so far, in order; an empty list for the first state.
+        agent: Name of an agent on this page; the first one that plays Sokoban by default.
+    """
+    world, messages = _replayed(level, answers)
+    if world.state.solved or world.actions_left == 0:
+        messages = messages[:-2]  # the game is over: nothing follows its last state
+    return load_agent(_sokoban_agent(agent)).values(messages)
+
+
+def _sokoban_agent(name: str) -> str:
+    if name:
+        load_agent(name)
+    players = [agent for agent in live_agents() if world_of(agent) == SOKOBAN]
+    chosen = name or players[0]
+    if chosen not in players:
+        raise ValueError(
+            f"The agent {chosen!r} does not play Sokoban. It could not read the board. Choose one of "
+            f"{', '.join(players)}."
+        )
+    return chosen
+
+
+def _replayed(level: str, answers: list[str]) -> tuple[Any, list[dict[str, str]]]:
+    """Play the answers given so far; return the world and the messages."""
+    if not isinstance(answers, list) or len(answers) > MAX_ANSWERS:
+        raise LevelError(
+            f"`answers` must be a list of at most {MAX_ANSWERS} texts. A game has fewer turns. Pass what was answered "
+            "since `reset`."
+        )
+    world = new_world()
+    observation, _ = world.reset(seed=0, options={"level": read_level(level)})
+    messages = [{"role": "user", "content": observation}]
+    for answer in answers:
+        try:
+            observation, *_ = world.step(_checked_answer(answer))
+        except ResetNeeded as error:
+            raise ValueError(str(error)) from None
+        messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": observation}]
+    return world, messages
+
+
+def _checked_answer(answer: object) -> str:
+    if not isinstance(answer, str) or len(answer) > MAX_ANSWER_LENGTH:
+        raise LevelError(
+            f"An answer must be a text of at most {MAX_ANSWER_LENGTH} characters. No player says more in a turn. Pass "
+            'something like "Up Left".'
+        )
+    return answer

@@ -5,7 +5,7 @@ Write `replays/`: what the Replay, Compare and Training tabs show, from finished
 
 Which episodes: those of the first seeds on distinct levels where Turn-PPO took three turns or more, four that it
 solved and two that it did not, so that failures are seen, too; the other agents show the same seeds. They illustrate;
-success rates of all episodes stand in the Training tab. The shop is visited here by the untrained actor of the package.
+success rates of all episodes stand in the Training tab. The shop is visited by the package's untrained actor.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The demo Space in a headless Chromium: every tab is driven; a console error or a request to elsewhere fails a test."""
+"""The demo Space in a headless Chromium: every tab is driven; a console error or a request to elsewhere fails."""
 
 from __future__ import annotations
 
@@ -281,7 +281,10 @@ def test_rules_in_the_browser_are_the_servers(visit: Callable[..., Any]) -> None
         for move in moves:
             state = state.step(ACTIONS[move]).state
             boards.append(state.render().split("\n"))
-        script = "([level, moves]) => { let rows = sokobanRows(level); return moves.map((move) => rows = sokobanMove(rows, move)); }"
+        script = (
+            "([level, moves]) => {"
+            "let rows = sokobanRows(level); return moves.map((move) => rows = sokobanMove(rows, move)); }"
+        )
         assert page.evaluate(script, [level_of_seed(seed), moves]) == boards
 
 
@@ -298,7 +301,7 @@ def test_editor_says_why_a_level_cannot_be_won_and_takes_a_good_one(visit: Calla
     page.get_by_role("radio", name="Floor").first.click()
     page.get_by_role("gridcell", name="row 2 column 2: Crate").first.click()
     expect(note).to_contain_text("Solvable in 2 moves")
-    assert "level=" in page.url
+    page.wait_for_url("**level=**")
     text.fill("no level at all")
     text.blur()
     expect(note).to_contain_text("cells, but this page takes")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from turnppo_hf.evaluation import Summary
     from turnppo_hf.trajectory import Trajectory
 
-COMMANDS = ("train", "evaluate", "play", "card", "push", "report", "webshop", "vllm-serve", "doctor")
+COMMANDS = ("train", "evaluate", "play", "card", "push", "report", "space", "webshop", "vllm-serve", "doctor")
 
 # what users can cause; anything else is a mistake of ours and keeps its traceback
 _USER_ERRORS = (
@@ -141,6 +141,8 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--metric", choices=["success", "return"], default="success", help="(%(default)s)")
     report.add_argument("--output", default="learning_curve.png", help="picture to write (%(default)s)")
 
+    _add_space(commands)
+
     webshop = _command(commands, "webshop", _webshop_prepare, "make WebShop's product files into one world file")
     webshop.add_argument("action", choices=["prepare"], help="read the files, write the world")
     webshop.add_argument("source", help="folder with the files, one of its catalogue files, or dataset id on the Hub")
@@ -160,6 +162,29 @@ def build_parser() -> argparse.ArgumentParser:
 
     _command(commands, "doctor", _doctor, "say what is installed, what will run where and how to get the rest")
     return parser
+
+
+def _add_space(commands: Any) -> None:
+    space = _command(commands, "space", _space, "show agents in the browser, or push that page to the Hub as a Space")
+    space.add_argument("action", nargs="?", choices=["push"], help="push it instead of serving it here")
+    space.add_argument("repo_id", nargs="?", help="name of the Space, or namespace/name")
+    kind = space.add_mutually_exclusive_group()
+    kind.add_argument("--zero_gpu", action="store_true", help="a Space with an accelerator on demand (ZeroGPU)")
+    kind.add_argument("--cpu", action="store_true", help="a Space on a plain server (paid to create)")
+    kind.add_argument("--static", action="store_true", help="a Space of recorded episodes, without a server (free)")
+    space.add_argument(
+        "--agent", help="who plays live: model on the Hub, or here a run's folder (default: tiny-trained)"
+    )
+    space.add_argument("--revision", help="branch, tag or commit of the agent")
+    space.add_argument("--private", action="store_true", default=None, help="create it as a private Space")
+    space.add_argument(
+        "--secret",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="environment variable that the Space gets as a secret, such as HF_TOKEN for a private agent",
+    )
+    space.add_argument("--port", type=int, help="where to serve (default: the first free one from 7860 on)")
 
 
 class _TrainHelp(argparse.Action):
@@ -366,6 +391,34 @@ def _report(arguments: argparse.Namespace) -> int:
     from turnppo_hf.report import learning_curve
 
     print(learning_curve(arguments.runs, arguments.output, arguments.metric))
+    return 0
+
+
+def _space(arguments: argparse.Namespace) -> int:
+    from turnppo_hf.space import push_space, run_space
+
+    kinds: list[Any] = [name for name in ("zero_gpu", "cpu", "static") if getattr(arguments, name)]
+    if arguments.action is None:
+        if kinds or arguments.secret or arguments.private:
+            raise ValueError(
+                "--zero_gpu, --cpu, --static, --private and --secret belong to a Space on the Hub, and none would be "
+                "made. Say `turnppo space push NAME`, or leave them out to serve the page here."
+            )
+        return run_space(agent=arguments.agent, revision=arguments.revision, port=arguments.port)
+    if arguments.repo_id is None or not kinds:
+        raise ValueError(
+            "A Space needs a name and a kind of machine; nothing was pushed. Say for example `turnppo space push NAME "
+            "--static`, or --cpu or --zero_gpu instead."
+        )
+    commit = push_space(
+        arguments.repo_id,
+        kinds[0],
+        agent=arguments.agent,
+        revision=arguments.revision,
+        private=arguments.private,
+        secrets=arguments.secret,
+    )
+    print(commit.commit_url)
     return 0
 
 

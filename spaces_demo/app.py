@@ -63,10 +63,7 @@ def choose_agent(agent: str) -> tuple[Any, Any]:
 
 def choose_episode(key: str) -> dict[str, Any]:
     """Return a recorded episode."""
-    replay = read_replays().get(str(key))
-    if replay is None:
-        raise gr.Error("There is no such recording. Choose one from the list.", print_exception=False)
-    return replay.view
+    return endpoints.replay(str(key))
 
 
 def level_values(text: str, seed: int | None) -> list[Any]:
@@ -198,7 +195,7 @@ def replay_tab() -> list[Any]:
         )
     player = element("turn-player", replays[episodes[0][1]].view, elem_id="replay-player")
     chosen = agent.input(choose_agent, agent, [episode, player], **PRIVATE)
-    picked = episode.input(choose_episode, episode, player, **PRIVATE)
+    picked = episode.input(told(choose_episode), episode, player, **PRIVATE)
     for event in (chosen, picked):
         event.then(None, episode, js="(episode) => setLink({ tab: 'replay', episode })", **PRIVATE)
     return [agent, episode, player]
@@ -295,7 +292,7 @@ def build() -> gr.Blocks:
         share.click(None, None, share, js="async () => (await copyLink()) ? 'Copied' : 'See address'", **PRIVATE)
         opened = page.load(open_link, None, [tabs, *recording, *showing], **PRIVATE)
         opened.then(None, js="() => openLink()", **PRIVATE)
-        for function in (endpoints.reset, endpoints.step):
+        for function in (endpoints.reset, endpoints.step, endpoints.judge, endpoints.replay):
             gr.api(told(function), api_name=function.__name__, concurrency_limit=4)
         for function in (endpoints.play, endpoints.values):
             gr.api(told(on_device(function)), api_name=function.__name__, **AGENT_CALLS)

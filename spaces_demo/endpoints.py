@@ -1,5 +1,6 @@
 """
-What programs call: `reset`, `step`, `play` and `values`, over HTTP or as tools of the Model Context Protocol.
+What programs call: `reset`, `step`, `play`, `values`, `judge` and `replay`, over HTTP or as tools of the Model
+Context Protocol.
 
 Nothing is kept between calls. A state of the game is its level and the answers given since, so no caller can see or
 disturb another's game, and the same calls give the same answers.
@@ -10,8 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 from gymnasium.error import ResetNeeded
-from levels import LevelError, checked_seed, level_of_seed, new_world, read_level
+from levels import LevelError, checked_seed, judge_level, level_of_seed, new_world, read_level, world_arguments
 from live import SOKOBAN, live_agents, load_agent, play_live, world_of
+from player import read_replays
 
 MAX_ANSWERS, MAX_ANSWER_LENGTH = 50, 2000
 
@@ -89,6 +91,32 @@ def values(level: str, answers: list[str], agent: str = "") -> list[float]:
     if world.state.solved or world.actions_left == 0:
         messages = messages[:-2]  # the game is over: nothing follows its last state
     return load_agent(_sokoban_agent(agent)).values(messages)
+
+
+def judge(level: str) -> dict[str, Any]:
+    """
+    Say whether a level of Sokoban can be won within an episode, in how many moves, or why not.
+
+    Args:
+        level: A level in XSB notation (# wall, @ player, $ box, . target, space floor), rows on lines.
+    """
+    report = judge_level(level, world_arguments()["max_actions"])
+    return {"is_playable": report.is_playable, "moves": report.moves, "message": report.message}
+
+
+def replay(episode: str) -> dict[str, Any]:
+    """
+    Return a recorded episode: boards or pages, actions, rewards, and the critic's value of each turn.
+
+    Args:
+        episode: Its name as in the page's links, such as "turn_ppo-1".
+    """
+    recorded = read_replays().get(episode)
+    if recorded is None:
+        raise ValueError(
+            f"There is no recording {episode[:40]!r}. Nothing can be shown. Choose one of {', '.join(read_replays())}."
+        )
+    return recorded.view
 
 
 def _sokoban_agent(name: str) -> str:

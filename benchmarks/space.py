@@ -12,6 +12,7 @@ browser asked anything but the page's own server, or the server does not answer 
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import os
 import random
@@ -31,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 from gradio_client import Client
-from gradio_client.exceptions import AppError
 
 SPACE = Path(__file__).parents[1] / "spaces_demo"
 REQUEST_S, START_S = 120, 180
@@ -47,6 +47,7 @@ def main() -> int:
     arguments = parser.parse_args()
     with server() as (url, process):
         report: dict[str, Any] = {"first_board": first_board(url), "live": live_turns()}
+        Client(url, verbose=False).predict(api_name="/play")  # loads the agent
         report["visitors"] = visitors(url, arguments.visitors, arguments.seconds)
         memory = resident_mb(process.pid)
         report["fuzz"] = fuzz(url, arguments.fuzz)
@@ -134,6 +135,30 @@ def live_turns() -> dict[str, Any]:
     return {"turns": len(milliseconds), "median_ms": round(statistics.median(milliseconds), 1)}
 
 
+class Server:
+    """The endpoints that wait for no queue, over one connection, as a browser calls them."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=REQUEST_S)
+
+    def call(self, name: str, *values: Any) -> Any:
+        """Return an endpoint's answer; `RefusedError` with its message, `RuntimeError` where it has none."""
+        body = json.dumps({"data": values})
+        self._connection.request("POST", f"/gradio_api/run/{name}", body, {"Content-Type": "application/json"})
+        response = self._connection.getresponse()
+        status, text = response.status, response.read()
+        if status == 200:
+            return json.loads(text)["data"][0]
+        message = json.loads(text).get("error")
+        if not message:
+            raise RuntimeError(f"{name} answered {status}: {text[:200]!r}")
+        raise RefusedError(message)
+
+
+class RefusedError(Exception):
+    """What was sent is not acceptable, as the server's message says."""
+
+
 def visitors(url: str, count: int, seconds: float) -> dict[str, Any]:
     """Let visitors use the page at once; milliseconds of their steps by kind, and what went wrong."""
     with ThreadPoolExecutor(count) as crowd:
@@ -162,37 +187,39 @@ def visitors(url: str, count: int, seconds: float) -> dict[str, Any]:
 def visit(url: str, number: int, end: float) -> tuple[dict[str, list[float]], list[str]]:
     """One visitor: replays, turns of an own game, now and then a live episode; their level must stay theirs."""
     rng = random.Random(number)
-    client = Client(url, verbose=False)
+    server = Server(url)
     times: dict[str, list[float]] = {"replay": [], "step": [], "play": []}
     faults: list[str] = []
+    names = {"turn_ppo": "Turn-PPO", "token_ppo": "token PPO", "grpo": "GRPO"}
 
-    def timed(kind: str, *values: Any, **named: Any) -> Any:
+    def timed(kind: str, call: Callable[[], Any]) -> Any:
         start = time.perf_counter()
-        result = client.predict(*values, **named)
+        result = call()
         times[kind].append(1000 * (time.perf_counter() - start))
         return result
 
     try:
+        queued = Client(url, verbose=False)
         while time.monotonic() < end:
-            agent, episode = rng.choice(("turn_ppo", "token_ppo", "grpo")), rng.randint(1, 6)
-            view = timed("replay", f"{agent}-{episode}", api_name="/replay")
-            names = {"turn_ppo": "Turn-PPO", "token_ppo": "token PPO", "grpo": "GRPO"}
+            agent, episode = rng.choice(list(names)), rng.randint(1, 6)
+            view = timed("replay", lambda: server.call("replay", f"{agent}-{episode}"))  # noqa: B023 (called at once)
             if view["agent"] != names[agent]:
                 faults.append(f"visitor {number} asked for {agent} and saw {view['agent']}")
-            start = client.predict(seed=1_000_000 + number, api_name="/reset")
+            start = server.call("reset", 1_000_000 + number, "")
             given: list[str] = []
             told = {"terminated": False, "truncated": False}
             while not told["terminated"] and not told["truncated"]:
                 answer = " ".join(rng.choices(ACTIONS, k=2))
-                told = timed("step", start["level"], given, answer, api_name="/step")
+                told = timed("step", lambda: server.call("step", start["level"], given, answer))  # noqa: B023
                 given.append(answer)
-                if start["level"].count("#") > told["observation"].count("#"):
+                if start["level"].count("#") != told["observation"].count("#"):
                     faults.append(f"visitor {number} saw another level")
-            if rng.random() < 0.1:
-                record = timed("play", seed=1_000_000 + number, api_name="/play")
+                time.sleep(rng.uniform(0.1, 0.5))  # a person looks
+            if rng.random() < 0.2:
+                record = timed("play", lambda: queued.predict(seed=1_000_000 + number, api_name="/play"))
+                server = Server(url)  # the old connection may have been closed meanwhile
                 if record["seed"] != 1_000_000 + number:
                     faults.append(f"visitor {number} got the episode of seed {record['seed']}")
-            time.sleep(rng.uniform(0.2, 1.0))  # a person looks
     except Exception as error:
         faults.append(f"visitor {number}: {type(error).__name__}: {error}")
     return {kind: values for kind, values in times.items() if values}, faults
@@ -200,23 +227,25 @@ def visit(url: str, number: int, end: float) -> tuple[dict[str, list[float]], li
 
 def fuzz(url: str, count: int) -> dict[str, Any]:
     """Send random input; a refusal with a message is fine, an error of the server's own is not."""
-    clients = [Client(url, verbose=False) for _ in range(4)]
 
-    def send(number: int) -> str:
-        rng = random.Random(number)
-        arguments, name = rng.choice(NONSENSE)(rng)
-        try:
-            clients[number % len(clients)].predict(*arguments, api_name=name)
-        except AppError as error:
-            # Gradio hides what it does not know behind this text; ours say what is wrong
-            return f"{name}: {error}" if "show_error" in str(error) or "upstream" in str(error) else "refused"
-        except ValueError:
-            return "refused"  # by the client, which checks types
-        return "answered"
+    def send(numbers: range) -> list[str]:
+        server, outcomes = Server(url), []
+        for number in numbers:
+            rng = random.Random(number)
+            arguments, name = rng.choice(NONSENSE)(rng)
+            try:
+                server.call(name, *arguments)
+                outcomes.append("answered")
+            except RefusedError:
+                outcomes.append("refused")
+            except RuntimeError as error:
+                outcomes.append(str(error))
+        return outcomes
 
-    start = time.perf_counter()
-    with ThreadPoolExecutor(len(clients)) as senders:
-        outcomes = list(senders.map(send, range(count)))
+    start, senders = time.perf_counter(), 4
+    with ThreadPoolExecutor(senders) as crowd:
+        parts = crowd.map(send, [range(first, count, senders) for first in range(senders)])
+        outcomes = [outcome for part in parts for outcome in part]
     own = sorted({outcome for outcome in outcomes if outcome not in ("refused", "answered")})
     return {
         "sent": count,
@@ -245,14 +274,14 @@ def random_level(rng: random.Random) -> str:
 
 Nonsense = tuple[list[Any], str]
 NONSENSE: tuple[Callable[[random.Random], Nonsense], ...] = (
-    lambda rng: ([rng.choice((-1, 10**12, rng.randrange(10**6), 3)), random_text(rng)], "/reset"),
-    lambda rng: ([0, random_level(rng)], "/reset"),
-    lambda rng: ([random_level(rng), [random_text(rng)] * rng.randint(0, 60), random_text(rng)], "/step"),
-    lambda rng: ([random_level(rng), rng.choices(ACTIONS, k=rng.randint(0, 8)), "Up Left"], "/step"),
-    lambda rng: ([random_text(rng), [], "Up"], "/step"),
-    lambda rng: ([random_text(rng)], "/replay"),
-    lambda rng: ([random_text(rng)], "/judge"),
-    lambda rng: ([random_level(rng)], "/judge"),
+    lambda rng: ([rng.choice((-1, 10**12, rng.randrange(10**6), 3)), random_text(rng)], "reset"),
+    lambda rng: ([0, random_level(rng)], "reset"),
+    lambda rng: ([random_level(rng), [random_text(rng)] * rng.randint(0, 60), random_text(rng)], "step"),
+    lambda rng: ([random_level(rng), rng.choices(ACTIONS, k=rng.randint(0, 8)), "Up Left"], "step"),
+    lambda rng: ([random_text(rng), [], "Up"], "step"),
+    lambda rng: ([random_text(rng)], "replay"),
+    lambda rng: ([random_text(rng)], "judge"),
+    lambda rng: ([random_level(rng)], "judge"),
 )
 
 

@@ -19,11 +19,12 @@ from elements import element, page_head, page_theme
 from levels import MAX_SEED, LevelError, checked_seed, judge_level, level_of_seed, world_arguments
 from live import SHOP, SOKOBAN, live_agents, load_agent, play_live, world_of
 from player import REPLAYS, agents_of, episodes_of, read_replays
-from wishes import wishes
+from wishes import chosen_wish, wishes
 
 FIRST_SEED = 1_000_004  # of the held-out levels, one that takes some thought
 AGENT_CALLS = {"concurrency_id": "agent", "concurrency_limit": 2}  # episodes played at the same time
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
+AT_ONCE = {**PRIVATE, "queue": False}  # what takes milliseconds waits for no episode of others
 MIN_MOVES = 4  # of a level that is offered
 MAX_WAITING = 60  # visitors in the queue
 
@@ -96,7 +97,12 @@ def level_from_chance() -> list[Any]:
 
 def level_from_editor(drawn: gr.EventData) -> list[Any]:
     """Return `level_values` of what a visitor has drawn."""
-    return level_values(str(drawn._data.get("level", ""))[:500], None)
+    return level_values(str(details(drawn).get("level", ""))[:500], None)
+
+
+def details(event: gr.EventData) -> dict[str, Any]:
+    """Return what the browser told of an event; whatever else was sent counts as nothing."""
+    return event._data if isinstance(event._data, dict) else {}
 
 
 def level_from_text(text: str) -> list[Any]:
@@ -108,7 +114,7 @@ def level_from_text(text: str) -> list[Any]:
 def watch_live(agent: str, level: str, seed: float | None, wish: int | None) -> Iterator[dict[str, Any]]:
     """Yield an episode while the agent plays it."""
     try:
-        world = world_of(agent) if agent in live_agents() else load_agent(agent)
+        world = world_of(agent)
         options: dict[str, Any] = {}
         if world == SOKOBAN:
             report = judge_level(level, 10_000)
@@ -116,9 +122,9 @@ def watch_live(agent: str, level: str, seed: float | None, wish: int | None) -> 
                 raise ValueError(report.message)
             options = {"level": report.state.to_text()}
         elif world == SHOP:
-            options = {"goal": wishes()[int(wish or 0)][1]}
+            options = {"goal": chosen_wish(wish)}
         yield from play_live(agent, checked_seed(seed or 0), options)
-    except (ValueError, IndexError, RuntimeError) as error:
+    except (ValueError, RuntimeError) as error:
         raise gr.Error(str(error), print_exception=False) from None
 
 
@@ -132,7 +138,7 @@ def choose_live_agent(agent: str) -> tuple[Any, Any]:
 def judge_play(played: gr.EventData) -> tuple[Any, ...]:
     """Return how a visitor did beside an agent and the best play, and both of these to watch."""
     try:
-        return score_game(played._data, first_player())
+        return score_game(details(played), first_player())
     except ValueError as error:
         raise gr.Error(str(error), print_exception=False) from None
 
@@ -194,8 +200,8 @@ def replay_tab() -> list[Any]:
             episodes, value=episodes[0][1], label="Episode", scale=2, min_width=280, elem_id="replay-episode"
         )
     player = element("turn-player", replays[episodes[0][1]].view, elem_id="replay-player")
-    chosen = agent.input(choose_agent, agent, [episode, player], **PRIVATE)
-    picked = episode.input(told(choose_episode), episode, player, **PRIVATE)
+    chosen = agent.input(choose_agent, agent, [episode, player], **AT_ONCE)
+    picked = episode.input(told(choose_episode), episode, player, **AT_ONCE)
     for event in (chosen, picked):
         event.then(None, episode, js="(episode) => setLink({ tab: 'replay', episode })", **PRIVATE)
     return [agent, episode, player]
@@ -212,8 +218,8 @@ def live_tab(level: gr.State) -> tuple[list[Any], gr.Button]:
     with gr.Column(visible=False) as of_shop:
         wish = gr.Dropdown([], label="Wish (a generated, synthetic shop)", elem_id="live-wish")
     player = element("turn-player", None, elem_id="live-player")
-    agent.input(choose_live_agent, agent, [of_sokoban, of_shop], **PRIVATE)
-    agent.input(lambda agent: offer_wishes(agent), agent, wish, **PRIVATE)
+    agent.input(choose_live_agent, agent, [of_sokoban, of_shop], **AT_ONCE)
+    agent.input(offer_wishes, agent, wish, **AT_ONCE)
     start.click(watch_live, [agent, level, picker[0], wish], player, **PRIVATE, **AGENT_CALLS)
     return picker, another
 
@@ -278,11 +284,11 @@ def build() -> gr.Blocks:
         for picker, another in ((live_picker, live_another), (you_picker, you_another)):
             seed, editor, text, _ = picker
             for event in (
-                another.click(level_from_chance, None, showing, **PRIVATE),
-                seed.input(level_from_seed, seed, showing, **PRIVATE),
-                editor.submit(level_from_editor, None, showing, **PRIVATE),
-                text.input(level_from_text, text, showing, **PRIVATE),
-                text.blur(level_from_text, text, showing, **PRIVATE),  # a text that was pasted is no input
+                another.click(level_from_chance, None, showing, **AT_ONCE),
+                seed.input(level_from_seed, seed, showing, **AT_ONCE),
+                editor.submit(level_from_editor, None, showing, **AT_ONCE),
+                text.input(level_from_text, text, showing, **AT_ONCE),
+                text.blur(level_from_text, text, showing, **AT_ONCE),  # a text that was pasted is no input
             ):
                 event.then(None, [level, seed], js=LINK_LEVEL, **PRIVATE)
         for name, tab in zip(TABS, (replay, live, you, comparing, training), strict=True):
@@ -290,10 +296,10 @@ def build() -> gr.Blocks:
         for tab in (live, you):
             tab.select(warm_up, **PRIVATE, **AGENT_CALLS)
         share.click(None, None, share, js="async () => (await copyLink()) ? 'Copied' : 'See address'", **PRIVATE)
-        opened = page.load(open_link, None, [tabs, *recording, *showing], **PRIVATE)
+        opened = page.load(open_link, None, [tabs, *recording, *showing], **AT_ONCE)
         opened.then(None, js="() => openLink()", **PRIVATE)
         for function in (endpoints.reset, endpoints.step, endpoints.judge, endpoints.replay):
-            gr.api(told(function), api_name=function.__name__, concurrency_limit=4)
+            gr.api(told(function), api_name=function.__name__, queue=False)
         for function in (endpoints.play, endpoints.values):
             gr.api(told(on_device(function)), api_name=function.__name__, **AGENT_CALLS)
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=8)

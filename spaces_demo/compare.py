@@ -55,6 +55,8 @@ def episode(agent: str, task: str, level: str) -> dict[str, Any] | None:
     state = read_level(replays[0].view["level"] if replays else level)
     if agent == BEST:
         return best_view(state)
+    if agent not in (names := contestants()):
+        raise ValueError(f"There is no player {str(agent)[:60]!r} here. Choose one of {', '.join(names)}.")
     if agent not in live_agents():
         return None
     *_, view = play_live(agent, _SEED, {"level": state.to_text()})

@@ -121,10 +121,14 @@ def new_world(**changes: Any) -> Sokoban:
     return cast(Sokoban, make_environment("turnppo_hf/Sokoban-v0", **{**world_arguments(), **changes}).unwrapped)
 
 
-@lru_cache(maxsize=4096)
-def level_of_seed(seed: int) -> str:
+def level_of_seed(seed: object) -> str:
     """Return the held-out level that a seed stands for, as XSB text: the one that evaluations play at that seed."""
-    _, info = new_world(split="test").reset(seed=checked_seed(seed))
+    return _level_of(checked_seed(seed))
+
+
+@lru_cache(maxsize=4096)
+def _level_of(seed: int) -> str:
+    _, info = new_world(split="test").reset(seed=seed)
     return str(info["level"])
 
 

@@ -56,6 +56,22 @@ def live_agents() -> dict[str, LiveAgent]:
     return {agent.name: agent for agent in [*own, *packaged]}
 
 
+def find_agent(name: object) -> LiveAgent:
+    """
+    Return the agent of a name.
+
+    Raises:
+        `ValueError`: there is none.
+    """
+    known = live_agents()
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(
+            f"There is no agent {str(name)[:60]!r} on this page. Only the page's owner may add one. Choose one of "
+            f"{', '.join(known)}."
+        )
+    return known[name]
+
+
 def load_agent(name: str) -> TurnPPOAgent:
     """
     Load an agent once; visitors share it, as it keeps nothing of an episode.
@@ -63,18 +79,12 @@ def load_agent(name: str) -> TurnPPOAgent:
     Raises:
         `ValueError`: there is none of that name.
     """
-    known = live_agents()
-    if name not in known:
-        raise ValueError(
-            f"There is no agent {str(name)[:60]!r} on this page. Only the page's owner may add one. "
-            f"Choose one of {', '.join(known)}."
-        )
+    chosen = find_agent(name)
     with _LOADING:
         if name not in _LOADED:
             from turnppo_hf.agent import TurnPPOAgent  # imports torch, which the Replay tab does without
 
             device = "cuda" if os.environ.get("SPACES_ZERO_GPU") else None
-            chosen = known[name]
             _LOADED[name] = TurnPPOAgent.from_pretrained(chosen.model, revision=chosen.revision, device=device)
     return _LOADED[name]
 
@@ -82,7 +92,7 @@ def load_agent(name: str) -> TurnPPOAgent:
 def world_of(name: str) -> str:
     """Return `SOKOBAN`, `SHOP` or `OTHER`: where an agent plays. Those of the package are known without loading."""
     packaged = {"tiny-trained": SOKOBAN, "tiny": SOKOBAN, "tiny-webshop": SHOP}
-    model = live_agents()[name].model
+    model = find_agent(name).model
     return packaged.get(model) or _WORLDS.get(str(load_agent(name).record.get("environment")), OTHER)
 
 

@@ -15,3 +15,18 @@ def wishes() -> list[tuple[str, int]]:
     world = shared_world(None, None)
     numbers = [of_product[0] for of_product in world.goals_by_product("test", "product")[:COUNT]]
     return [(world.goals[number]["instruction_text"], number) for number in numbers]
+
+
+def chosen_wish(number: object) -> int:
+    """
+    Return the goal of the wish with a number in `wishes`, the first one where none was chosen.
+
+    Raises:
+        `ValueError`: there is none.
+    """
+    known = range(len(wishes()))
+    if number is not None and number not in known:
+        raise ValueError(
+            f"There is no wish number {str(number)[:20]}. Nobody could fulfil it. Choose one from the list."
+        )
+    return wishes()[int(number or 0)][1]  # type: ignore[call-overload]

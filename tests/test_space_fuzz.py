@@ -1,0 +1,88 @@
+"""Whatever a visitor sends is answered or refused with a message: random events to the Space's callbacks."""
+
+from __future__ import annotations
+
+import random
+import string
+import time
+from collections.abc import Callable
+from typing import Any
+
+import app
+import endpoints
+import gradio as gr
+import pytest
+from levels import level_of_seed
+
+EVENTS = 1500  # benchmarks/space.py sends 10,000 to a running server
+SLOWEST_S = 10.0  # of one event: a search at its limit, on a busy machine
+
+
+def random_text(rng: random.Random) -> str:
+    letters = rng.choice(("#@$. \n", "#@$.*+_- \n", string.printable, "\u0000\u202e<>&\"'\n\U0001f4e6"))
+    return "".join(rng.choices(letters, k=rng.choice((0, 1, 9, 30, 64, 3000))))
+
+
+def random_level(rng: random.Random) -> str:
+    height, width = rng.randint(3, 9), rng.randint(3, 9)
+    rows = [["#" if y in (0, height - 1) or x in (0, width - 1) else " " for x in range(width)] for y in range(height)]
+    boxes = rng.randint(0, 4)
+    for symbol in "@" + "$" * boxes + "." * boxes + "#" * rng.randint(0, 6):
+        rows[rng.randint(1, height - 2)][rng.randint(1, width - 2)] = symbol
+    return "\n".join("".join(row) for row in rows)
+
+
+def anything(rng: random.Random) -> Any:
+    values = (None, -1, 1.5, 10**30, float("nan"), True, [], {}, ["Up"], {"level": 3}, rng.randrange(10**6))
+    return rng.choice((random_text, random_level, lambda _: rng.choice(values)))(rng)
+
+
+def told(data: Any) -> gr.EventData:
+    return gr.EventData(None, data)
+
+
+def kinds() -> list[Callable[[random.Random], Any]]:
+    return [
+        lambda rng: app.choose_agent(anything(rng)),
+        lambda rng: app.told(app.choose_episode)(anything(rng)),
+        lambda rng: app.level_from_seed(anything(rng)),
+        lambda rng: app.level_from_text(anything(rng)),
+        lambda rng: app.level_from_text(random_level(rng)),
+        lambda rng: app.level_from_editor(told({"level": anything(rng)})),
+        lambda rng: app.level_from_editor(told(anything(rng))),
+        lambda rng: app.judge_play(told({"level": random_text(rng), "moves": anything(rng)})),
+        lambda rng: app.judge_play(told({"level": level_of_seed(1_000_004), "moves": anything(rng)})),
+        lambda rng: app.judge_play(told(anything(rng))),
+        lambda rng: next(app.watch_live(anything(rng), anything(rng), anything(rng), anything(rng))),
+        lambda rng: next(app.watch_live("before training", anything(rng), anything(rng), None)),
+        lambda rng: app.told(app.compare)(anything(rng), "best play", anything(rng), anything(rng)),
+        lambda rng: app.told(endpoints.reset)(anything(rng), anything(rng)),
+        lambda rng: app.told(endpoints.step)(random_level(rng), anything(rng), anything(rng)),
+        lambda rng: app.told(endpoints.values)(random_level(rng), anything(rng), anything(rng)),
+        lambda rng: app.told(endpoints.judge)(anything(rng)),
+    ]
+
+
+def test_random_events_are_answered_or_refused_with_a_message() -> None:
+    outcomes = {"answered": 0, "refused": 0}
+    app.load_agent("before training"), app.load_agent("Turn-PPO"), app.wishes()  # what takes its time once
+    for number in range(EVENTS):
+        rng = random.Random(number)
+        event = rng.choice(kinds())
+        start = time.perf_counter()
+        try:
+            event(rng)
+            outcomes["answered"] += 1
+        except gr.Error as error:
+            assert len(str(error)) > 20
+            outcomes["refused"] += 1
+        assert time.perf_counter() - start < SLOWEST_S, number
+    assert min(outcomes.values()) > EVENTS // 10, outcomes
+
+
+def test_error_of_our_own_is_not_taken_for_a_refusal() -> None:
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        app.told(broken)()

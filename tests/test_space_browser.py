@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import random
@@ -10,10 +11,12 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from levels import level_of_seed, read_level
 
 from turnppo_hf.environments.sokoban import ACTIONS
 from turnppo_hf.environments.sokoban_rules import SokobanState
+from turnppo_hf.space import write_space
 from turnppo_hf.trajectory import Trajectory
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
@@ -95,14 +99,14 @@ def visit(server: str, browser: Any) -> Iterator[Callable[..., Any]]:
     """Open the Space as a visitor of its own; at the end, what their console and their requests say is judged."""
     contexts, faults = [], []
 
-    def open_page(query: str = "", **settings: Any) -> Any:
+    def open_page(query: str = "", address: str = "", **settings: Any) -> Any:
         size = settings.pop("viewport", {"width": 1280, "height": 900})
         context = browser.new_context(viewport=size, accept_downloads=True, **settings)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(WAIT_MS)
         watch(page, faults)
-        page.goto(f"{server}/{query}")
+        page.goto(address or f"{server}/{query}")
         page.wait_for_selector("turn-player svg, shop-page", state="attached")
         return page
 
@@ -403,6 +407,29 @@ def contrast(one: str, other: str) -> float:
 
     low, high = sorted((light(one), light(other)))
     return (high + 0.05) / (low + 0.05)
+
+
+def test_static_page_shows_everything_without_a_server_of_ours(
+    visit: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_space(tmp_path, "static")
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    monkeypatch.setattr(handler.func, "log_message", lambda *_: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as files:
+        threading.Thread(target=files.serve_forever, daemon=True).start()
+        page = visit(address=f"http://127.0.0.1:{files.server_port}/?episode=grpo-2", color_scheme="dark")
+        expect(page.locator("turn-player .tp-kind")).to_contain_text("GRPO")
+        page.get_by_role("tab", name="You play").click()
+        for _ in range(12):
+            page.locator(".sg-field").press("ArrowUp")
+        expect(page.locator("score-table tbody tr")).to_have_count(5)
+        page.get_by_role("tab", name="Compare").click()
+        page.get_by_label("Right").select_option("best play")
+        expect(page.locator("turn-player .tp-kind").nth(1)).to_contain_text("Best play")
+        page.get_by_role("tab", name="Training").click()
+        expect(page.locator("training-view .tv-card")).to_have_count(3)
+        assert page.evaluate("document.documentElement.classList.contains('dark')")
+        files.shutdown()
 
 
 def test_console_error_and_outside_request_are_found(visit: Callable[..., Any]) -> None:

@@ -14,14 +14,15 @@
     const steps = data.curves.flatMap((curve) => curve.points.map((point) => point.step));
     const drawing = chart({ width, height: 300, right: 118, x: [0, Math.max(...steps)], y: [0, 1], xName: "optimizer step",
       label: data.curves.map((curve) => `${curve.name} goes from ${percent(curve.points[0].mean)} to ${percent(curve.points.at(-1).mean)}`).join("; ") });
-    for (const line of data.references) drawing.rule(line.share, `${line.name} ${line.share.toFixed(2)}`);
+    for (const line of data.references) drawing.rule(line.share, "");
     data.curves.forEach((curve, n) => drawing.band(curve.points.map((point) => [point.step, point.low, point.high]), KINDS[n]));
     data.curves.forEach((curve, n) => {
       drawing.line(curve.points.map((point) => [point.step, point.mean]), KINDS[n]);
       for (const point of curve.points)
         drawing.dot(point.step, point.mean, KINDS[n], 4, `${curve.name}, step ${point.step}: ${point.mean.toFixed(2)}`);
     });
-    const ends = data.curves.map((curve, n) => [curve.points.at(-1).mean, curve.name, KINDS[n]]).sort((a, b) => a[0] - b[0]);
+    const ends = [...data.curves.map((curve, n) => [curve.points.at(-1).mean, curve.name, KINDS[n]]),
+      ...data.references.map((line) => [line.share, line.name, "is-reference"])].sort((a, b) => a[0] - b[0]);
     let height = -1;
     for (const [share, name, kind] of ends) {
       height = Math.max(share, height + 0.065);

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import random
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,7 +23,7 @@ from player import REPLAYS, agents_of, episodes_of, read_replays
 from wishes import chosen_wish, wishes
 
 FIRST_SEED = 1_000_004  # of the held-out levels, one that takes some thought
-AGENT_CALLS = {"concurrency_id": "agent", "concurrency_limit": 2}  # episodes played at the same time
+AGENT_CALLS = {"concurrency_id": "agent", "concurrency_limit": 1}  # an episode at a time: they would share one core
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 AT_ONCE = {**PRIVATE, "queue": False}  # what takes milliseconds waits for no episode of others
 MIN_MOVES = 4  # of a level that is offered
@@ -290,7 +291,7 @@ def build() -> gr.Blocks:
                 text.input(level_from_text, text, showing, **AT_ONCE),
                 text.blur(level_from_text, text, showing, **AT_ONCE),  # a text that was pasted is no input
             ):
-                event.then(None, [level, seed], js=LINK_LEVEL, **PRIVATE)
+                event.then(None, [text, seed], js=LINK_LEVEL, **PRIVATE)
         for name, tab in zip(TABS, (replay, live, you, comparing, training), strict=True):
             tab.select(None, js=f"() => setLink({{ tab: '{name}' }})", **PRIVATE)
         for tab in (live, you):
@@ -310,6 +311,7 @@ def launch(**arguments: Any) -> Any:
     """Start the page; the arguments are those of `gr.Blocks.launch`."""
     if os.environ.get("SPACES_ZERO_GPU"):
         warm_up()  # there the networks must be loaded before the first call
+    sys.setswitchinterval(0.001)  # seconds: a small model's Python code leaves others their turn
     return build().launch(
         theme=page_theme(),
         head=page_head(),

@@ -14,7 +14,7 @@ from turnppo_hf.environments.sokoban_rules import SokobanState
 from turnppo_hf.environments.sokoban_solver import best_plan
 
 MY_LEVEL = "the level chosen under Live"
-BEST = "best play"
+BEST = "Best play"
 _MAX_NODES = 40_000  # positions that the solver looks at
 _SEED = 0  # of the sampling
 

@@ -137,7 +137,7 @@ def _value_after(trajectory: Trajectory, following: Turn | None, is_running: boo
     return None if is_running or trajectory.stop_reason.bootstraps else 0.0
 
 
-def plan_view(level: SokobanState, plan: Plan, moves_per_turn: int, name: str = "Best play") -> dict[str, Any]:
+def plan_view(level: SokobanState, plan: Plan, moves_per_turn: int, name: str) -> dict[str, Any]:
     """Return what the page draws of a plan of the solver, in turns as long as the agent's."""
     return moves_view(level, [_MOVE_NAMES[move] for move in plan.actions], moves_per_turn, name)
 

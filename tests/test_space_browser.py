@@ -320,7 +320,7 @@ def test_compare_shows_two_agents_and_plays_them(visit: Callable[..., Any]) -> N
     expect(duel.nth(1).locator(".tp-kind")).to_contain_text("GRPO")
     expect(page.locator("#compare-score tbody tr")).to_have_count(2)
     page.locator("#compare-right input").click()
-    page.get_by_role("option", name="best play").click()
+    page.get_by_role("option", name="Best play").click()
     expect(duel.nth(1).locator(".tp-kind")).to_contain_text("Best play")
     page.locator("#compare-duel").get_by_role("button", name="Play both").click()
     expect(duel.nth(1).locator(".tp-chip")).to_contain_text("Solved")
@@ -424,7 +424,7 @@ def test_static_page_shows_everything_without_a_server_of_ours(
             page.locator(".sg-field").press("ArrowUp")
         expect(page.locator("score-table tbody tr")).to_have_count(5)
         page.get_by_role("tab", name="Compare").click()
-        page.get_by_label("Right").select_option("best play")
+        page.get_by_label("Right").select_option("Best play")
         expect(page.locator("turn-player .tp-kind").nth(1)).to_contain_text("Best play")
         page.get_by_role("tab", name="Training").click()
         expect(page.locator("training-view .tv-card")).to_have_count(3)
@@ -440,3 +440,26 @@ def test_console_error_and_outside_request_are_found(visit: Callable[..., Any]) 
     assert "console: broken" in found
     assert "request to http://192.0.2.1/" in found
     found.clear()
+
+
+def test_endpoints_are_tools_with_descriptions(server: str) -> None:
+    pytest.importorskip("mcp")
+    import asyncio
+
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamable_http_client
+
+    async def talk() -> tuple[dict[str, str], str]:
+        async with (
+            streamable_http_client(f"{server}/gradio_api/mcp/") as (read, write, _),
+            ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            tools = {tool.name: tool.description or "" for tool in (await session.list_tools()).tools}
+            result = await session.call_tool("judge", {"level": CORNERED})
+            return tools, result.content[0].text
+
+    tools, answer = asyncio.run(talk())
+    assert set(tools) == {"reset", "step", "play", "values", "judge", "replay"}
+    assert all(len(description) > 40 for description in tools.values())
+    assert "stands in a corner" in answer

@@ -55,7 +55,7 @@ def kinds() -> list[Callable[[random.Random], Any]]:
         lambda rng: app.judge_play(told(anything(rng))),
         lambda rng: next(app.watch_live(anything(rng), anything(rng), anything(rng), anything(rng))),
         lambda rng: next(app.watch_live("before training", anything(rng), anything(rng), None)),
-        lambda rng: app.told(app.compare)(anything(rng), "best play", anything(rng), anything(rng)),
+        lambda rng: app.told(app.compare)(anything(rng), "Best play", anything(rng), anything(rng)),
         lambda rng: app.told(endpoints.reset)(anything(rng), anything(rng)),
         lambda rng: app.told(endpoints.step)(random_level(rng), anything(rng), anything(rng)),
         lambda rng: app.told(endpoints.values)(random_level(rng), anything(rng), anything(rng)),

@@ -86,7 +86,7 @@ def test_running_view_shows_no_ending_and_no_return() -> None:
 
 def test_plan_view_of_the_best_play_ends_solved() -> None:
     state = SokobanState.from_text(LEVEL)
-    view = plan_view(state, best_plan(state, 12), 2)
+    view = plan_view(state, best_plan(state, 12), 2, "Best play")
     assert view["solved"]
     assert view["total"] == pytest.approx(10.9)
 

@@ -66,9 +66,8 @@ def episode(agent: str, task: str, level: str) -> dict[str, Any] | None:
 def best_view(state: SokobanState) -> dict[str, Any]:
     """Return the best play within an episode's moves, as the solver finds it."""
     rules = world_arguments()
-    return plan_view(
-        state, best_plan(state, rules["max_actions"], max_nodes=_MAX_NODES), rules["max_actions_per_turn"]
-    )
+    plan = best_plan(state, rules["max_actions"], max_nodes=_MAX_NODES)
+    return plan_view(state, plan, rules["max_actions_per_turn"], BEST)
 
 
 def score(view: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+pytest.importorskip("gradio", reason='needs Gradio: pip install "turnppo-hf[space]"')
+
 import turnppo_hf.space
 from tests.hub.fixture import Hub
 from turnppo_hf.cli import main

@@ -13,9 +13,11 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from turnppo_hf.environments.sokoban_rules import SokobanState
 from turnppo_hf.space import write_space
 from turnppo_hf.trajectory import Trajectory
 
+pytest.importorskip("gradio", reason='needs Gradio: pip install "turnppo-hf[space]"')
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
@@ -442,6 +445,13 @@ def test_console_error_and_outside_request_are_found(visit: Callable[..., Any]) 
     found.clear()
 
 
+@pytest.mark.parametrize("path", ["/etc/passwd", str(APP), "../../etc/passwd"])
+def test_files_of_the_server_are_not_served(server: str, path: str) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{server}/gradio_api/file={path}", timeout=30)
+    assert refused.value.code in (403, 404)
+
+
 def test_endpoints_are_tools_with_descriptions(server: str) -> None:
     pytest.importorskip("mcp")
     import asyncio
@@ -459,7 +469,8 @@ def test_endpoints_are_tools_with_descriptions(server: str) -> None:
             result = await session.call_tool("judge", {"level": CORNERED})
             return tools, result.content[0].text
 
-    tools, answer = asyncio.run(talk())
+    with ThreadPoolExecutor(1) as worker:  # the browser's driver has the event loop of this thread
+        tools, answer = worker.submit(asyncio.run, talk()).result()
     assert set(tools) == {"reset", "step", "play", "values", "judge", "replay"}
     assert all(len(description) > 40 for description in tools.values())
     assert "stands in a corner" in answer

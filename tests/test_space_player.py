@@ -109,6 +109,7 @@ def test_recorded_levels_are_the_same_for_every_agent() -> None:
 
 
 def test_replays_are_shown_without_torch() -> None:
+    pytest.importorskip("gradio", reason='needs Gradio: pip install "turnppo-hf[space]"')
     check = (
         "import sys; sys.path.insert(0, {!r}); import app; page = app.build(); app.choose_episode('turn_ppo-1');"
         "assert 'torch' not in sys.modules; app.load_agent('before training'); assert 'torch' in sys.modules"

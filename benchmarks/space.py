@@ -3,8 +3,8 @@ Measure the demo Space: first board, live turns, twenty visitors at once, and a 
 
     python benchmarks/space.py --visitors 20 --seconds 60 --fuzz 10000
 
-Starts the page on loopback, opens it in a headless Chromium, plays live episodes, lets visitors (each a client with a
-session of its own) replay, step and play for a while, sends random levels, answers, moves and events, and measures the
+Starts the page on loopback, opens it in a headless Chromium, plays live episodes, lets visitors (each a client of its
+own) replay, step and play for a while, sends random levels, answers, moves and events, and measures the
 visitors' steps once more. Prints one JSON object; exits with 1 where a visitor saw an error or another one's game, a
 browser asked anything but the page's own server, or the server does not answer at the end.
 """

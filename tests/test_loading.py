@@ -119,7 +119,7 @@ def test_open_environments_builds_one_of_each_name_and_keeps_it():
     _Environment.built = 0
     pool, names, record = open_environments({"first": _Environment, "second": SOKOBAN})
     assert names == ["first", "second"]
-    assert record == {"environment": None, "environment_kwargs": {}}
+    assert record == {"environment": None, "environment_kwargs": {}, "environment_name": "first"}
     assert _Environment.built == 1
     pool.take("first")
     assert _Environment.built == 1

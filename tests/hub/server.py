@@ -179,8 +179,8 @@ class Handler(BaseHTTPRequestHandler):
         if fault and (fault.drop or (fault.cut_after is not None and self.has_body)):
             for _ in self.body_pieces(None if fault.drop else fault.cut_after):
                 pass
+            self.note(None, None)  # first, so that a client which sees the end finds it in the log
             self.close_abruptly(reset=not fault.drop)
-            self.note(None, None)
             return
         body = b"".join(self.body_pieces())
         account, answer = None, None

@@ -17,7 +17,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_res
 from turnppo_hf import card_text
 from turnppo_hf.card_merge import TEMPLATE, merge_cards
 from turnppo_hf.card_pictures import draw_pictures, picture_facts
-from turnppo_hf.release import read_json, read_record
+from turnppo_hf.release import read_json
 from turnppo_hf.run_record import DISTRIBUTION, RunRecord, read_run
 from turnppo_hf.wheel import build_wheel
 
@@ -55,8 +55,8 @@ def prepare_release(
         `ReleaseError`: the folder holds no agent, or a damaged file.
     """
     path = Path(folder)
-    _forget_places(path)
     run = read_run(path)
+    _forget_places(path, run.record)
     draw_pictures(run, path)
     build_wheel(path / WHEELS)
     if "after" in run.results:
@@ -65,14 +65,14 @@ def prepare_release(
         after, name = run.results["after"], dataset or f"{repo_id or run.name}-episodes"
         entries = eval_results(after, run, name, card_text.seeds_and_temperature(run))
         results.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), encoding="utf-8")
-    text = render_card(path, repo_id, title=title, dataset=dataset, tags=tags)
+    text = _render(run, path, repo_id, title=title, dataset=dataset, tags=tags)
     old = [(path / README).read_text(encoding="utf-8")] if (path / README).exists() else []
     for card in (*old, *([published] if published else [])):
         text = merge_cards(card, text)
     (path / README).write_text(text, encoding="utf-8")
 
 
-def _forget_places(folder: Path) -> None:
+def _forget_places(folder: Path, record: Mapping[str, Any]) -> None:
     """Shorten the paths of this machine in what is published, and name those that stay: the agent needs them."""
     state = folder / "trainer_state.json"
     if state.exists():
@@ -80,7 +80,6 @@ def _forget_places(folder: Path) -> None:
         best = content.get("best_model_checkpoint")
         if isinstance(best, str) and Path(best).name != best:
             state.write_text(json.dumps({**content, "best_model_checkpoint": Path(best).name}, indent=2) + "\n")
-    record = read_record(folder)
     for kwargs in (record.get("environment_kwargs", {}), record.get("evaluation", {}).get("environment_kwargs", {})):
         for name, value in kwargs.items():
             if isinstance(value, str) and Path(value).is_absolute():
@@ -101,7 +100,18 @@ def render_card(
     tags: Sequence[str] | None = None,
 ) -> str:
     """Return the card of an agent, written from its record alone; the arguments are those of `prepare_release`."""
-    run = read_run(folder)
+    return _render(read_run(folder), folder, repo_id, title=title, dataset=dataset, tags=tags)
+
+
+def _render(
+    run: RunRecord,
+    folder: Path,
+    repo_id: str | None,
+    *,
+    title: str | None,
+    dataset: str | None,
+    tags: Sequence[str] | None,
+) -> str:
     repo = repo_id or run.name
     text = _template().render(
         **_facts(run, folder),

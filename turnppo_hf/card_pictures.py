@@ -66,15 +66,16 @@ def draw_pictures(run: RunRecord, folder: Path) -> None:
     is drawn, with a warning: a push must not fail for a picture.
     """
     discount, _ = turn_discounts(run.record)
+    metrics, episode = _metrics(run.results), shown_episode(run.episodes)
+    is_judged = _known_returns(run.episodes, run.record) is not None
     try:
         for theme in _THEMES:
-            if metrics := _metrics(run.results):
+            if metrics:
                 curves = _curves(run, metrics[0])
                 draw_learning_curve(curves, folder / _CURVE.format(theme), metrics[0], theme=theme)
-            if _known_returns(run.episodes, run.record) is not None:
+            if is_judged:
                 critic_calibration(run.episodes, folder / _CALIBRATION.format(theme), gamma=discount, theme=theme)
-        if (episode := shown_episode(run.episodes)) is not None:
-            for theme in _THEMES:
+            if episode is not None:
                 replay(episode, folder / _REPLAY[theme], theme=theme)
     except ImportError as error:
         logger.warning('The card gets no pictures: %s They come with pip install "turnppo-hf[report]".', error)

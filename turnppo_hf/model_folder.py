@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClas
 from transformers.utils import logging
 
 from turnppo_hf.hub import fetch
-from turnppo_hf.release import CRITIC_FOLDER, ReleaseError, read_json
+from turnppo_hf.release import CRITIC_FOLDER, ReleaseError, check_is_model, read_json
 
 # name -> folder in turnppo_hf/models
 EMBEDDED_MODELS = {"tiny": "sokoban_tiny", "tiny-webshop": "webshop_tiny", "tiny-trained": "sokoban_turnppo"}
@@ -31,11 +31,7 @@ def find_model(model: str, **download: Any) -> Path:
         return Path(str(files("turnppo_hf") / "models" / EMBEDDED_MODELS[model]))
     folder = Path(model)
     if folder.is_dir():
-        if not (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
-            raise ReleaseError(
-                f"The folder {model!r} holds no config.json, so it is no model. Name the folder that a run saved (its "
-                "`output_dir`, or a checkpoint in it)."
-            )
+        check_is_model(folder, model)
         return folder
     try:
         return fetch(model, **download)

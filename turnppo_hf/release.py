@@ -134,6 +134,20 @@ def check_names(names: Iterable[str], where: str) -> None:
         )
 
 
+def check_is_model(folder: Path, where: str) -> None:
+    """
+    Check that a folder holds a model at all.
+
+    Raises:
+        `ReleaseError`: it has neither a configuration nor that of an adapter.
+    """
+    if not (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
+        raise ReleaseError(
+            f"{where!r} holds no config.json, so it is no model. Name the folder that a run saved (its `output_dir`, "
+            "or a checkpoint in it), or a repository that holds an agent."
+        )
+
+
 def check_folder(folder: Path, where: str | None = None) -> None:
     """
     Check an agent's folder before anything of it is loaded.
@@ -147,11 +161,7 @@ def check_folder(folder: Path, where: str | None = None) -> None:
             that leaves the folder, or a critic that does not belong to the actor.
     """
     where = where or str(folder)
-    if not (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
-        raise ReleaseError(
-            f"{where!r} holds no config.json, so it is no model. Name the folder that a run saved (its `output_dir`, "
-            "or a checkpoint in it), or a repository that holds an agent."
-        )
+    check_is_model(folder, where)
     check_names([path.relative_to(folder).as_posix() for path in folder.glob("*") if path.is_file()], where)
     for part in (folder, folder / CRITIC_FOLDER):
         if part.is_dir():

@@ -43,7 +43,6 @@ class RunRecord:
     has_train_config: bool
     emissions_g: float | None  # grams of CO2 equivalents, by CodeCarbon
     episodes: Sequence[Trajectory] = field(default=(), repr=False)  # held out, after training
-
     steps: int | None = None  # optimizer steps of the weights that are here
 
     @property
@@ -82,14 +81,15 @@ def read_run(folder: str | Path) -> RunRecord:
     sizes = {"actor": count_parameters(path), "critic": count_parameters(path / CRITIC_FOLDER)}
     config = path / "config.json"
     state = _read_if_there(path / "trainer_state.json")
+    training = _read_if_there(path / "training_config.json")
     episodes = path / EPISODES_FILE
     return RunRecord(
         name=path.resolve().name,
         record=read_record(path),
         results=_read_if_there(path / RESULTS_FILE),
-        training=_read_if_there(path / "training_config.json"),
+        training=training,
         log_history=state.get("log_history", []),
-        steps=_steps(state, _read_if_there(path / "training_config.json")),
+        steps=_steps(state, training),
         model_type=read_json(config).get("model_type") if config.exists() else None,
         is_adapter=(path / "adapter_config.json").exists(),
         sizes={name: size for name, size in sizes.items() if size},

@@ -17,16 +17,29 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_OWN_FIELDS = 500, 80, 40
 
 # a module imports from the layers above its own line only; a package such as `environments` is one unit
 LAYERS = (
-    ("environment_pool", "environments", "trajectory", "advantages", "losses", "chat", "release", "wheel", "_trl"),
+    (
+        "config_checks",
+        "environment_pool",
+        "environments",
+        "trajectory",
+        "advantages",
+        "losses",
+        "chat",
+        "release",
+        "wheel",
+        "_trl",
+    ),
     ("batch", "config", "evaluation", "generation", "hub", "metrics", "pictures", "play", "trajectory_log"),
     ("actor_critic", "calibration", "credit", "doctor", "replay", "report", "rollout", "run_config", "sampling"),
     (
         "checkpoint",
         "evaluate_metrics",
+        "environment_factory",
         "loading",
         "model_folder",
         "run_record",
         "space",
+        "tasks",
         "trajectory_dataset",
         "update",
     ),

@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-import gymnasium
 import pytest
 import torch
-from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers import AutoModelForTokenClassification
 
 from tests.tiny import VOCABULARY, config_for, draw_trajectories, tiny_actor
 from turnppo_hf.actor_critic import critic_from_actor, sampled_logprobs
 from turnppo_hf.batch import stack
-from turnppo_hf.loading import check_tasks, load_actor, load_critic, open_environments, refuse_unsupported
-
-SOKOBAN = "turnppo_hf/Sokoban-v0"
-
-
-class _Environment(gymnasium.Env):
-    """Never played; counts how often it is built."""
-
-    built = 0
-
-    def __init__(self):
-        type(self).built += 1
-
-    def reset(self, *, seed=None, options=None):
-        return "", {}
-
-    def step(self, action):
-        return "", 0.0, True, False, {}
+from turnppo_hf.loading import load_actor, load_critic, refuse_unsupported
 
 
 def test_refuse_unsupported_names_the_argument_that_is_set():
@@ -113,66 +94,3 @@ def test_load_critic_refuses_another_number_of_labels_or_another_vocabulary(labe
     critic = AutoModelForTokenClassification.from_config(config)
     with pytest.raises(ValueError, match=f"{labels} labels and a vocabulary of {vocabulary}"):
         load_critic(critic, tiny_actor())
-
-
-def test_open_environments_builds_one_of_each_name_and_keeps_it():
-    _Environment.built = 0
-    pool, names, record = open_environments({"first": _Environment, "second": SOKOBAN})
-    assert names == ["first", "second"]
-    assert record == {"environment": None, "environment_kwargs": {}, "environment_name": "first"}
-    assert _Environment.built == 1
-    pool.take("first")
-    assert _Environment.built == 1
-    pool.close()
-
-
-def test_open_environments_records_the_id_of_a_registered_environment():
-    pool, names, record = open_environments(SOKOBAN)
-    assert names == [SOKOBAN]
-    assert record["environment"] == SOKOBAN
-    pool.close()
-
-
-@pytest.mark.parametrize(
-    ("factory", "error", "message"),
-    [
-        (None, ValueError, "`environment_factory` is missing"),
-        ({}, ValueError, "`environment_factory` is missing"),
-        ("turnppo_hf/Sokobann-v0", ValueError, "Sokoban"),
-        (lambda: object(), TypeError, "no reset"),
-    ],
-)
-def test_open_environments_refuses_what_cannot_be_played(factory, error, message):
-    with pytest.raises(error, match=message):
-        open_environments(factory)
-
-
-def test_check_tasks_without_a_dataset_makes_one_from_seeds_for_every_batch():
-    # 5 steps at 2 updates per batch are 3 batches, of 8 tasks each
-    tasks = check_tasks(None, config_for(max_steps=5), ["x"])
-    assert tasks["seed"] == list(range(24))
-    with pytest.raises(ValueError, match="the run has no end"):
-        check_tasks(None, config_for(), ["x"])
-
-
-def test_check_tasks_takes_a_dataset_that_fills_a_batch():
-    dataset = Dataset.from_dict({"seed": range(8), "environment": ["x", "y"] * 4})
-    assert check_tasks(dataset, config_for(), ["x", "y"]) is dataset
-    # rows without a name are played in the default environment
-    partly = Dataset.from_dict({"seed": range(8), "environment": ["x", None] * 4})
-    assert check_tasks(partly, config_for(), ["x", "y"]) is partly
-
-
-@pytest.mark.parametrize(
-    ("dataset", "message"),
-    [
-        (Dataset.from_dict({"seed": []}), "has 0 rows"),
-        (Dataset.from_dict({"seed": range(7)}), "has 7 rows, but a rollout batch takes 8 distinct tasks"),
-        (Dataset.from_dict({"seed": range(8), "environment": ["x", "z"] * 4}), "names 'z', but"),
-        (Dataset.from_dict({"seed": range(8), "environment": ["z", None] * 4}), "names 'z', but"),
-        (IterableDataset.from_generator(lambda: iter([{"seed": 1}])), "without a length"),
-    ],
-)
-def test_check_tasks_refuses_a_dataset_that_cannot_fill_batches(dataset, message):
-    with pytest.raises(ValueError, match=message):
-        check_tasks(dataset, config_for(), ["x", "y"])

@@ -11,9 +11,9 @@ import yaml
 
 from turnppo_hf.agent import TurnPPOAgent
 from turnppo_hf.cli import main
+from turnppo_hf.environment_factory import open_environments
 from turnppo_hf.environments import make_environment
 from turnppo_hf.evaluation import summarize
-from turnppo_hf.loading import open_environments
 from turnppo_hf.metrics import rollout_metrics
 from turnppo_hf.model_folder import find_model
 

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
 
 from turnppo_hf._trl import BaseConfig
-
-ALGORITHMS = ("turn_ppo", "token_ppo", "grpo", "rloo")
-IMPORTANCE_SAMPLING_LEVELS = ("turn", "turn_geometric", "token")
-LOSS_AGGREGATIONS = ("trajectory_tokens", "batch_tokens", "turns")
-WHITENING = ("turns", "tokens", "none")
-KL_ESTIMATORS = ("k1", "k2", "k3")
-VLLM_MODES = ("colocate", "server")
-CORRECTIONS = ("turn_truncate", "token_truncate")
+from turnppo_hf.config_checks import ALGORITHMS, LOSS_AGGREGATIONS, check_choices, check_ranges, check_vllm
 
 
 @dataclass
@@ -308,9 +300,9 @@ class TurnPPOConfig(BaseConfig):
             self.bf16 = not self.fp16 and on_accelerator and _supports_bf16()
         super().__post_init__()
         self._fill_defaults_of_the_algorithm()
-        self._check_choices()
-        self._check_ranges()
-        self._check_vllm()
+        check_choices(self)
+        check_ranges(self)
+        check_vllm(self)
         self._fold_batch_sizes()
 
     @property
@@ -345,116 +337,6 @@ class TurnPPOConfig(BaseConfig):
             level = "token" if self.importance_sampling_level == "token" else "turn"
             self.vllm_importance_sampling_mode = f"{level}_truncate"
 
-    def _check_choices(self) -> None:
-        if self.remove_unused_columns:
-            raise ValueError(
-                "`remove_unused_columns` is True, but a row's columns select and configure the environment. Drop it."
-            )
-        if self.fp16:
-            raise ValueError(
-                "`fp16` is True, but its loss scaling does not survive two losses with a clip per network. Use "
-                "`bf16`, or float32."
-            )
-        for name, choices in (
-            ("algorithm", ALGORITHMS),
-            ("critic", ("separate",)),
-            ("importance_sampling_level", IMPORTANCE_SAMPLING_LEVELS),
-            ("loss_aggregation", LOSS_AGGREGATIONS),
-            ("whiten_advantages", WHITENING),
-            ("kl_estimator", KL_ESTIMATORS),
-            ("vllm_mode", VLLM_MODES),
-            ("vllm_importance_sampling_mode", CORRECTIONS),
-            ("oversampling_rest", ("continue", "drop")),
-        ):
-            value = getattr(self, name)
-            if value not in choices:
-                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
-        if self.algorithm == "token_ppo" and self.importance_sampling_level != "token":
-            raise ValueError(
-                f"`importance_sampling_level` is {self.importance_sampling_level!r}, but token_ppo has another "
-                'advantage at every token of a turn, so no ratio per turn exists. Set it to "token".'
-            )
-        if self.algorithm == "token_ppo" and self.whiten_advantages == "turns":
-            raise ValueError(
-                '`whiten_advantages` is "turns", but token_ppo has no advantage per turn. Use "tokens" or "none".'
-            )
-
-    def _check_ranges(self) -> None:
-        unit = "it discounts what comes later"
-        for name, low, high, why in (
-            ("gamma", 0.0, 1.0, unit),
-            ("lam", 0.0, 1.0, unit),
-            ("token_gamma", 0.0, 1.0, unit),
-            ("token_lam", 0.0, 1.0, unit),
-            ("critic_lr_multiplier", 1e-12, math.inf, "the critic would not learn"),
-            ("critic_warmup_steps", 0, math.inf, "it counts optimizer steps"),
-            ("epsilon", 1e-12, 1.0, "the clip range would be empty or reach a negative ratio"),
-            ("epsilon_high", 1e-12, math.inf, "the clip range would be empty"),
-            ("entropy_coef", 0.0, math.inf, "a negative bonus would be a penalty on exploration"),
-            ("beta", 0.0, math.inf, "a negative KL penalty drives the actor away from the reference"),
-            ("num_iterations", 1, math.inf, "no update would be made"),
-            ("num_minibatches", 1, math.inf, "no update would be made"),
-            ("num_generations", 1, math.inf, "no episode would be played"),
-            ("generation_batch_size", 1, math.inf, "no episode would be played"),
-            ("learning_rate", 0.0, math.inf, "a negative rate would worsen the policy"),
-            ("max_tokens_per_micro_batch", 1, math.inf, "no token would fit"),
-            ("max_failed_share", 0.0, 1.0, "it is a share"),
-            ("max_turns", 1, math.inf, "no turn would be sampled, so no gradient exists"),
-            ("max_turn_length", 1, math.inf, "no token would be sampled, so no gradient exists"),
-            ("max_completion_length", 1, math.inf, "no token would be sampled, so no gradient exists"),
-            ("temperature", 1e-6, math.inf, "a deterministic policy has no gradient"),
-            ("top_p", 1e-6, 1.0, "it is a share of probability"),
-            ("top_k", 0, math.inf, "it counts tokens, 0 for off"),
-            ("max_parallel_episodes", 1, math.inf, "no episode would be played"),
-            ("eval_temperature", 0.0, math.inf, "0 is greedy"),
-            ("cliprange_value", 1e-12, math.inf, "the value could not move"),
-            ("oversampling_factor", 1.0, math.inf, "a batch would never be full"),
-            ("vllm_gpu_memory_utilization", 1e-6, 1.0, "it is a share of memory"),
-            ("vllm_max_model_length", 2, math.inf, "no prompt and response would fit"),
-            ("vllm_server_port", 1, 65535, "it is a TCP port"),
-            ("vllm_server_timeout", 1e-6, math.inf, "no answer would be waited for"),
-            ("vllm_importance_sampling_clip_max", 1.0, math.inf, "even exact samples would be weighed down"),
-        ):
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise ValueError(
-                    f"`{name}` must be {_describe(low, high)}, got {value}: {why}. Set `{name}` in TurnPPOConfig."
-                )
-        if not self.uses_critic and self.critic_warmup_steps:
-            raise ValueError(
-                f"`critic_warmup_steps` is {self.critic_warmup_steps}, but {self.algorithm} has no critic, so these "
-                "steps would train nothing. Set it to 0."
-            )
-        if self.algorithm in ("grpo", "rloo") and self.num_generations < 2:  # type: ignore[operator]
-            raise ValueError(
-                f"`num_generations` must be at least 2 for {self.algorithm}, got {self.num_generations}: its baseline "
-                "is the mean over the other episodes of the same task. Set it to 8, or use an algorithm with a critic."
-            )
-
-    def _check_vllm(self) -> None:
-        rules = ("vllm_structured_outputs_regex", "vllm_structured_outputs_choice")
-        needs = [name for name in (*rules, "generation_kwargs") if getattr(self, name)]
-        if needs and not self.use_vllm:
-            raise ValueError(
-                f"`{needs[0]}` is set without `use_vllm`, so it would have no effect. Set both or neither."
-            )
-        if all(getattr(self, name) for name in rules):
-            raise ValueError(f"`{rules[0]}` and `{rules[1]}` are both set, but a response follows one rule. Keep one.")
-        if self.vllm_enable_sleep_mode and self.vllm_mode == "server":
-            raise ValueError("`vllm_enable_sleep_mode` is True, but a server keeps its memory. Leave it out.")
-        if self.vllm_importance_sampling_mode == "token_truncate" and self.importance_sampling_level != "token":
-            raise ValueError(
-                f'`vllm_importance_sampling_mode` is "token_truncate", but `importance_sampling_level` is '
-                f"{self.importance_sampling_level!r}: a ratio per turn has no terms of its tokens to weigh. Set it to "
-                '"turn_truncate".'
-            )
-        if self.oversampling_factor > 1.0 and self.num_generations > 1:  # type: ignore[operator]
-            raise ValueError(
-                f"`oversampling_factor` is {self.oversampling_factor:g} with `num_generations` "
-                f"{self.num_generations}: a batch would close on parts of groups, whose baseline is the whole group. "
-                "Set one of them to 1."
-            )
-
     def _fold_batch_sizes(self) -> None:
         self.gradient_accumulation_steps: int
         ranks, updates = self.world_size, self.num_minibatches
@@ -474,9 +356,3 @@ class TurnPPOConfig(BaseConfig):
 
 def _supports_bf16() -> bool:
     return not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
-
-
-def _describe(low: float, high: float) -> str:
-    if high == math.inf:
-        return "positive" if 0 < low < 1 else f"at least {low:g}"
-    return f"above 0 and at most {high:g}" if 0 < low < 1 else f"between {low:g} and {high:g}"

@@ -32,18 +32,11 @@ from turnppo_hf.checkpoint import RolloutBatch
 from turnppo_hf.collector import Collector
 from turnppo_hf.config import TurnPPOConfig
 from turnppo_hf.credit import flatten, record_credit, whitened
-from turnppo_hf.loading import (
-    EnvironmentFactory,
-    TaskSampler,
-    check_eval_tasks,
-    check_tasks,
-    load_actor,
-    load_critic,
-    open_environments,
-    refuse_unsupported,
-)
+from turnppo_hf.environment_factory import EnvironmentFactory, open_environments
+from turnppo_hf.loading import load_actor, load_critic, refuse_unsupported
 from turnppo_hf.metrics import credit_metrics, rollout_metrics, sampling_metrics, update_metrics
 from turnppo_hf.saving import SavingTrainer
+from turnppo_hf.tasks import TaskSampler, check_eval_tasks, check_tasks
 from turnppo_hf.trajectory import FailedEpisodesError, GenerationError, StopReason, Trajectory
 from turnppo_hf.trajectory_log import print_turns, save_trajectories
 from turnppo_hf.update import Totals, Update, sum_gradients

@@ -19,6 +19,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_OWN_FIELDS = 500, 80, 40
 LAYERS = (
     (
         "config_checks",
+        "hub_errors",
         "environment_pool",
         "environments",
         "trajectory",

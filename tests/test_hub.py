@@ -16,19 +16,19 @@ import pytest
 from huggingface_hub import constants, get_session
 
 import turnppo_hf.hub
+import turnppo_hf.hub_errors
 from tests.hub.clients import Clock, forget_connections
 from tests.hub.fixture import Hub
 from turnppo_hf.hub import (
     RETRY_WAITS_S,
     BackgroundPushes,
     create_repository,
-    explain,
     is_writable,
     push_folder,
     read_card,
-    redact,
     with_retries,
 )
+from turnppo_hf.hub_errors import explain, redact
 from turnppo_hf.release import PushError, ReleaseError
 
 every_mode = pytest.mark.parametrize("hub", ["lfs", "multipart", "xet"], indirect=True)
@@ -82,6 +82,11 @@ FAULTS: dict[str, tuple[str, dict[str, Any], bool, str]] = {
     "upload 503": (UPLOAD, {"status": 503}, True, r"uploading '.*safetensors'.*the Hub fails \(503.*try again later"),
     "upload cut": (UPLOAD, {"cut_after": 20_000}, True, r"uploading '.*safetensors'.*connection failed.*try again"),
 }
+
+
+def wait_at_most(monkeypatch, seconds: float) -> None:
+    for module in (turnppo_hf.hub, turnppo_hf.hub_errors):  # one waits, the other says how long it was
+        monkeypatch.setattr(module, "REQUEST_TIMEOUT_S", seconds)
 
 
 @pytest.fixture(autouse=True)
@@ -186,7 +191,7 @@ def test_push_goes_where_it_is_told_to(hub: Hub, folder: Path) -> None:
 def inject(hub: Hub, name: str, times: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a fault of the table strike so many times, with a short time-out where it is about one."""
     pattern, what, *_ = FAULTS[name]
-    monkeypatch.setattr(turnppo_hf.hub, "REQUEST_TIMEOUT_S", TIMEOUT_S if name == "no answer" else 300.0)
+    wait_at_most(monkeypatch, TIMEOUT_S if name == "no answer" else 300.0)
     forget_connections()  # they keep the time-out that they began with
     hub.inject(pattern, times=times, **what)
 
@@ -282,7 +287,7 @@ def test_request_that_may_have_arrived_opens_no_second_pull_request(hub: Hub, fo
 
 
 def test_commit_whose_answer_is_lost_is_not_made_twice(hub: Hub, folder: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(turnppo_hf.hub, "REQUEST_TIMEOUT_S", TIMEOUT_S)
+    wait_at_most(monkeypatch, TIMEOUT_S)
     hub.inject(COMMIT, delay=2 * TIMEOUT_S)  # it commits when nobody listens any more
 
     def sleep(_: float) -> None:

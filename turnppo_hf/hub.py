@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import shutil
 import tempfile
 import threading
@@ -16,21 +15,27 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from huggingface_hub import CommitInfo, HfApi, get_session, get_token, hf_hub_download, snapshot_download
+from huggingface_hub import CommitInfo, HfApi, get_session, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
-    HFValidationError,
     LocalEntryNotFoundError,
-    LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
     RevisionResolutionError,
 )
-from huggingface_hub.utils import parse_ratelimit_headers
 
+from turnppo_hf.hub_errors import (
+    HUB_ERRORS,
+    REQUEST_TIMEOUT_S,
+    asked_wait,
+    cause_and_remedy,
+    explain,
+    is_transient,
+    redact,
+)
 from turnppo_hf.release import (
     OWNED_FILES,
     PRIVATE_FILES,
@@ -43,31 +48,8 @@ from turnppo_hf.release import (
 )
 
 RETRY_WAITS_S = (2.0, 8.0, 30.0)  # before the second, third and fourth attempt
-MAX_WAIT_S = 300.0  # where the Hub itself names the time: its limits count in windows of five minutes
-REQUEST_TIMEOUT_S = 300.0  # without an answer; the client itself would wait for ever
-# what the client and its storage backend raise where the network or the Hub fails
-HUB_ERRORS = (
-    *(OSError, httpx2.HTTPError, httpx2.InvalidURL),
-    *(HFValidationError, RevisionResolutionError, RuntimeError, ValueError),
-)
 
-_TRANSIENT = {408, 409, 412, 425, 429, 500, 502, 503, 504}
 _TENSORS = (".safetensors", ".pt", ".bin", ".pth")
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{10,}|Bearer +[^\s'\"\\]+")
-_SENTENCES = {  # status -> what it means, what to do
-    400: ("the Hub refuses what was sent", "Mend it and try again."),
-    401: ("the Hub does not accept the token", "Run `hf auth login`, or set HF_TOKEN to a valid one."),
-    402: ("the Hub wants a paid plan for this", "Choose another kind of repository or hardware."),
-    403: (
-        "the token may not write there",
-        "Use a token with write permission, and a namespace that its user may write to.",
-    ),
-    404: ("the Hub knows no such repository, or it is private", "Check the name and the token."),
-    409: ("the repository is being changed by somebody else", "Try again."),
-    412: ("the repository was changed in between", "Try again."),
-    413: ("the Hub refuses a file as too large", "Remove it from the folder, or save in smaller shards."),
-    429: ("the Hub asks for a pause: too many requests", "Try again in some minutes."),
-}
 
 logger = logging.getLogger(__name__)
 
@@ -220,40 +202,12 @@ def with_retries(
                 attempts = f", after {attempt} attempts" if attempt > 1 else ""
                 reason = redact(explain(error), token)
                 raise PushError(f"{what_failed}{attempts}: {reason}", is_transient=transient) from None
-            pause = max(pause, _asked_wait(error))
-            reason = redact(_cause_and_remedy(error)[0], token)
+            pause = max(pause, asked_wait(error))
+            reason = redact(cause_and_remedy(error)[0], token)
             coming = f"Attempt {attempt + 1} of {len(waits) + 1} follows in {pause:g} s."
             logger.warning("%s yet: %s %s", what_failed, reason, coming)
             time.sleep(pause)
     raise AssertionError("unreachable")
-
-
-def is_transient(error: Exception) -> bool:
-    """Whether the same request may succeed later."""
-    if isinstance(error, HfHubHTTPError):
-        return error.response.status_code in _TRANSIENT
-    if isinstance(error, OfflineModeIsEnabled | httpx2.LocalProtocolError | httpx2.UnsupportedProtocol):
-        return False
-    if (wrapped := _wrapped(error)) is not None:
-        return is_transient(wrapped)
-    if isinstance(error, LocalEntryNotFoundError | RevisionResolutionError):
-        return False
-    # hf_xet, which moves large files, has no class of its own for a broken connection
-    return isinstance(error, httpx2.TransportError | ConnectionError | TimeoutError) or type(error) is RuntimeError
-
-
-def explain(error: Exception) -> str:
-    """Say in a sentence or two what the Hub's answer means and what to do; never with a token in it."""
-    cause, remedy = _cause_and_remedy(error)
-    return f"{cause} {remedy}".strip()
-
-
-def redact(text: str, *tokens: str | None) -> str:
-    """Put `<token>` in the place of everything in a text that is a token, by its form or because it is in use."""
-    for token in (*tokens, get_token()):
-        if isinstance(token, str) and len(token.strip()) >= 8:
-            text = text.replace(token.strip(), "<token>")
-    return _TOKEN.sub("<token>", text)
 
 
 class BackgroundPushes:
@@ -397,6 +351,17 @@ def read_card(repo_id: str, *, token: str | None = None, revision: str | None = 
     return found
 
 
+def read_account(token: str | None = None) -> dict[str, Any]:
+    """
+    Ask the Hub whose the token is: its answer with `name` and `orgs`.
+
+    Raises:
+        `PushError`: there is no token, or the Hub does not say whose it is.
+    """
+    api = HfApi(token=token)
+    return dict(with_retries(api.whoami, "The Hub was not asked who pushes", token=token))
+
+
 def is_writable(repo_id: str, *, token: str | None = None) -> bool:
     """
     Whether the token's user, or an organisation of theirs, owns a repository.
@@ -404,7 +369,7 @@ def is_writable(repo_id: str, *, token: str | None = None) -> bool:
     Raises:
         `PushError`: the Hub does not say who that is.
     """
-    account = with_retries(lambda: HfApi(token=token).whoami(), "The Hub was not asked who pushes", token=token)
+    account = read_account(token)
     namespaces = {account["name"], *(org["name"] for org in account.get("orgs", ()))}
     return repo_id.partition("/")[0] in namespaces
 
@@ -418,70 +383,6 @@ def _check_listing(repo_id: str, revision: str | None, token: str | bool | None,
     info = api.model_info(repo_id, revision=pinned.resolved)
     check_names([item.rfilename for item in info.siblings or ()], repo_id)
     return pinned
-
-
-def _cause_and_remedy(error: Exception) -> tuple[str, str]:
-    if (wrapped := _wrapped(error)) is not None:
-        cause, remedy = _cause_and_remedy(wrapped)
-        about = f"{_one_line(str(error)).rstrip('.')}: " if type(error) is RuntimeError else ""
-        return about + cause, remedy
-    if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set, so no request was made.", "Unset it to reach the Hub."
-    if isinstance(error, LocalTokenNotFoundError):
-        return "there is no token.", "Run `hf auth login`, or set HF_TOKEN to a token with write permission."
-    if isinstance(error, RevisionNotFoundError):
-        return "the repository has no such revision.", "Name a branch, a tag or a commit of it."
-    if isinstance(error, HfHubHTTPError):
-        return _explain_status(error)
-    detail = _one_line(str(error)) or type(error).__name__
-    if isinstance(error, HFValidationError):
-        return detail, "Name it as `name` or `namespace/name`."
-    if isinstance(error, httpx2.TimeoutException | TimeoutError):
-        return f"no answer within {REQUEST_TIMEOUT_S:g} s.", "Check the connection and try again."
-    if isinstance(error, httpx2.LocalProtocolError):
-        return f"the request cannot be sent ({detail}).", "Check the token for spaces and line breaks."
-    if isinstance(error, httpx2.UnsupportedProtocol | httpx2.InvalidURL):
-        return f"the Hub's address is none ({detail}).", "Set HF_ENDPOINT to one with https://, or unset it."
-    if isinstance(error, httpx2.TransportError | ConnectionError):
-        return f"the connection failed ({detail}).", "Check the network and HF_ENDPOINT, and try again."
-    return detail, ""
-
-
-def _wrapped(error: Exception) -> Exception | None:
-    """Return the error behind one of the client's that only says what it was about."""
-    wraps = isinstance(error, LocalEntryNotFoundError | RevisionResolutionError) or type(error) is RuntimeError
-    return error.__cause__ if wraps and isinstance(error.__cause__, Exception) else None
-
-
-def _explain_status(error: HfHubHTTPError) -> tuple[str, str]:
-    status, said = error.response.status_code, _one_line(error.server_message or "")
-    told = f"{status}: {said}" if said else str(status)
-    cause, remedy = _SENTENCES.get(status, ("the Hub refuses", "Check what was asked for."))
-    if isinstance(error, GatedRepoError):
-        cause, remedy = "its owner gives access to it on request", "Ask for it on its page on the Hub."
-    elif isinstance(error, RepositoryNotFoundError) and status == 401:
-        cause, remedy = "the Hub shows no such repository to strangers", "Check the name, and run `hf auth login`."
-    elif status >= 500:
-        cause, remedy = "the Hub fails", "See https://status.huggingface.co and try again later."
-    return f"{cause} ({told}).", remedy
-
-
-def _one_line(text: str) -> str:
-    """The first line of a message that may be a page, short enough for a sentence."""
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    return redact(line if len(line) <= 200 else line[:199] + "…")
-
-
-def _asked_wait(error: Exception) -> float:
-    """Seconds that the Hub asks to wait before the next request; 0 where it does not say."""
-    if not isinstance(error, HfHubHTTPError):
-        return 0.0
-    limits = parse_ratelimit_headers(error.response.headers)
-    asked = error.response.headers.get("Retry-After", "")
-    seconds = float(asked) if asked.isdigit() else 0.0
-    if error.response.status_code == 429 and limits is not None and limits.remaining == 0:
-        seconds = max(seconds, float(limits.reset_in_seconds))
-    return min(seconds, MAX_WAIT_S)
 
 
 def _bound_waiting() -> None:

@@ -12,7 +12,7 @@ from huggingface_hub import CommitInfo, HfApi, eval_result_entries_to_yaml
 
 from turnppo_hf.card import eval_results, prepare_release
 from turnppo_hf.evaluation import Summary
-from turnppo_hf.hub import is_writable, push_folder, read_card, stage, with_retries
+from turnppo_hf.hub import is_writable, push_folder, read_account, read_card, stage, with_retries
 from turnppo_hf.model_folder import EMBEDDED_MODELS, find_model
 from turnppo_hf.release import ReleaseError, check_folder
 from turnppo_hf.run_record import RunRecord, add_comparison, read_run
@@ -83,8 +83,7 @@ def push_run(
             "push the folder of a finished run."
         )
     if "/" not in repo_id:
-        account = with_retries(lambda: HfApi().whoami(), "The Hub was not told who pushes")
-        repo_id = f"{account['name']}/{repo_id}"
+        repo_id = f"{read_account()['name']}/{repo_id}"
     if episodes is not None and "/" not in episodes:
         episodes = f"{repo_id.partition('/')[0]}/{episodes}"
     commits = []
@@ -119,7 +118,7 @@ def check_pushable(repo_id: str) -> None:
             f"{repo_id!r} is no repository on the Hub, so there is nothing to add an evaluation to. Push the agent "
             "first: turnppo push FOLDER NAME."
         )
-    with_retries(lambda: HfApi().whoami(), "The Hub was not told who pushes")
+    read_account()
 
 
 def push_evaluation(repo_id: str, summary: Summary, *, protocol: str, revision: str | None = None) -> CommitInfo:
@@ -135,7 +134,7 @@ def push_evaluation(repo_id: str, summary: Summary, *, protocol: str, revision: 
     Raises:
         `PushError`: nothing was committed; the message says why.
     """
-    account = with_retries(lambda: HfApi().whoami(), "The Hub was not told who pushes")
+    account = read_account()
     run: RunRecord = read_run(find_model(repo_id, revision=revision))
     entries = eval_results(summary.to_dict(), run, f"{repo_id}-episodes", protocol)
     with tempfile.TemporaryDirectory() as folder:

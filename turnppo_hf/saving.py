@@ -24,7 +24,8 @@ from turnppo_hf.card import README, prepare_release
 from turnppo_hf.card_merge import merge_cards
 from turnppo_hf.chat import Chat
 from turnppo_hf.checkpoint import RolloutBatch, load_networks, load_pending, save_networks, save_pending
-from turnppo_hf.hub import BackgroundPushes, create_repository, explain, push_folder, read_card, redact, stage
+from turnppo_hf.hub import BackgroundPushes, create_repository, push_folder, read_card, stage
+from turnppo_hf.hub_errors import explain, redact
 from turnppo_hf.release import PushError
 from turnppo_hf.run_record import package_version
 from turnppo_hf.trajectory import Trajectory

@@ -1,15 +1,20 @@
-"""Train the tiny actor for two steps and write the weights: run by one process or by several (test_distributed.py)."""
+"""Train the tiny actor for some steps, case by case, and write what every step did: by one process or by several."""
 
+import json
 import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from tests.scripted import CountingEnvironment
 from turnppo_hf import TurnPPOConfig, TurnPPOTrainer
+from turnppo_hf.batch import TurnBatch
+from turnppo_hf.sharding import whole
 from turnppo_hf.trajectory import StopReason
+
+EMBEDDED = Path(__file__).parents[1] / "turnppo_hf" / "models" / "sokoban_tiny"
 
 
 class Ragged(CountingEnvironment):
@@ -23,42 +28,83 @@ class Ragged(CountingEnvironment):
         return super().reset(seed=seed, options=options)
 
 
-def main(output: Path, algorithm: str, failing: str, minibatches: str = "1") -> None:
-    """Train with plain SGD, whose step shows the gradient itself."""
-    Ragged.failing = frozenset(int(seed) for seed in failing.split(",") if seed)
-    embedded = Path(__file__).parents[1] / "turnppo_hf" / "models" / "sokoban_tiny"
+class Recorder(TrainerCallback):
+    """Keeps each step's gradients, as the optimizer gets them."""
+
+    def __init__(self):
+        self.tensors = {}
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        for name, parameter in model.named_parameters():
+            gradient = gradient_of(parameter)
+            if gradient is not None:
+                self.tensors[f"gradient.{state.global_step}.{name}"] = gradient.detach().clone()
+
+
+def gradient_of(parameter):
+    if hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id"):
+        from deepspeed.utils import safe_get_full_grad
+
+        return safe_get_full_grad(parameter)
+    return None if parameter.grad is None else getattr(parameter.grad, "full_tensor", lambda: parameter.grad)()
+
+
+def in_chunks(number):
+    return lambda batch, _: list(torch.arange(len(batch)).chunk(number)) if len(batch) else []
+
+
+def run(folder, name, *, failing=(), micro_batches=None, algorithm="turn_ppo", resume=None, **fields):
+    """Train one case with plain SGD; return its trainer and what was recorded."""
+    Ragged.failing = frozenset(failing)
+    cut = TurnBatch.micro_batches
+    if micro_batches:
+        TurnBatch.micro_batches = in_chunks(micro_batches)
+    settings = {
+        "num_generations": None if "ppo" in algorithm else 2,
+        "max_steps": 2,
+        "generation_batch_size": 8,
+        "optim": "sgd",
+        "learning_rate": 1e-3,
+        "max_turn_length": 4,
+        "max_turns": 2,
+        "shuffle_dataset": False,
+        "max_failed_share": 0.9,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+    }
+    recorder = Recorder()
     trainer = TurnPPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(embedded, dtype=torch.float32),
-        args=TurnPPOConfig(
-            str(output.parent / "run"),
-            algorithm=algorithm,
-            num_generations=None if "ppo" in algorithm else 2,
-            num_minibatches=int(minibatches),
-            max_steps=2 * int(minibatches),
-            generation_batch_size=8,
-            optim="sgd",
-            learning_rate=1e-3,
-            max_turn_length=4,
-            max_turns=2,
-            shuffle_dataset=False,
-            max_failed_share=0.9,
-            use_cpu=True,
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
-            logging_steps=1,
-        ),
-        processing_class=AutoTokenizer.from_pretrained(embedded),
+        model=AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32),
+        args=TurnPPOConfig(str(folder / name), algorithm=algorithm, **{**settings, **fields}),
+        processing_class=AutoTokenizer.from_pretrained(EMBEDDED),
+        callbacks=[recorder],
         environment_factory=Ragged,
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
+    TurnBatch.micro_batches = cut
+    tensors = recorder.tensors
+    for path, parameter in trainer.model.named_parameters():
+        with whole(parameter) as full:
+            tensors[f"weight.{path}"] = full.detach().clone()
+    played = [item for item in trainer._last_trajectories if item.stop_reason is not StopReason.ERROR]
+    tensors["played"] = torch.tensor([len(trainer._last_trajectories), len(played)])
+    for entry in trainer.state.log_history:
+        for key in ("loss", "advantages/mean", "advantages/std", "grad_norm/actor", "grad_norm/critic"):
+            if key in entry:
+                tensors[f"log.{entry['step']}.{key}"] = torch.tensor(entry[key], dtype=torch.float64)
     if trainer.accelerator.is_main_process:
-        tensors = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
-        played = [item for item in trainer._last_trajectories if item.stop_reason is not StopReason.ERROR]
-        tensors["played"] = torch.tensor([len(trainer._last_trajectories), len(played)])
-        tensors["advantage_std"] = torch.tensor(trainer.state.log_history[0]["advantages/std"])
-        save_file(tensors, output)
+        save_file(tensors, folder / f"{name}.safetensors")
+    return trainer
+
+
+def main(folder: Path, cases: str) -> None:
+    """Train each case of a JSON list; the launch says over how many processes, and how they share the networks."""
+    for case in json.loads(cases):
+        run(folder, **case)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    main(Path(sys.argv[1]), sys.argv[2])

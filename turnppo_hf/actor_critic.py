@@ -33,6 +33,12 @@ class ActorCritic(nn.Module):
         self.critic = critic
         self.config = actor.config
         self.name_or_path = actor.name_or_path
+        # what is gathered at a time: a block of layers, and of what is left a network, so that it runs by itself, too
+        self._no_split_modules = [
+            name
+            for network in self.networks.values()
+            for name in (*(getattr(network, "_no_split_modules", None) or ()), type(network).__name__)
+        ]
 
     def forward(self, mode: str, batch: TurnBatch, temperature: float = 1.0, *, entropy_gradient: bool = False) -> Any:
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,25 @@ from turnppo_hf.credit import Credit
 from turnppo_hf.release import CRITIC_FOLDER, RECORD_FILE, SCHEMA_VERSION
 
 
-def save_networks(model: ActorCritic, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any], folder: str) -> None:
+def save_networks(
+    model: ActorCritic,
+    tokenizer: PreTrainedTokenizerBase,
+    record: dict[str, Any],
+    folder: str,
+    states: Mapping[str, dict[str, torch.Tensor]] | None = None,
+) -> None:
     """
     Write a folder that plain transformers loads: `AutoModelForCausalLM` at the root, `AutoModelForTokenClassification`
     in `critic/`, and `turnppo.json` with what is needed to play the same environment again.
+
+    Args:
+        states (`Mapping`, *optional*): The networks' weights by name, where they had to be gathered.
     """
     path = Path(folder)
-    for network, part in ((model.actor, path), (model.critic, path / CRITIC_FOLDER)):
-        if network is not None:
+    for name, part in (("actor", path), ("critic", path / CRITIC_FOLDER)):
+        if name in model.networks:
             had_card = (part / "README.md").exists()
-            network.save_pretrained(part)
+            model.networks[name].save_pretrained(part, state_dict=None if states is None else states[name])
             if not had_card:  # PEFT leaves one that says nothing
                 (part / "README.md").unlink(missing_ok=True)
     tokenizer.save_pretrained(path)

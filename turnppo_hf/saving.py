@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from accelerate.utils import gather_object
 from huggingface_hub import CommitInfo
-from transformers import TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
 
@@ -28,6 +27,7 @@ from turnppo_hf.hub import BackgroundPushes, create_repository, push_folder, rea
 from turnppo_hf.hub_errors import explain, redact
 from turnppo_hf.release import PushError
 from turnppo_hf.run_record import package_version
+from turnppo_hf.sharding import Sharding
 from turnppo_hf.trajectory import Trajectory
 
 # where the critic of an algorithm was trained to speak
@@ -62,19 +62,30 @@ class SavingTrainer(BaseTrainer):
     model: Any
     processing_class: Any
     chat: Chat
+    sharding: Sharding
     optimizer: Any
     control: Any
     _rollout: RolloutBatch | None = None  # under way; set where updates of it are left
     _pending_file: Path | None = None  # where a resumed run finds the one that was under way
-    _first_epoch = 0
     _last_trajectories: Sequence[Trajectory] = ()  # of all ranks
     _pushes: BackgroundPushes
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save what plain transformers loads, however the launch shares the networks out; every rank calls it."""
+        self._save(output_dir)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        networks = self.accelerator.unwrap_model(self.model)
+        states = None
+        if self.sharding.is_split:
+            keep = self.args.should_save
+            states = {name: self.sharding.full_state(item, keep=keep) for name, item in networks.networks.items()}
         if not self.args.should_save:
             return
         folder = output_dir or self.args.output_dir
-        save_networks(self.accelerator.unwrap_model(self.model), self.processing_class, self.make_record(), folder)
+        save_networks(networks, self.processing_class, self.make_record(), folder, states)
         settings = {**self.args.to_dict(), "output_dir": Path(str(self.args.output_dir)).name}
         text = redact(json.dumps(settings, indent=2, default=str), self.args.hub_token)
         (Path(folder) / "training_config.json").write_text(f"{text}\n", encoding="utf-8")
@@ -109,11 +120,17 @@ class SavingTrainer(BaseTrainer):
         super()._save_checkpoint(model, trial)  # pushes it, too
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        load_networks(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
-        self._rollout = None
-        state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
-        self._first_epoch = int(state.epoch or 0)
-        self._pending_file = Path(resume_from_checkpoint) / self._pending_name
+        if self.sharding.is_fsdp:
+            self.sharding.load_shards(self.model, resume_from_checkpoint)
+        else:
+            load_networks(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self.sharding.check_checkpoint(checkpoint)
+            self._rollout = None
+            self._pending_file = Path(checkpoint) / self._pending_name
+        super()._load_optimizer_and_scheduler(checkpoint)
 
     @property
     def _pending_name(self) -> str:
@@ -122,12 +139,17 @@ class SavingTrainer(BaseTrainer):
 
     def _load_pending(self) -> bool:
         """Take up the rollout batch that a checkpoint in the middle of its updates left; False where there is none."""
-        if self._pending_file is None or not self._pending_file.exists():
+        found = self._pending_file is not None and self._pending_file.exists()
+        if not all(gather_object([found])):  # the ranks collect together or not at all
             return False
+        assert self._pending_file is not None
         self._rollout = load_pending(self._pending_file, self.accelerator.device)
         return True
 
     def _load_best_model(self) -> None:
+        if self.sharding.in_step:
+            super()._load_best_model()
+            return
         load_networks(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from datasets import Dataset
@@ -16,19 +16,18 @@ class TaskSampler(RepeatSampler):
     TRL's sampler of repeated tasks, with an order for each epoch that a resumed run finds again.
 
     Args:
-        first_epoch (`int`): Epoch of the first pass.
+        epoch (`Callable`): Tells the epoch whose pass begins.
         seed (`int`): With the epoch's number it seeds the order.
         kwargs: See TRL's `RepeatSampler`.
     """
 
-    def __init__(self, *, first_epoch: int, seed: int, **kwargs: Any) -> None:
+    def __init__(self, *, epoch: Callable[[], int], seed: int, **kwargs: Any) -> None:
         super().__init__(seed=seed, **kwargs)
-        self.epoch = first_epoch
+        self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
         if self.shuffle:
-            self.generator.manual_seed(self.seed + self.epoch)
-        self.epoch += 1
+            self.generator.manual_seed(self.seed + self.epoch())
         return super().__iter__()
 
 

@@ -6,14 +6,13 @@ import copy
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import DistributedType, gather_object
-from accelerate.utils import reduce as reduce_over_ranks
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import (
@@ -36,10 +35,11 @@ from turnppo_hf.environment_factory import EnvironmentFactory, open_environments
 from turnppo_hf.loading import load_actor, load_critic, refuse_unsupported
 from turnppo_hf.metrics import credit_metrics, rollout_metrics, sampling_metrics, update_metrics
 from turnppo_hf.saving import SavingTrainer
+from turnppo_hf.sharding import Sharding, WholeNetworks, use_fsdp_on_cpu
 from turnppo_hf.tasks import TaskSampler, check_eval_tasks, check_tasks
 from turnppo_hf.trajectory import FailedEpisodesError, GenerationError, StopReason, Trajectory
 from turnppo_hf.trajectory_log import print_turns, save_trajectories
-from turnppo_hf.update import Totals, Update, sum_gradients
+from turnppo_hf.update import Totals, Update
 
 
 class TurnPPOTrainer(SavingTrainer):
@@ -141,28 +141,41 @@ class TurnPPOTrainer(SavingTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        if self.accelerator.distributed_type not in (
-            DistributedType.NO,
-            DistributedType.MULTI_CPU,
-            DistributedType.MULTI_GPU,
-        ):
-            raise ValueError(
-                f"The launch uses {self.accelerator.distributed_type.value}, which this version does not shard over. "
-                "Use a single process or plain data parallelism (`accelerate launch --multi_gpu`)."
-            )
         actor.add_model_tags(self._tag_names)
         if self.ref_model is not None:
-            self.ref_model.to(self.accelerator.device)
+            self.ref_model = self.sharding.shard_reference(self.ref_model)
         self._autocast = self.accelerator.autocast if args.bf16 else nullcontext
+        self._whole = None
+        if self.sharding.is_split:
+            self._whole = WholeNetworks(self.model, torch.device("cpu") if args.use_vllm else self.accelerator.device)
         self.collector = Collector(
             args,
-            actor,
+            actor if self._whole is None else self._whole.copy.actor,
             self.chat,
             self.environments,
             self.environment_names[0],
             train_dataset,
             autocast=self._autocast,
         )
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Learn from the launch how the networks are shared out, and refuse what is not supported."""
+        super().create_accelerator_and_postprocess()
+        use_fsdp_on_cpu(self.accelerator)
+        self.sharding = Sharding(self.accelerator)
+        self.is_fsdp_enabled = self.sharding.is_fsdp
+
+    def whole_networks(self, *names: str) -> AbstractContextManager[ActorCritic]:
+        """
+        Give the networks as they are now, whole on every rank and for reading only.
+
+        Args:
+            names (`str`): `"actor"`, `"critic"`: the networks that are needed, where they must be gathered. All ranks
+                enter and leave together.
+        """
+        if self._whole is not None:
+            return self._whole.filled(*names)
+        return nullcontext(self.accelerator.unwrap_model(self.model))
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """Load the rows of one rollout batch at a time, once for each of its updates."""
@@ -176,7 +189,7 @@ class TurnPPOTrainer(SavingTrainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         return TaskSampler(
-            first_epoch=self._first_epoch,
+            epoch=lambda: int(self.state.epoch or 0),
             data_source=self.train_dataset if train_dataset is None else train_dataset,
             mini_repeat_count=self.args.num_generations,
             batch_size=self.args.tasks_per_batch,
@@ -188,7 +201,7 @@ class TurnPPOTrainer(SavingTrainer):
     def _collect(self, rows: list[dict[str, Any]], batch_number: int) -> list[Trajectory]:
         """Play this rank's share of a rollout batch and log what all ranks saw."""
         start = time.perf_counter()
-        with self._saving_what_is_trained():
+        with self._saving_what_is_trained(), self.whole_networks("actor"):
             trajectories, self._last_trajectories = self.collector.collect(rows, batch_number)
         duration, timing = time.perf_counter() - start, self.collector.timing
         self._log_now(
@@ -249,22 +262,21 @@ class TurnPPOTrainer(SavingTrainer):
             self.optimizer.train()
         update = Update(
             # not DDP's forward: it broadcasts buffers, and a rank without episodes would never join
-            self.model,
+            self.model_wrapped if self.sharding.is_deepspeed else self.model,
             self.args,
             ref_model=self.ref_model,
-            backward=self.accelerator.backward,
+            backward=self.sharding.backward,
             autocast=self._autocast,
+            largest=self.sharding.largest,
         )
-        sums, totals = self._passes(update, batch_number, update_number)
+        with self.sharding.step(update, self.model):
+            sums, totals = self._passes(update, batch_number, update_number)
         if update_number == 0:  # later, the policy has moved
             shares = gather_object([gaps.cpu() for gaps in update.sampling_gaps])
             self._log_now(sampling_metrics(torch.cat([torch.zeros(0), *shares])))
-        if self.accelerator.num_processes > 1:
-            for network in self.model.networks.values():
-                sum_gradients(network.parameters(), self._sum_over_ranks)
         names = sorted({name for share in gather_object([list(sums)]) for name in share})
         values = torch.stack([sums[name].cpu().double() for name in names]) if names else torch.zeros(0)
-        values = self._sum_over_ranks(values)
+        values = self.sharding.sum(values)
         reduced = dict(zip(names, values.tolist(), strict=True))
         self._log_now(update_metrics(reduced, totals.num_tokens))
         self._log_now({"time/update_s": time.perf_counter() - start})
@@ -275,7 +287,7 @@ class TurnPPOTrainer(SavingTrainer):
         """Go on counting from the last value logged, which a resumed run has as well."""
         logged = [entry["num_tokens"] for entry in self.state.log_history if "num_tokens" in entry]
         before = self._metrics["num_tokens"][-1:] or logged[-1:] or [0.0]
-        here = self._sum_over_ranks(batch.attention_mask.sum().double())
+        here = self.sharding.sum(batch.attention_mask.sum().double())
         self._log_now({"num_tokens": before[0] + float(here)})
 
     def _passes(
@@ -290,7 +302,7 @@ class TurnPPOTrainer(SavingTrainer):
             self._score(update, rollout)
         picked = self._minibatch(len(rollout.batch), batch_number, update_number)
         batch = rollout.batch if once else rollout.batch.select(picked)
-        totals = Totals.of(batch, self._sum_over_ranks)
+        totals = Totals.of(batch, self.sharding.sum)
         known = None if rollout.credit is None else rollout.credit.select(picked, rollout.credit.mask.shape[1])
         if self.args.uses_critic:
             credit, critic_sums = update.critic_pass(batch, known, totals)
@@ -312,7 +324,7 @@ class TurnPPOTrainer(SavingTrainer):
         else:
             rollout.credit = update.credit_without_critic(rollout.batch)
         recomputed = self.args.vllm_importance_sampling_correction or not self.collector.generator.exact
-        if len(rollout.batch) and recomputed and self.args.updates_per_batch > 1:
+        if recomputed and self.args.updates_per_batch > 1:
             rollout.batch = update.score_logprobs(rollout.batch)
 
     def _whiten(self, rollout: RolloutBatch) -> None:
@@ -337,19 +349,14 @@ class TurnPPOTrainer(SavingTrainer):
         order = np.random.default_rng(seed).permutation(num_trajectories)
         return torch.from_numpy(np.array_split(order, self.args.num_minibatches)[part]).to(self.accelerator.device)
 
-    def _sum_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self.accelerator.num_processes == 1:
-            return tensor
-        return reduce_over_ranks(tensor.to(self.accelerator.device), reduction="sum")
-
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
         """Clip each network by itself: the critic's norm is many times the actor's and would scale it away."""
         norms = {
-            name: torch.nn.utils.clip_grad_norm_(network.parameters(), self.args.max_grad_norm)
+            name: self.sharding.clip_gradients(network.parameters(), self.args.max_grad_norm)
             for name, network in self.model.networks.items()
         }
-        self._log_now({f"grad_norm/{name}": float(norm) for name, norm in norms.items()})
-        return norms["actor"]
+        self._log_now({f"grad_norm/{name}": norm for name, norm in norms.items()})
+        return torch.tensor(norms["actor"])
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Build one optimizer with the actor's and the critic's learning rate."""
@@ -373,7 +380,7 @@ class TurnPPOTrainer(SavingTrainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise ValueError("There is no `eval_dataset` to evaluate on. Pass one here or to TurnPPOTrainer.")
-        with self._saving_what_is_trained():
+        with self._saving_what_is_trained(), self.whole_networks("actor"):
             everybody = self.collector.evaluate(dataset, self.args.eval_temperature)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in rollout_metrics(everybody).items()}
         self.log(dict(metrics))

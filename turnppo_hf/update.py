@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from turnppo_hf.actor_critic import sampled_logprobs
-from turnppo_hf.batch import TurnBatch
+from turnppo_hf.batch import TurnBatch, stack
 from turnppo_hf.config import TurnPPOConfig
 from turnppo_hf.credit import Credit, assign_credit, decision_values
 from turnppo_hf.losses import (
@@ -24,6 +24,7 @@ from turnppo_hf.losses import (
     loss_weights,
     value_loss,
 )
+from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
 Sums = dict[str, torch.Tensor]
 
@@ -59,6 +60,8 @@ class Update:
             Called with each micro-batch's loss; the accelerator's in training.
         autocast (`Callable`, *optional*):
             Makes the context of each forward.
+        largest (`Callable`, *optional*):
+            Gives the largest of all ranks' numbers, where each forward and backward of a rank waits for the others'.
 
     Attributes:
         sampling_gaps (`list[torch.Tensor]`):
@@ -73,12 +76,14 @@ class Update:
         ref_model: PreTrainedModel | None = None,
         backward: Callable[[torch.Tensor], Any] = torch.Tensor.backward,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        largest: Callable[[int], int] = lambda number: number,
     ) -> None:
         self.model = model
         self.config = config
         self.ref_model = ref_model
         self.backward = backward
         self.autocast = autocast
+        self.largest = largest
         self.sampling_gaps: list[torch.Tensor] = []
 
     def credit_without_critic(self, batch: TurnBatch) -> Credit:
@@ -101,7 +106,8 @@ class Update:
         """
         parts: list[tuple[torch.Tensor, Credit]] = []
         sums: Sums = defaultdict(lambda: torch.zeros((), device=batch.turn_mask.device))
-        for group in batch.micro_batches(self.config.max_tokens_per_micro_batch):
+        groups = batch.micro_batches(self.config.max_tokens_per_micro_batch)
+        for group in groups:
             part = batch.select(group)
             with torch.set_grad_enabled(totals is not None), self.autocast():
                 values = self.model("critic", part)
@@ -122,6 +128,7 @@ class Update:
                 self.backward(loss)
                 sums["value_loss"] += loss.detach()
             parts.append((group, mine))
+        self._wait_for_others("critic", batch, len(groups), differentiate=totals is not None)
         if not parts:  # a rank without episodes has a credit all the same: empty tables
             return self._assign(batch, torch.zeros_like(batch.sampling_logprobs)), sums
         return Credit.merge(parts, len(batch)), sums
@@ -142,24 +149,46 @@ class Update:
             `entropy`, `ref_kl`, and the first two moments of the log-ratio.
         """
         sums: Sums = defaultdict(lambda: torch.zeros((), device=batch.turn_mask.device))
-        for group in batch.micro_batches(self.config.max_tokens_per_micro_batch):
+        groups = batch.micro_batches(self.config.max_tokens_per_micro_batch)
+        for group in groups:
             part = batch.select(group)
             mine = credit.select(group, _width(part, credit))
             loss = self._policy_loss(
                 part, replace(mine, advantages=advantages[group, : mine.mask.shape[1]]), totals, sums
             )
             self.backward(loss)
+        self._wait_for_others("actor", batch, len(groups))
         return sums
+
+    def idle(self, *names: str, device: torch.device, differentiate: bool = True) -> None:
+        """Run networks over one made-up turn and add a gradient of zero, in the order of a micro-batch."""
+        batch = _made_up_batch().to(device)
+        loss = torch.zeros((), device=device)
+        with torch.set_grad_enabled(differentiate), self.autocast():
+            for name in names:
+                output = self.model(name, batch)
+                loss = loss + (output[0] if name == "actor" else output).sum() * 0.0
+                if name == "actor" and self.ref_model is not None and differentiate:
+                    self._ref_logprobs(batch)
+        if differentiate:
+            self.backward(loss)
+
+    def _wait_for_others(self, name: str, batch: TurnBatch, done: int, *, differentiate: bool = True) -> None:
+        """Make as many passes as the rank with the most micro-batches, so that it never waits in vain."""
+        for _ in range(self.largest(done) - done):
+            self.idle(name, device=batch.turn_mask.device, differentiate=differentiate)
 
     @torch.no_grad()
     def score_logprobs(self, batch: TurnBatch) -> TurnBatch:
         """Recompute `old_logprobs` with the current weights."""
         old = torch.zeros_like(batch.old_logprobs)
-        for group in batch.micro_batches(self.config.max_tokens_per_micro_batch):
+        groups = batch.micro_batches(self.config.max_tokens_per_micro_batch)
+        for group in groups:
             part = batch.select(group)
             with self.autocast():
                 logprobs, _ = self.model("actor", part, self.config.temperature)
             old[batch.rows_of(group), : logprobs.shape[1]] = logprobs
+        self._wait_for_others("actor", batch, len(groups), differentiate=False)
         return replace(batch, old_logprobs=old)
 
     def _policy_loss(self, part: TurnBatch, credit: Credit, totals: Totals, sums: Sums) -> torch.Tensor:
@@ -202,8 +231,7 @@ class Update:
         if config.entropy_coef > 0.0:
             loss = loss - config.entropy_coef * entropy / totals.num_tokens
         if self.ref_model is not None:
-            with torch.no_grad(), self.autocast():
-                ref_logprobs, _ = sampled_logprobs(self.ref_model, part, config.temperature)
+            ref_logprobs = self._ref_logprobs(part)
             kl = (kl_divergence(logprobs, ref_logprobs, estimator=config.kl_estimator) * part.completion_mask).sum()
             sums["ref_kl"] += kl.detach()
             loss = loss + config.beta * kl / totals.num_tokens
@@ -219,6 +247,12 @@ class Update:
                 part.completion_mask.bool()
             ].sum()
         return loss
+
+    @torch.no_grad()
+    def _ref_logprobs(self, part: TurnBatch) -> torch.Tensor:
+        assert self.ref_model is not None
+        with self.autocast():
+            return sampled_logprobs(self.ref_model, part, self.config.temperature)[0]
 
     def _correction(self, part: TurnBatch, old_logprobs: torch.Tensor) -> torch.Tensor:
         """Weigh what was sampled by other weights, or by an engine that rounds: shaped as the loss's terms."""
@@ -242,6 +276,12 @@ class Update:
             token_lam=config.token_lam,
             scale_rewards=config.scale_rewards,
         )
+
+
+def _made_up_batch() -> TurnBatch:
+    """One turn of one token after a prompt of one."""
+    turn = Turn((0,), (0,), (0.0,), "", "", "", reward=0.0, penalty=0.0, finish_reason="stop")
+    return stack([Trajectory({}, "", 0, (turn,), StopReason.TERMINATED)])
 
 
 def _width(part: TurnBatch, credit: Credit) -> int:

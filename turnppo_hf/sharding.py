@@ -1,0 +1,244 @@
+"""A launch in, the way its ranks share the networks out: what is refused, whose gradients are added, who gathers."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, load_fsdp_model
+from accelerate.utils import reduce as reduce_over_ranks
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from turnppo_hf.actor_critic import ActorCritic
+from turnppo_hf.update import Update, sum_gradients
+
+_WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
+
+
+def use_fsdp_on_cpu(accelerator: Accelerator) -> None:
+    """
+    Shard over CPU processes where the launch asks for FSDP.
+
+    Accelerate shards over accelerators only, and gives CPU processes whole copies without a word.
+    """
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if asked and accelerator.distributed_type is DistributedType.MULTI_CPU:
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        accelerator.state.distributed_type = DistributedType.FSDP
+
+
+class Sharding:
+    """
+    How the ranks of a launch share out two networks.
+
+    Replicas hold whole networks, and only their gradients meet. FSDP2 and DeepSpeed's ZeRO share weights, gradients or
+    optimizer states out: forwards and backwards of all ranks then wait for each other, so every rank makes as many.
+
+    Args:
+        accelerator ([`~accelerate.Accelerator`]): Of the trainer.
+
+    Raises:
+        `ValueError`: the launch asks for a way that is not supported, or for one that loads weights on one rank only.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        kind = accelerator.distributed_type
+        self.is_fsdp = kind is DistributedType.FSDP and accelerator.is_fsdp2
+        self.is_deepspeed = kind is DistributedType.DEEPSPEED
+        stage = accelerator.state.deepspeed_plugin.zero_stage if self.is_deepspeed else 0
+        mesh = getattr(accelerator, "parallelism_config", None)
+        sliced = mesh is not None and (mesh.tp_enabled or mesh.cp_enabled or mesh.sp_enabled)
+        if not (self.is_fsdp or self.is_deepspeed or kind in _WHOLE) or sliced:
+            asked = "FSDP1" if kind is DistributedType.FSDP else "a sliced model" if sliced else kind.value
+            raise ValueError(
+                f"The launch uses {asked}, which two networks in one optimizer were never tried with. Use one of "
+                "trainer_configs/accelerate: multi_gpu, fsdp2 (`fsdp_version: 2`), zero2 or zero3."
+            )
+        plugin = accelerator.state.fsdp_plugin if self.is_fsdp else None
+        early = plugin.cpu_ram_efficient_loading if plugin else self.is_deepspeed and _loads_shards()
+        if early:
+            raise ValueError(
+                "The launch loads weights on the first rank only (`fsdp_cpu_ram_efficient_loading` or "
+                "`zero3_init_flag`), but the critic starts as a copy of the actor, which the others would not have. Set "
+                "it to false."
+            )
+        if plugin and plugin.mixed_precision_policy is not None:
+            # gradients are small differences of large sums, and few bits of bfloat16 would be left of them
+            policy = plugin.mixed_precision_policy
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(policy.param_dtype, torch.float32, torch.float32)
+        self.is_split = self.is_fsdp or stage == 3  # no rank holds a whole network while it trains
+        self.in_step = self.is_fsdp or self.is_deepspeed  # forwards and backwards of the ranks wait for each other
+
+    def largest(self, number: int) -> int:
+        """Return the largest `number` of all ranks, which all of them call with theirs."""
+        if not self.in_step or self.accelerator.num_processes == 1:
+            return number
+        ours = self.accelerator.gather(torch.tensor([number], device=self.accelerator.device))
+        return int(ours.max())
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Add a tensor over the ranks."""
+        if self.accelerator.num_processes == 1:
+            return tensor
+        return reduce_over_ranks(tensor.to(self.accelerator.device), reduction="sum")
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Differentiate; FSDP2 and DeepSpeed take the mean over ranks where the loss is already a share of the sum."""
+        if self.is_deepspeed:
+            engine = self.accelerator.deepspeed_engine_wrapped.engine
+            engine.backward(loss * self.accelerator.num_processes, scale_wrt_gas=False)
+        elif self.is_fsdp:
+            self.accelerator.backward(loss * self.accelerator.num_processes)
+        else:
+            self.accelerator.backward(loss)
+
+    @contextmanager
+    def step(self, update: Update, model: ActorCritic) -> Iterator[None]:
+        """
+        Surround the passes of an optimizer step; afterwards the gradients are those of the whole batch.
+
+        DeepSpeed counts the backwards of one model, and here each network has its own: what it accumulates into is
+        emptied by a gradient of zero for every parameter, and handed over by another.
+        """
+        if not self.is_deepspeed:
+            yield
+            if not self.is_fsdp and self.accelerator.num_processes > 1:
+                for network in model.networks.values():
+                    sum_gradients(network.parameters(), self.sum)
+            return
+        engine = self.accelerator.deepspeed_engine_wrapped.engine
+        engine.set_gradient_accumulation_boundary(False)
+        update.idle(*model.networks, device=self.accelerator.device)
+        yield
+        engine.set_gradient_accumulation_boundary(True)
+        update.idle(*model.networks, device=self.accelerator.device)
+
+    def clip_gradients(self, parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+        """Scale a network's gradients down to a norm of `max_norm` over all ranks; return the norm before."""
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        if self.is_deepspeed:
+            return _clip_in_deepspeed(trained, max_norm)
+        norm = torch.nn.utils.clip_grad_norm_(trained, max_norm)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+    def shard_reference(self, model: nn.Module) -> nn.Module:
+        """Place a frozen network, in shards where FSDP2 shards the others, else whole."""
+        if not self.is_fsdp:
+            return model.to(self.accelerator.device)
+        blocks = set(getattr(model, "_no_split_modules", None) or ())
+        policy = self.accelerator.state.fsdp_plugin.mixed_precision_policy or MixedPrecisionPolicy()
+        for module in list(model.modules()):
+            if type(module).__name__ in blocks:
+                fully_shard(module, mp_policy=policy)
+        return fully_shard(model, mp_policy=policy)
+
+    def check_checkpoint(self, folder: str) -> None:
+        """
+        Check that a checkpoint's optimizer state is one that this launch reads.
+
+        Raises:
+            `ValueError`: it was saved by another kind of launch.
+        """
+        kinds = {"latest": "DeepSpeed", "optimizer_0": "FSDP2", "optimizer.bin": "FSDP2", "optimizer.pt": "replicas"}
+        found = {kind for name, kind in kinds.items() if (Path(folder) / name).exists()}
+        mine = "DeepSpeed" if self.is_deepspeed else "FSDP2" if self.is_fsdp else "replicas"
+        if found and mine not in found:
+            raise ValueError(
+                f"{folder} holds the optimizer state of {found.pop()}, and this launch uses {mine}: the run would go "
+                "on with an empty one. Launch it as before, or start a new run from its weights with `model=`."
+            )
+
+    def load_shards(self, model: ActorCritic, folder: str) -> None:
+        """Read the weights that FSDP2 saved in shards, by this number of ranks or another."""
+        load_fsdp_model(self.accelerator.state.fsdp_plugin, self.accelerator, model, folder)
+
+    def full_state(self, network: nn.Module, *, keep: bool = True) -> dict[str, torch.Tensor]:
+        """
+        Gather a network's weights and buffers on the CPU, under the names that it saves them by; all ranks call it.
+
+        Args:
+            network (`nn.Module`): The actor or the critic.
+            keep (`bool`): Whether this rank wants them.
+        """
+        gathered: dict[int, torch.Tensor] = {}  # a tied weight has two names
+        state = network.state_dict(keep_vars=True)
+        for tensor in state.values():
+            if id(tensor) not in gathered:
+                with whole(tensor) as full:
+                    gathered[id(tensor)] = full.detach().cpu() if keep else tensor
+        return {name: gathered[id(tensor)] for name, tensor in state.items()}
+
+
+class WholeNetworks:
+    """
+    A second actor and critic that are whole on each rank while they play, and take no memory while the others train.
+
+    Args:
+        networks ([`~turnppo_hf.actor_critic.ActorCritic`]): Whose weights are gathered, before they are shared out.
+        device (`torch.device`): Where they play.
+    """
+
+    def __init__(self, networks: ActorCritic, device: torch.device) -> None:
+        self.source = networks
+        self.copy = copy.deepcopy(networks).requires_grad_(False).eval()
+        self._release()
+        self.copy.to(device)
+        self.device = device
+
+    @contextmanager
+    def filled(self, *names: str) -> Iterator[ActorCritic]:
+        """Hold the current weights of the networks named; every rank enters and leaves together."""
+        for name in names:
+            places = dict(self.copy.networks[name].named_parameters())
+            for path, weight in self.source.networks[name].named_parameters():
+                with whole(weight) as full:
+                    places[path].data = full.detach().to(self.device, copy=True)
+        try:
+            yield self.copy
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        for parameter in self.copy.parameters():
+            parameter.data = parameter.data.new_empty(0)
+
+
+@contextmanager
+def whole(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Gather a tensor that FSDP2 or ZeRO-3 has cut; others are whole already."""
+    if isinstance(tensor, DTensor):
+        yield tensor.full_tensor()
+    elif hasattr(tensor, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([tensor]):
+            yield tensor
+    else:
+        yield tensor
+
+
+def _loads_shards() -> bool:
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    return bool(is_deepspeed_zero3_enabled())
+
+
+def _clip_in_deepspeed(parameters: list[nn.Parameter], max_norm: float) -> float:
+    """Do with DeepSpeed's own access to gradients what it does for all parameters at once."""
+    from deepspeed.utils import safe_get_full_grad, safe_set_full_grad
+
+    squares = [float(safe_get_full_grad(parameter).double().square().sum()) for parameter in parameters]
+    norm = sum(squares) ** 0.5
+    if norm > max_norm:
+        for parameter in parameters:
+            safe_set_full_grad(parameter, safe_get_full_grad(parameter) * (max_norm / (norm + 1e-6)))
+    return norm

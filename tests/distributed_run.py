@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoTokenizer, TrainerCallback
 
 from tests.scripted import CountingEnvironment
 from turnppo_hf import TurnPPOConfig, TurnPPOTrainer
@@ -42,7 +42,14 @@ class Recorder(TrainerCallback):
 
 
 def gradient_of(parameter):
-    if hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id"):
+    if hasattr(parameter, "ds_id"):
+        from deepspeed.utils import safe_get_local_grad
+
+        part = safe_get_local_grad(parameter)
+        parts = [torch.empty_like(part) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, part)
+        return torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape)
+    if hasattr(parameter, "_hp_mapping"):
         from deepspeed.utils import safe_get_full_grad
 
         return safe_get_full_grad(parameter)
@@ -77,7 +84,7 @@ def run(folder, name, *, failing=(), micro_batches=None, algorithm="turn_ppo", r
     }
     recorder = Recorder()
     trainer = TurnPPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32),
+        model=str(EMBEDDED),
         args=TurnPPOConfig(str(folder / name), algorithm=algorithm, **{**settings, **fields}),
         processing_class=AutoTokenizer.from_pretrained(EMBEDDED),
         callbacks=[recorder],

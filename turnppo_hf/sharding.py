@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, load_fsdp_model
+from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin, load_fsdp_model
 from accelerate.utils import reduce as reduce_over_ranks
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from turnppo_hf.actor_critic import ActorCritic
 from turnppo_hf.update import Update, sum_gradients
@@ -23,16 +25,51 @@ from turnppo_hf.update import Update, sum_gradients
 _WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
 
 
-def use_fsdp_on_cpu(accelerator: Accelerator) -> None:
+def shard_on_cpu(accelerator: Accelerator) -> None:
     """
-    Shard over CPU processes where the launch asks for FSDP.
+    Let CPU processes share the networks out where the launch asks for FSDP or DeepSpeed.
 
-    Accelerate shards over accelerators only, and gives CPU processes whole copies without a word.
+    Accelerate does so over accelerators only, and gives CPU processes whole copies without a word.
     """
-    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if asked and accelerator.distributed_type is DistributedType.MULTI_CPU:
+    if accelerator.distributed_type is not DistributedType.MULTI_CPU:
+        return
+    if _asks_for("FSDP"):
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
         accelerator.state.distributed_type = DistributedType.FSDP
+    elif _asks_for("DEEPSPEED"):
+        import deepspeed
+
+        plugin = DeepSpeedPlugin()
+        plugin.select(_from_accelerator_state=True)
+        accelerator.state.deepspeed_plugins = plugin
+        accelerator.state.distributed_type = DistributedType.DEEPSPEED
+        deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+
+
+def load_whole(model: Any) -> None:
+    """
+    Keep transformers from loading networks in ZeRO-3's partitions: the critic starts as a copy of whole weights.
+
+    Raises:
+        `ValueError`: the model given is partitioned already.
+    """
+    if isinstance(model, nn.Module) and any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        raise ValueError(
+            "`model` was loaded in ZeRO-3's partitions, so no critic can be copied from it. Load it before the "
+            "TurnPPOConfig is made, or pass its id."
+        )
+    unset_hf_deepspeed_config()  # the trainer's accelerator sets it again
+
+
+class StepInDeepSpeed(TrainerCallback):
+    """Lets DeepSpeed's engine step where other optimizers do: accelerate does it in the last backward, before clipping."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """Move the weights and empty the gradients."""
+        self.accelerator.deepspeed_engine_wrapped.engine.step()
 
 
 class Sharding:
@@ -54,7 +91,6 @@ class Sharding:
         kind = accelerator.distributed_type
         self.is_fsdp = kind is DistributedType.FSDP and accelerator.is_fsdp2
         self.is_deepspeed = kind is DistributedType.DEEPSPEED
-        stage = accelerator.state.deepspeed_plugin.zero_stage if self.is_deepspeed else 0
         mesh = getattr(accelerator, "parallelism_config", None)
         sliced = mesh is not None and (mesh.tp_enabled or mesh.cp_enabled or mesh.sp_enabled)
         if not (self.is_fsdp or self.is_deepspeed or kind in _WHOLE) or sliced:
@@ -64,8 +100,8 @@ class Sharding:
                 "trainer_configs/accelerate: multi_gpu, fsdp2 (`fsdp_version: 2`), zero2 or zero3."
             )
         plugin = accelerator.state.fsdp_plugin if self.is_fsdp else None
-        early = plugin.cpu_ram_efficient_loading if plugin else self.is_deepspeed and _loads_shards()
-        if early:
+        zero = accelerator.state.deepspeed_plugin if self.is_deepspeed else None
+        if (plugin and plugin.cpu_ram_efficient_loading) or (zero and zero.zero3_init_flag):
             raise ValueError(
                 "The launch loads weights on the first rank only (`fsdp_cpu_ram_efficient_loading` or "
                 "`zero3_init_flag`), but the critic starts as a copy of the actor, which the others would not have. Set "
@@ -75,7 +111,9 @@ class Sharding:
             # gradients are small differences of large sums, and few bits of bfloat16 would be left of them
             policy = plugin.mixed_precision_policy
             plugin.mixed_precision_policy = MixedPrecisionPolicy(policy.param_dtype, torch.float32, torch.float32)
-        self.is_split = self.is_fsdp or stage == 3  # no rank holds a whole network while it trains
+        if zero:
+            zero.deepspeed_config["gradient_clipping"] = 0.0  # each network is clipped by itself
+        self.is_split = self.is_fsdp or (zero is not None and zero.zero_stage == 3)  # no rank holds a whole network while it trains
         self.in_step = self.is_fsdp or self.is_deepspeed  # forwards and backwards of the ranks wait for each other
 
     def largest(self, number: int) -> int:
@@ -126,7 +164,7 @@ class Sharding:
         """Scale a network's gradients down to a norm of `max_norm` over all ranks; return the norm before."""
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         if self.is_deepspeed:
-            return _clip_in_deepspeed(trained, max_norm)
+            return _clip_in_deepspeed(trained, max_norm, self.sum)
         norm = torch.nn.utils.clip_grad_norm_(trained, max_norm)
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
@@ -226,19 +264,22 @@ def whole(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         yield tensor
 
 
-def _loads_shards() -> bool:
-    from transformers.integrations import is_deepspeed_zero3_enabled
-
-    return bool(is_deepspeed_zero3_enabled())
+def _asks_for(way: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{way}", "false").lower() == "true"
 
 
-def _clip_in_deepspeed(parameters: list[nn.Parameter], max_norm: float) -> float:
-    """Do with DeepSpeed's own access to gradients what it does for all parameters at once."""
-    from deepspeed.utils import safe_get_full_grad, safe_set_full_grad
+def _clip_in_deepspeed(
+    parameters: list[nn.Parameter], max_norm: float, add: Callable[[torch.Tensor], torch.Tensor]
+) -> float:
+    """Do for one network what DeepSpeed does for all parameters at once, with its own access to their gradients."""
+    from deepspeed import utils
 
-    squares = [float(safe_get_full_grad(parameter).double().square().sum()) for parameter in parameters]
-    norm = sum(squares) ** 0.5
+    in_parts = hasattr(parameters[0], "ds_id")  # ZeRO-3 gives each rank's part, ZeRO-1 and 2 gather
+    read = utils.safe_get_local_grad if in_parts else utils.safe_get_full_grad
+    write = utils.safe_set_local_grad if in_parts else utils.safe_set_full_grad
+    square = torch.stack([read(parameter).double().square().sum() for parameter in parameters]).sum()
+    norm = float(add(square) if in_parts else square) ** 0.5
     if norm > max_norm:
         for parameter in parameters:
-            safe_set_full_grad(parameter, safe_get_full_grad(parameter) * (max_norm / (norm + 1e-6)))
+            write(parameter, read(parameter) * (max_norm / (norm + 1e-6)))
     return norm

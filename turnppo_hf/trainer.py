@@ -22,6 +22,7 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
+from transformers.integrations.deepspeed import propagate_args_to_deepspeed
 
 from turnppo_hf._trl import get_config_model_id, identity
 from turnppo_hf.actor_critic import ActorCritic
@@ -35,7 +36,7 @@ from turnppo_hf.environment_factory import EnvironmentFactory, open_environments
 from turnppo_hf.loading import load_actor, load_critic, refuse_unsupported
 from turnppo_hf.metrics import credit_metrics, rollout_metrics, sampling_metrics, update_metrics
 from turnppo_hf.saving import SavingTrainer
-from turnppo_hf.sharding import Sharding, WholeNetworks, use_fsdp_on_cpu
+from turnppo_hf.sharding import Sharding, StepInDeepSpeed, WholeNetworks, load_whole, shard_on_cpu
 from turnppo_hf.tasks import TaskSampler, check_eval_tasks, check_tasks
 from turnppo_hf.trajectory import FailedEpisodesError, GenerationError, StopReason, Trajectory
 from turnppo_hf.trajectory_log import print_turns, save_trajectories
@@ -119,6 +120,7 @@ class TurnPPOTrainer(SavingTrainer):
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = TurnPPOConfig(f"{name.split('/')[-1]}-TurnPPO")
         set_seed(args.seed)
+        load_whole(model)
         actor = load_actor(model, args)
         tokenizer = processing_class or AutoTokenizer.from_pretrained(get_config_model_id(actor.config))
         self.chat = Chat(tokenizer, args.chat_template_kwargs)  # type: ignore[arg-type]  # a dict after __post_init__
@@ -141,6 +143,8 @@ class TurnPPOTrainer(SavingTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        if self.sharding.is_deepspeed:
+            self.add_callback(StepInDeepSpeed(self.accelerator))
         actor.add_model_tags(self._tag_names)
         if self.ref_model is not None:
             self.ref_model = self.sharding.shard_reference(self.ref_model)
@@ -161,9 +165,11 @@ class TurnPPOTrainer(SavingTrainer):
     def create_accelerator_and_postprocess(self) -> None:
         """Learn from the launch how the networks are shared out, and refuse what is not supported."""
         super().create_accelerator_and_postprocess()
-        use_fsdp_on_cpu(self.accelerator)
+        shard_on_cpu(self.accelerator)
+        if self.accelerator.state.deepspeed_plugin is not None and not self.is_deepspeed_enabled:
+            propagate_args_to_deepspeed(self.accelerator, self.args)
         self.sharding = Sharding(self.accelerator)
-        self.is_fsdp_enabled = self.sharding.is_fsdp
+        self.is_fsdp_enabled, self.is_deepspeed_enabled = self.sharding.is_fsdp, self.sharding.is_deepspeed
 
     def whole_networks(self, *names: str) -> AbstractContextManager[ActorCritic]:
         """

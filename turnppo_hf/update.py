@@ -106,7 +106,7 @@ class Update:
         """
         parts: list[tuple[torch.Tensor, Credit]] = []
         sums: Sums = defaultdict(lambda: torch.zeros((), device=batch.turn_mask.device))
-        groups = batch.micro_batches(self.config.max_tokens_per_micro_batch)
+        groups, missing = self._micro_batches(batch)
         for group in groups:
             part = batch.select(group)
             with torch.set_grad_enabled(totals is not None), self.autocast():
@@ -128,7 +128,7 @@ class Update:
                 self.backward(loss)
                 sums["value_loss"] += loss.detach()
             parts.append((group, mine))
-        self._wait_for_others("critic", batch, len(groups), differentiate=totals is not None)
+        self._keep_up("critic", batch, missing, differentiate=totals is not None)
         if not parts:  # a rank without episodes has a credit all the same: empty tables
             return self._assign(batch, torch.zeros_like(batch.sampling_logprobs)), sums
         return Credit.merge(parts, len(batch)), sums
@@ -149,7 +149,7 @@ class Update:
             `entropy`, `ref_kl`, and the first two moments of the log-ratio.
         """
         sums: Sums = defaultdict(lambda: torch.zeros((), device=batch.turn_mask.device))
-        groups = batch.micro_batches(self.config.max_tokens_per_micro_batch)
+        groups, missing = self._micro_batches(batch)
         for group in groups:
             part = batch.select(group)
             mine = credit.select(group, _width(part, credit))
@@ -157,7 +157,7 @@ class Update:
                 part, replace(mine, advantages=advantages[group, : mine.mask.shape[1]]), totals, sums
             )
             self.backward(loss)
-        self._wait_for_others("actor", batch, len(groups))
+        self._keep_up("actor", batch, missing)
         return sums
 
     def idle(self, *names: str, device: torch.device, differentiate: bool = True) -> None:
@@ -173,22 +173,27 @@ class Update:
         if differentiate:
             self.backward(loss)
 
-    def _wait_for_others(self, name: str, batch: TurnBatch, done: int, *, differentiate: bool = True) -> None:
-        """Make as many passes as the rank with the most micro-batches, so that it never waits in vain."""
-        for _ in range(self.largest(done) - done):
+    def _micro_batches(self, batch: TurnBatch) -> tuple[list[torch.Tensor], int]:
+        """Cut a batch; say how many passes more the rank with the most micro-batches makes."""
+        groups = batch.micro_batches(self.config.max_tokens_per_micro_batch)
+        return groups, self.largest(len(groups)) - len(groups)
+
+    def _keep_up(self, name: str, batch: TurnBatch, missing: int, *, differentiate: bool = True) -> None:
+        """Make the passes that other ranks wait for."""
+        for _ in range(missing):
             self.idle(name, device=batch.turn_mask.device, differentiate=differentiate)
 
     @torch.no_grad()
     def score_logprobs(self, batch: TurnBatch) -> TurnBatch:
         """Recompute `old_logprobs` with the current weights."""
         old = torch.zeros_like(batch.old_logprobs)
-        groups = batch.micro_batches(self.config.max_tokens_per_micro_batch)
+        groups, missing = self._micro_batches(batch)
         for group in groups:
             part = batch.select(group)
             with self.autocast():
                 logprobs, _ = self.model("actor", part, self.config.temperature)
             old[batch.rows_of(group), : logprobs.shape[1]] = logprobs
-        self._wait_for_others("actor", batch, len(groups), differentiate=False)
+        self._keep_up("actor", batch, missing, differentiate=False)
         return replace(batch, old_logprobs=old)
 
     def _policy_loss(self, part: TurnBatch, credit: Credit, totals: Totals, sums: Sums) -> torch.Tensor:

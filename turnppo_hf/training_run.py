@@ -222,16 +222,17 @@ def _play_held_out(
 ) -> list[Trajectory]:
     """Play the held-out tasks with the trainer's networks as they are, shared out over the ranks, and score them."""
     args = trainer.args
-    networks = trainer.accelerator.unwrap_model(trainer.model)
-    agent = TurnPPOAgent(networks.actor, trainer.processing_class, networks.critic, trainer.make_record())
-    mine = agent.play_tasks(
-        environment,
-        tasks[args.process_index :: args.world_size],
-        temperature=args.eval_temperature,
-        max_parallel_episodes=args.max_parallel_episodes,
-        name=str(trainer.environment_record["environment"]),
-    )
-    return [trajectory for share in gather_object([agent.score(mine)]) for trajectory in share]
+    with trainer.whole_networks(*trainer.model.networks) as networks:
+        agent = TurnPPOAgent(networks.actor, trainer.processing_class, networks.critic, trainer.make_record())
+        mine = agent.play_tasks(
+            environment,
+            tasks[args.process_index :: args.world_size],
+            temperature=args.eval_temperature,
+            max_parallel_episodes=args.max_parallel_episodes,
+            name=str(trainer.environment_record["environment"]),
+        )
+        scored = agent.score(mine)
+    return [trajectory for share in gather_object([scored]) for trajectory in share]
 
 
 def _held_out_record(run: RunConfig, tasks: Tasks) -> dict[str, Any]:

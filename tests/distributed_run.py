@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, TrainerCallback
 
 from tests.scripted import CountingEnvironment
@@ -61,7 +63,7 @@ def in_chunks(number):
 
 
 def run(folder, name, *, failing=(), micro_batches=None, algorithm="turn_ppo", resume=None, **fields):
-    """Train one case with plain SGD; return its trainer and what was recorded."""
+    """Train one case, with plain SGD where it does not say otherwise, and return what was recorded on the way."""
     Ragged.failing = frozenset(failing)
     cut = TurnBatch.micro_batches
     if micro_batches:
@@ -90,21 +92,25 @@ def run(folder, name, *, failing=(), micro_batches=None, algorithm="turn_ppo", r
         callbacks=[recorder],
         environment_factory=Ragged,
     )
-    trainer.train(resume_from_checkpoint=resume)
+    trainer.train(resume_from_checkpoint=None if resume is None else str(folder / resume))
     TurnBatch.micro_batches = cut
     tensors = recorder.tensors
     for path, parameter in trainer.model.named_parameters():
         with whole(parameter) as full:
             tensors[f"weight.{path}"] = full.detach().clone()
+    tensors["cut"] = torch.tensor(all(isinstance(p, DTensor) for p in trainer.model.parameters()))
     played = [item for item in trainer._last_trajectories if item.stop_reason is not StopReason.ERROR]
     tensors["played"] = torch.tensor([len(trainer._last_trajectories), len(played)])
     for entry in trainer.state.log_history:
         for key in ("loss", "advantages/mean", "advantages/std", "grad_norm/actor", "grad_norm/critic"):
             if key in entry:
                 tensors[f"log.{entry['step']}.{key}"] = torch.tensor(entry[key], dtype=torch.float64)
+    trainer.save_model()
+    scores = trainer.evaluate(Dataset.from_dict({"seed": range(100, 105)}))
+    tensors["log.eval"] = torch.tensor(scores["eval_reward"], dtype=torch.float64)
     if trainer.accelerator.is_main_process:
         save_file(tensors, folder / f"{name}.safetensors")
-    return trainer
+    return tensors
 
 
 def main(folder: Path, cases: str) -> None:

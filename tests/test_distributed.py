@@ -1,34 +1,75 @@
 """Two processes make the step that one makes: whitening, denominators and gradients are those of the whole batch."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.distributed_run import run
 from tests.launch import run_ranks
 
-
-def train(processes, output, algorithm, failing, minibatches=1):
-    run_ranks("distributed_run.py", output, algorithm, failing, minibatches, processes=processes)
-    return load_file(output)
-
-
-@pytest.mark.parametrize(
-    ("algorithm", "failing", "played"),
-    [
-        ("turn_ppo", "1,2", 8),  # unequal shares in the first batch
-        ("turn_ppo", "0,1,2,3", 8),  # the first rank has nothing in the first batch
-        ("grpo", "", 8),
-    ],
-)
-def test_two_processes_take_the_step_of_one(tmp_path, algorithm, failing, played):
-    one, two = (train(processes, tmp_path / f"{processes}.safetensors", algorithm, failing) for processes in (1, 2))
-    assert one["played"].tolist() == two["played"].tolist() == [8, played]
-    for name, value in one.items():
-        torch.testing.assert_close(
-            two[name], value, atol=1e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
-        )
+CASES = {
+    "whole": {},
+    "two": {"micro_batches": 2},
+    "five": {"micro_batches": 5},
+    "unequal": {"failing": [1, 2], "micro_batches": 2},  # unequal shares in the first batch
+    "empty": {"failing": [0, 1, 2, 3], "micro_batches": 5},  # the first rank has nothing in the first batch
+    "grpo": {"algorithm": "grpo"},
+    "updates": {"failing": [0, 1, 2, 3], "num_minibatches": 2, "max_steps": 4},
+}
+SAME_DATA_ONLY = {"updates"}  # ranks cut minibatches of their own shares
 
 
-def test_rank_without_episodes_takes_part_in_every_update_of_a_batch(tmp_path):
-    weights = train(2, tmp_path / "2.safetensors", "turn_ppo", "0,1,2,3", minibatches=2)
-    assert all(bool(value.isfinite().all()) for value in weights.values())
+def distance(mine, expected, step, network):
+    """Of a network's gradient from another, relative to its norm."""
+    names = {name for name in expected if name.startswith(f"gradient.{step}.{network}.")}
+    assert names and names == {name for name in mine if name.startswith(f"gradient.{step}.{network}.")}
+    norm = torch.stack([expected[name].norm() for name in names]).norm()
+    assert norm > 0.1
+    return float(torch.stack([(mine[name] - expected[name]).norm() for name in names]).norm() / norm)
+
+
+def assert_same_training(mine, expected):
+    """Gradients of both networks, whitening, losses, norms, scores and weights are the same but for rounding."""
+    assert mine["played"].tolist() == expected["played"].tolist()
+    networks = {name.split(".")[2] for name in expected if name.startswith("gradient.0.")}
+    for network in networks:
+        assert distance(mine, expected, 0, network) < 1e-6
+        assert distance(mine, expected, 1, network) < 4e-6  # of weights that differ by the first step's rounding
+    for name in expected:
+        if name.startswith("log."):
+            assert mine[name].item() == pytest.approx(expected[name].item(), rel=1e-5, abs=1e-6), name
+        elif name.startswith("weight."):
+            torch.testing.assert_close(mine[name], expected[name], atol=1e-7, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    fields = {"use_cpu": True}
+    return {name: run(folder, name, **case, **fields) for name, case in CASES.items() if name not in SAME_DATA_ONLY}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    run_ranks("distributed_run.py", folder, json.dumps([{"name": name, **case} for name, case in CASES.items()]))
+    return {name: load_file(folder / f"{name}.safetensors") for name in CASES}
+
+
+@pytest.mark.parametrize("case", ["two", "five"])
+def test_micro_batches_change_no_gradient(one, case):
+    assert_same_training(one[case], one["whole"])
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if name not in SAME_DATA_ONLY])
+def test_two_processes_take_the_step_of_one(one, two, case):
+    assert not two[case]["cut"]
+    assert_same_training(two[case], one[case])
+
+
+def test_rank_without_episodes_takes_part_in_every_update_of_a_batch(two):
+    weights = [value for name, value in two["updates"].items() if name.startswith("weight.")]
+    assert all(bool(value.isfinite().all()) for value in weights)
+    assert {name.split(".")[1] for name in two["updates"] if name.startswith("gradient.")} == set("0123")

@@ -83,12 +83,19 @@ class Sharding:
         accelerator ([`~accelerate.Accelerator`]): Of the trainer.
 
     Raises:
-        `ValueError`: the launch asks for a way that is not supported, or for one that loads weights on one rank only.
+        `ValueError`: the launch asks for a way that is not supported, or for one that loads weights on one rank only,
+            or its processes do not find each other.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         kind = accelerator.distributed_type
+        launched = int(os.environ.get("WORLD_SIZE", 1))
+        if launched != accelerator.num_processes:
+            raise ValueError(
+                f"{launched} processes were launched, but each of them sees {accelerator.num_processes}, so all would "
+                "train the same and write over each other. On processors without an accelerator set `use_cpu: true`."
+            )
         self.is_fsdp = kind is DistributedType.FSDP and accelerator.is_fsdp2
         self.is_deepspeed = kind is DistributedType.DEEPSPEED
         mesh = getattr(accelerator, "parallelism_config", None)

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, TrainerCallback
 from tests.scripted import CountingEnvironment
 from turnppo_hf import TurnPPOConfig, TurnPPOTrainer
 from turnppo_hf.batch import TurnBatch
-from turnppo_hf.sharding import whole
+from turnppo_hf.sharding import whole, whole_gradient
 from turnppo_hf.trajectory import StopReason
 
 EMBEDDED = Path(__file__).parents[1] / "turnppo_hf" / "models" / "sokoban_tiny"
@@ -38,24 +38,9 @@ class Recorder(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         for name, parameter in model.named_parameters():
-            gradient = gradient_of(parameter)
+            gradient = whole_gradient(parameter)
             if gradient is not None:
                 self.tensors[f"gradient.{state.global_step}.{name}"] = gradient.detach().clone()
-
-
-def gradient_of(parameter):
-    if hasattr(parameter, "ds_id"):
-        from deepspeed.utils import safe_get_local_grad
-
-        part = safe_get_local_grad(parameter)
-        parts = [torch.empty_like(part) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(parts, part)
-        return torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape)
-    if hasattr(parameter, "_hp_mapping"):
-        from deepspeed.utils import safe_get_full_grad
-
-        return safe_get_full_grad(parameter)
-    return None if parameter.grad is None else getattr(parameter.grad, "full_tensor", lambda: parameter.grad)()
 
 
 def in_chunks(number):

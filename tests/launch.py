@@ -37,7 +37,8 @@ def run_ranks(script, *arguments, processes=2, timeout=120, **variables):
     launch = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_addr=127.0.0.1"]
     launch.append(f"--master_port={free_port()}")
     environment = {
-        **os.environ, "OMP_NUM_THREADS": "1",
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
         "ACCELERATE_USE_CPU": "true",
         **variables,

@@ -44,12 +44,12 @@ LAYERS = (
         "trajectory_dataset",
         "update",
     ),
-    ("card_merge", "card_text", "collector"),
+    ("card_merge", "card_text", "collector", "sharding"),
     ("card_pictures",),
     ("card",),
     ("agent", "models", "saving"),
     ("publishing", "trainer"),
-    ("training_run",),
+    ("launch_check", "training_run"),
     ("cli",),
     ("__init__", "train"),
 )
@@ -59,7 +59,7 @@ FORBIDDEN = {  # unit -> distributions it never imports, not even inside a funct
     "advantages": {"transformers", "trl", "accelerate", "datasets"},
     "losses": {"transformers", "trl", "accelerate", "datasets"},
 }
-IMPORTERS_OF_TRAINER = {"cli", "train", "training_run", "__init__"}
+IMPORTERS_OF_TRAINER = {"cli", "launch_check", "train", "training_run", "__init__"}
 PRINTERS = {"cli", "training_run"}  # what they print is their result
 UPSTREAM = {"trl", "transformers", "accelerate", "vllm"}
 # adding a field is a decision that shows here

@@ -160,7 +160,11 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--gpu_memory_utilization", type=float, help="share of its memory (default: 0.9, on CPU 0.3)")
     serve.add_argument("--vllm_flags", default="", help="further flags of vLLM's own server, in one string")
 
-    _command(commands, "doctor", _doctor, "say what is installed, what will run where and how to get the rest")
+    doctor = _command(
+        commands, "doctor", _doctor, "say what is installed, what will run where and how to get the rest"
+    )
+    doctor.add_argument("--multi-gpu", action="store_true", help="train two steps under each way to use several GPUs")
+    doctor.add_argument("--cpu", action="store_true", help="with --multi-gpu: let two CPU processes stand in for GPUs")
     return parser
 
 
@@ -468,8 +472,13 @@ def _vllm_serve(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from turnppo_hf.doctor import diagnose
+    if arguments.multi_gpu:
+        from turnppo_hf.launch_check import check_launches
 
-    diagnosis = diagnose()
+        diagnosis = check_launches(cpu=arguments.cpu)
+    else:
+        from turnppo_hf.doctor import diagnose
+
+        diagnosis = diagnose()
     print(diagnosis.page)
     return 0 if diagnosis.healthy else 1

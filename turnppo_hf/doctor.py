@@ -15,7 +15,7 @@ _DISTRIBUTION = "turnppo-hf"
 _EXTRAS = {  # extra -> what it is for
     "vllm": "sampling with vLLM (use_vllm: true)",
     "peft": "LoRA adapters (planned)",
-    "deepspeed": "ZeRO over several accelerators (planned)",
+    "deepspeed": "ZeRO over several accelerators (trainer_configs/accelerate)",
     "openenv": "environments served by OpenEnv (planned)",
     "textarena": "TextArena's games (planned)",
     "space": "the demo Space (`turnppo space`)",
@@ -47,7 +47,7 @@ def diagnose() -> Diagnosis:
         ("What runs where", _devices()),
         ("Extras", extras),
     ]
-    page = "\n\n".join(f"{title}\n{_columns(lines)}" for title, lines in sections)
+    page = "\n\n".join(f"{title}\n{columns(lines)}" for title, lines in sections)
     return Diagnosis(page, all(fine for _, fine in states))
 
 
@@ -125,6 +125,7 @@ def _vllm() -> tuple[str, str]:
     return version, vllm_problem() or "use_vllm: true samples with it; a server works without it too"
 
 
-def _columns(rows: list[tuple[str, str, str]]) -> str:
+def columns(rows: list[tuple[str, str, str]]) -> str:
+    """Lay rows of a name, a finding and what it means out in columns."""
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     return "\n".join(f"  {row[0].ljust(widths[0])}  {row[1].ljust(widths[1])}  {row[2]}" for row in rows)

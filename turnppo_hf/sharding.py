@@ -62,7 +62,7 @@ def load_whole(model: Any) -> None:
 
 
 class StepInDeepSpeed(TrainerCallback):
-    """Lets DeepSpeed's engine step where other optimizers do: accelerate does it in the last backward, before clipping."""
+    """Lets DeepSpeed's engine step where other optimizers do; accelerate does in the last backward, before clipping."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
@@ -110,9 +110,9 @@ class Sharding:
         zero = accelerator.state.deepspeed_plugin if self.is_deepspeed else None
         if (plugin and plugin.cpu_ram_efficient_loading) or (zero and zero.zero3_init_flag):
             raise ValueError(
-                "The launch loads weights on the first rank only (`fsdp_cpu_ram_efficient_loading` or "
-                "`zero3_init_flag`), but the critic starts as a copy of the actor, which the others would not have. Set "
-                "it to false."
+                "The launch loads weights on the first rank only (`fsdp_cpu_ram_efficient_loading`) or in parts "
+                "(`zero3_init_flag`), but the critic starts as a copy of the actor's, which each rank needs whole. "
+                "Set it to false."
             )
         if plugin and plugin.mixed_precision_policy is not None:
             # gradients are small differences of large sums, and few bits of bfloat16 would be left of them
@@ -120,8 +120,10 @@ class Sharding:
             plugin.mixed_precision_policy = MixedPrecisionPolicy(policy.param_dtype, torch.float32, torch.float32)
         if zero:
             zero.deepspeed_config["gradient_clipping"] = 0.0  # each network is clipped by itself
-        self.is_split = self.is_fsdp or (zero is not None and zero.zero_stage == 3)  # no rank holds a whole network while it trains
-        self.in_step = self.is_fsdp or self.is_deepspeed  # forwards and backwards of the ranks wait for each other
+        # no rank holds a whole network while it trains
+        self.is_split = self.is_fsdp or (zero is not None and zero.zero_stage == 3)
+        # forwards and backwards of the ranks wait for each other
+        self.in_step = self.is_fsdp or self.is_deepspeed
 
     def largest(self, number: int) -> int:
         """Return the largest `number` of all ranks, which all of them call with theirs."""
@@ -269,6 +271,23 @@ def whole(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
             yield tensor
     else:
         yield tensor
+
+
+def whole_gradient(parameter: nn.Parameter) -> torch.Tensor | None:
+    """Gather a gradient before the step that uses it, however the launch has cut it; all ranks call it."""
+    if hasattr(parameter, "ds_id"):
+        from deepspeed.utils import safe_get_local_grad
+
+        part = safe_get_local_grad(parameter)
+        parts = [torch.empty_like(part) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, part)
+        return torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape)  # type: ignore[attr-defined]
+    if hasattr(parameter, "_hp_mapping"):
+        from deepspeed.utils import safe_get_full_grad
+
+        return safe_get_full_grad(parameter)
+    gradient = parameter.grad
+    return gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
 
 
 def _asks_for(way: str) -> bool:

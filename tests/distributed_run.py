@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, TrainerCallback
@@ -43,11 +43,17 @@ class Recorder(TrainerCallback):
                 self.tensors[f"gradient.{state.global_step}.{name}"] = gradient.detach().clone()
 
 
+def seeds():
+    """The tasks that a run without a dataset makes itself, one at a time."""
+    for seed in range(1000):
+        yield {"seed": seed}
+
+
 def in_chunks(number):
     return lambda batch, _: list(torch.arange(len(batch)).chunk(number)) if len(batch) else []
 
 
-def run(folder, name, *, failing=(), micro_batches=None, algorithm="turn_ppo", resume=None, **fields):
+def run(folder, name, *, failing=(), micro_batches=None, algorithm="turn_ppo", resume=None, stream=False, **fields):
     """Train one case, with plain SGD where it does not say otherwise, and return what was recorded on the way."""
     Ragged.failing = frozenset(failing)
     cut = TurnBatch.micro_batches
@@ -76,6 +82,7 @@ def run(folder, name, *, failing=(), micro_batches=None, algorithm="turn_ppo", r
         processing_class=AutoTokenizer.from_pretrained(EMBEDDED),
         callbacks=[recorder],
         environment_factory=Ragged,
+        train_dataset=IterableDataset.from_generator(seeds) if stream else None,
     )
     trainer.train(resume_from_checkpoint=None if resume is None else str(folder / resume))
     TurnBatch.micro_batches = cut

@@ -16,9 +16,11 @@ CASES = {
     "unequal": {"failing": [1, 2], "micro_batches": 2},  # unequal shares in the first batch
     "empty": {"failing": [0, 1, 2, 3], "micro_batches": 5},  # the first rank has nothing in the first batch
     "grpo": {"algorithm": "grpo"},
+    "streamed": {"stream": True, "num_generations": 2, "save_strategy": "steps", "save_steps": 1},
+    "resumed": {"stream": True, "num_generations": 2, "resume": "streamed/checkpoint-1"},
     "updates": {"failing": [0, 1, 2, 3], "num_minibatches": 2, "max_steps": 4},
 }
-SAME_DATA_ONLY = {"updates"}  # ranks cut minibatches of their own shares
+SEVERAL_ONLY = {"resumed", "updates"}  # ranks cut minibatches of their own shares
 
 
 def distance(mine, expected, step, network):
@@ -48,7 +50,7 @@ def assert_same_training(mine, expected):
 def one(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
     fields = {"use_cpu": True}
-    return {name: run(folder, name, **case, **fields) for name, case in CASES.items() if name not in SAME_DATA_ONLY}
+    return {name: run(folder, name, **case, **fields) for name, case in CASES.items() if name not in SEVERAL_ONLY}
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +65,15 @@ def test_micro_batches_change_no_gradient(one, case):
     assert_same_training(one[case], one["whole"])
 
 
-@pytest.mark.parametrize("case", [name for name in CASES if name not in SAME_DATA_ONLY])
+@pytest.mark.parametrize("case", [name for name in CASES if name not in SEVERAL_ONLY])
 def test_two_processes_take_the_step_of_one(one, two, case):
     assert not two[case]["cut"]
     assert_same_training(two[case], one[case])
+
+
+def test_stream_is_read_on_where_a_run_of_two_processes_stopped(two):
+    weights = [name for name in two["streamed"] if name.startswith("weight.")]
+    assert weights and all(torch.equal(two["streamed"][name], two["resumed"][name]) for name in weights)
 
 
 def test_rank_without_episodes_takes_part_in_every_update_of_a_batch(two):

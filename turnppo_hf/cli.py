@@ -160,11 +160,7 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--gpu_memory_utilization", type=float, help="share of its memory (default: 0.9, on CPU 0.3)")
     serve.add_argument("--vllm_flags", default="", help="further flags of vLLM's own server, in one string")
 
-    doctor = _command(
-        commands, "doctor", _doctor, "say what is installed, what will run where and how to get the rest"
-    )
-    doctor.add_argument("--multi-gpu", action="store_true", help="train two steps under each way to use several GPUs")
-    doctor.add_argument("--cpu", action="store_true", help="with --multi-gpu: let two CPU processes stand in for GPUs")
+    _add_doctor(commands)
     return parser
 
 
@@ -209,6 +205,13 @@ def _command(
     )
     parser.set_defaults(run=run)
     return parser
+
+
+def _add_doctor(commands: Any) -> None:
+    summary = "say what is installed, what will run where and how to get the rest"
+    doctor = _command(commands, "doctor", _doctor, summary)
+    doctor.add_argument("--multi-gpu", action="store_true", help="train two steps under each way to use several GPUs")
+    doctor.add_argument("--cpu", action="store_true", help="with --multi-gpu: let two CPU processes stand in for GPUs")
 
 
 def _add_environment(parser: argparse.ArgumentParser) -> None:

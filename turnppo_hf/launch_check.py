@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, TrainerCallback
+from transformers.utils.logging import disable_progress_bar
 
 from turnppo_hf.config import TurnPPOConfig
 from turnppo_hf.doctor import Diagnosis, columns
@@ -52,6 +53,7 @@ def check_launches(ways: tuple[str, ...] = tuple(_WAYS), *, cpu: bool = False) -
     title = f"Two training steps on {processes} x {'cpu' if on_cpu else torch.accelerator.current_accelerator()}"
     if on_cpu and not cpu:
         title += " (fewer than two accelerators here: the same code on them was not tried)"
+    disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         settings = {"episodes": 2 * processes, "use_cpu": on_cpu}
         problem = _launch([sys.executable, "-m", __spec__.name], folder, {"name": "one", **settings})
@@ -71,13 +73,14 @@ def _row(way: str, processes: int, folder: str, settings: dict[str, Any]) -> tup
     if problem:
         return way, "FAILS", problem
     one, here = (json.loads((Path(folder) / f"{name}.json").read_text()) for name in ("one", way))
-    gradients = [load_file(Path(folder) / f"{name}.safetensors") for name in ("one", way)]
-    gap = max(_distance(*gradients, network) for network in ("actor", "critic"))
-    loss = max(abs(mine - other) for mine, other in zip(here["losses"], one["losses"], strict=True))
+    first, mine = (load_file(Path(folder) / f"{name}.safetensors") for name in ("one", way))
+    gap = max(_distance(first, mine, network) for network in ("actor", "critic"))
+    loss = max(abs(number - other) for number, other in zip(here["losses"], one["losses"], strict=True))
+    saved = _is_saved(Path(folder) / way, load_file(Path(folder) / f"{way}-weights.safetensors"))
     found = {
         f"gradients differ by {gap:.1e}": gap < _TOLERANCE,
         f"losses by {loss:.1e}": loss < _TOLERANCE,
-        "saved and read back" if here["saved"] else "what is saved is not what was trained": here["saved"],
+        "saved and read back" if saved else "what is saved is not what was trained": saved,
         f"resumed, {here['resumed']:.1e} apart": here["resumed"] < _TOLERANCE,
     }
     return way, "passes" if all(found.values()) else "FAILS", ", ".join(found)
@@ -106,6 +109,16 @@ def _distance(one: dict[str, torch.Tensor], here: dict[str, torch.Tensor], netwo
     names = [name for name in one if name.startswith(f"{network}.")]
     norm = torch.stack([one[name].norm() for name in names]).norm()
     return float(torch.stack([(here[name] - one[name]).norm() for name in names]).norm() / norm)
+
+
+def _is_saved(folder: Path, trained: dict[str, torch.Tensor]) -> bool:
+    """Whether plain transformers reads from a folder what was trained."""
+    kinds = {"actor": (AutoModelForCausalLM, ""), "critic": (AutoModelForTokenClassification, "critic")}
+    return all(
+        torch.equal(value, trained[f"{network}.{name}"])
+        for network, (kind, part) in kinds.items()
+        for name, value in kind.from_pretrained(folder / part).named_parameters()
+    )
 
 
 class _FirstGradients(TrainerCallback):
@@ -160,16 +173,10 @@ def main(folder: Path, *, name: str, **settings: Any) -> None:
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     again, _ = _train(folder, f"{name}-resumed", folder / name / "checkpoint-1", **settings)
     resumed = max(float((value - trained[key]).abs().max()) for key, value in _weights(again).items())
-    if not trainer.accelerator.is_main_process:
-        return
-    kinds = {"actor": (AutoModelForCausalLM, ""), "critic": (AutoModelForTokenClassification, "critic")}
-    saved = all(
-        torch.equal(value, trained[f"{network}.{key}"])
-        for network, (kind, part) in kinds.items()
-        for key, value in kind.from_pretrained(folder / name / part).named_parameters()
-    )
-    save_file(gradients, folder / f"{name}.safetensors")
-    (folder / f"{name}.json").write_text(json.dumps({"losses": losses, "saved": saved, "resumed": resumed}))
+    if trainer.accelerator.is_main_process:
+        save_file(trained, folder / f"{name}-weights.safetensors")
+        save_file(gradients, folder / f"{name}.safetensors")
+        (folder / f"{name}.json").write_text(json.dumps({"losses": losses, "resumed": resumed}))
 
 
 if __name__ == "__main__":

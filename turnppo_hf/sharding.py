@@ -25,25 +25,28 @@ from turnppo_hf.update import Update, sum_gradients
 _WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
 
 
-def shard_on_cpu(accelerator: Accelerator) -> None:
+def shard_on_cpu(accelerator: Accelerator) -> bool:
     """
-    Let CPU processes share the networks out where the launch asks for FSDP or DeepSpeed.
+    Let CPU processes share the networks out where the launch asks for FSDP or DeepSpeed; return whether it does.
 
     Accelerate does so over accelerators only, and gives CPU processes whole copies without a word.
     """
     if accelerator.distributed_type is not DistributedType.MULTI_CPU:
-        return
+        return False
     if _asks_for("FSDP"):
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
         accelerator.state.distributed_type = DistributedType.FSDP
-    elif _asks_for("DEEPSPEED"):
-        import deepspeed
+        return True
+    if not _asks_for("DEEPSPEED"):
+        return False
+    import deepspeed
 
-        plugin = DeepSpeedPlugin()
-        plugin.select(_from_accelerator_state=True)
-        accelerator.state.deepspeed_plugins = plugin
-        accelerator.state.distributed_type = DistributedType.DEEPSPEED
-        deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+    plugin = DeepSpeedPlugin()
+    plugin.select(_from_accelerator_state=True)
+    accelerator.state.deepspeed_plugins = plugin
+    accelerator.state.distributed_type = DistributedType.DEEPSPEED
+    deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+    return True
 
 
 def load_whole(model: Any) -> None:
@@ -62,7 +65,7 @@ def load_whole(model: Any) -> None:
 
 
 class StepInDeepSpeed(TrainerCallback):
-    """Lets DeepSpeed's engine step where other optimizers do; accelerate does in the last backward, before clipping."""
+    """Lets DeepSpeed's engine step where other optimizers do; accelerate steps in the last backward, unclipped."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
@@ -186,7 +189,8 @@ class Sharding:
         for module in list(model.modules()):
             if type(module).__name__ in blocks:
                 fully_shard(module, mp_policy=policy)
-        return fully_shard(model, mp_policy=policy)
+        fully_shard(model, mp_policy=policy)
+        return model
 
     def check_checkpoint(self, folder: str) -> None:
         """

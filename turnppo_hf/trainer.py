@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch.utils.data import Sampler
 from transformers import (
     AutoTokenizer,
@@ -37,7 +37,7 @@ from turnppo_hf.loading import load_actor, load_critic, refuse_unsupported
 from turnppo_hf.metrics import credit_metrics, rollout_metrics, sampling_metrics, update_metrics
 from turnppo_hf.saving import SavingTrainer
 from turnppo_hf.sharding import Sharding, StepInDeepSpeed, WholeNetworks, load_whole, shard_on_cpu
-from turnppo_hf.tasks import TaskSampler, check_eval_tasks, check_tasks
+from turnppo_hf.tasks import TaskSampler, TaskStream, check_eval_tasks, check_tasks
 from turnppo_hf.trajectory import FailedEpisodesError, GenerationError, StopReason, Trajectory
 from turnppo_hf.trajectory_log import print_turns, save_trajectories
 from turnppo_hf.update import Totals, Update
@@ -66,7 +66,7 @@ class TurnPPOTrainer(SavingTrainer):
             Refused: the environment's own reward is trained on.
         args ([`TurnPPOConfig`], *optional*):
             Configuration; defaults to one that writes to `<model name>-TurnPPO`.
-        train_dataset ([`~datasets.Dataset`], *optional*):
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`], *optional*):
             Tasks. A row's `seed` seeds the environment's reset, `prompt` opens the conversation, `environment`
             selects one of several, and every other column is an option of the reset. Without it the environment makes
             its own tasks from seeds, and `max_steps` must be set.
@@ -95,7 +95,7 @@ class TurnPPOTrainer(SavingTrainer):
         model: str | PreTrainedModel,
         reward_funcs: Any = None,
         args: TurnPPOConfig | None = None,
-        train_dataset: Dataset | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         reward_processing_classes: Any = None,
@@ -165,8 +165,7 @@ class TurnPPOTrainer(SavingTrainer):
     def create_accelerator_and_postprocess(self) -> None:
         """Learn from the launch how the networks are shared out, and refuse what is not supported."""
         super().create_accelerator_and_postprocess()
-        shard_on_cpu(self.accelerator)
-        if self.accelerator.state.deepspeed_plugin is not None and not self.is_deepspeed_enabled:
+        if shard_on_cpu(self.accelerator) and self.accelerator.state.deepspeed_plugin is not None:
             propagate_args_to_deepspeed(self.accelerator, self.args)
         self.sharding = Sharding(self.accelerator)
         self.is_fsdp_enabled, self.is_deepspeed_enabled = self.sharding.is_fsdp, self.sharding.is_deepspeed
@@ -185,10 +184,13 @@ class TurnPPOTrainer(SavingTrainer):
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """Load the rows of one rollout batch at a time, once for each of its updates."""
+        share = self.args.generation_batch_size // self.args.world_size
+        if isinstance(self.train_dataset, TaskStream):  # it gives each rank its own rows
+            return torch.utils.data.DataLoader(self.train_dataset, batch_size=share, collate_fn=identity)
         return self._get_dataloader(
             dataset=self.train_dataset,
             description="Training",
-            batch_size=self.args.generation_batch_size // self.args.world_size,
+            batch_size=share,
             sampler_fn=self._get_train_sampler,
             is_training=True,
         )

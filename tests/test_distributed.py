@@ -9,18 +9,20 @@ from safetensors.torch import load_file
 from tests.distributed_run import run
 from tests.launch import run_ranks
 
+UPDATES = {"failing": [0, 1, 2, 3], "num_minibatches": 2, "max_steps": 4}
 CASES = {
     "whole": {},
-    "two": {"micro_batches": 2},
+    "two": {"micro_batches": 2, "gradient_checkpointing": True},
     "five": {"micro_batches": 5},
     "unequal": {"failing": [1, 2], "micro_batches": 2},  # unequal shares in the first batch
     "empty": {"failing": [0, 1, 2, 3], "micro_batches": 5},  # the first rank has nothing in the first batch
     "grpo": {"algorithm": "grpo"},
     "streamed": {"stream": True, "num_generations": 2, "save_strategy": "steps", "save_steps": 1},
     "resumed": {"stream": True, "num_generations": 2, "resume": "streamed/checkpoint-1"},
-    "updates": {"failing": [0, 1, 2, 3], "num_minibatches": 2, "max_steps": 4},
+    "updates": {**UPDATES, "save_strategy": "steps", "save_steps": 1},
+    "continued": {**UPDATES, "resume": "updates/checkpoint-3"},  # in the middle of a rollout batch
 }
-SEVERAL_ONLY = {"resumed", "updates"}  # ranks cut minibatches of their own shares
+SEVERAL_ONLY = {"resumed", "updates", "continued"}  # ranks cut minibatches of their own shares
 
 
 def distance(mine, expected, step, network):
@@ -71,9 +73,10 @@ def test_two_processes_take_the_step_of_one(one, two, case):
     assert_same_training(two[case], one[case])
 
 
-def test_stream_is_read_on_where_a_run_of_two_processes_stopped(two):
-    weights = [name for name in two["streamed"] if name.startswith("weight.")]
-    assert weights and all(torch.equal(two["streamed"][name], two["resumed"][name]) for name in weights)
+@pytest.mark.parametrize(("whole", "resumed"), [("streamed", "resumed"), ("updates", "continued")])
+def test_run_of_two_processes_goes_on_where_it_stopped(two, whole, resumed):
+    weights = [name for name in two[whole] if name.startswith("weight.")]
+    assert weights and all(torch.equal(two[whole][name], two[resumed][name]) for name in weights)
 
 
 def test_rank_without_episodes_takes_part_in_every_update_of_a_batch(two):

@@ -55,6 +55,8 @@ def test_launch_that_was_never_tried_is_refused(asked, message):
 
 def test_processes_that_do_not_see_each_other_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    Sharding(launch(DistributedType.NO))  # of a scheduler that started one process of ours
+    monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(ValueError, match="2 processes were launched, but each of them sees 1"):
         Sharding(launch(DistributedType.NO))
     Sharding(launch(DistributedType.MULTI_CPU, processes=2))

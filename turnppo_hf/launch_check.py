@@ -89,6 +89,8 @@ def _row(way: str, processes: int, folder: str, settings: dict[str, Any]) -> tup
 def _launch(command: list[str], folder: str, settings: dict[str, Any]) -> str | None:
     """Run `main` below in processes of its own; return what went wrong."""
     environment = {**os.environ, "DS_ACCELERATOR": "cpu"} if settings["use_cpu"] else dict(os.environ)
+    if settings["name"] == "one":  # else transformers would split batches over the devices it sees
+        environment["CUDA_VISIBLE_DEVICES"] = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     try:
         done = subprocess.run(
             [*command, folder, json.dumps(settings)],

@@ -93,8 +93,8 @@ class Sharding:
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         kind = accelerator.distributed_type
-        launched = int(os.environ.get("WORLD_SIZE", 1))
-        if launched != accelerator.num_processes:
+        launched = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
+        if launched > accelerator.num_processes:
             raise ValueError(
                 f"{launched} processes were launched, but each of them sees {accelerator.num_processes}, so all would "
                 "train the same and write over each other. On processors without an accelerator set `use_cpu: true`."
@@ -120,7 +120,7 @@ class Sharding:
         if plugin and plugin.mixed_precision_policy is not None:
             # gradients are small differences of large sums, and few bits of bfloat16 would be left of them
             policy = plugin.mixed_precision_policy
-            plugin.mixed_precision_policy = MixedPrecisionPolicy(policy.param_dtype, torch.float32, torch.float32)
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(policy.param_dtype, reduce_dtype=torch.float32)
         if zero:
             zero.deepspeed_config["gradient_clipping"] = 0.0  # each network is clipped by itself
         # no rank holds a whole network while it trains

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from tests.distributed_run import run
+from tests.fake_vllm import serving
 from tests.launch import run_ranks, variables_of
 from tests.test_distributed import CASES, assert_same_training
 
@@ -20,12 +21,20 @@ LAUNCH = [
     {"name": "resumed", **LONG, "resume": "long/checkpoint-2"},
     {"name": "reference", **REF},
 ]
+SERVER = {"name": "server", "use_vllm": True, "vllm_mode": "server"}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def server():
+    with serving(max_model_len=256) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, server):
     folder = tmp_path_factory.mktemp("fsdp")
-    run_ranks("distributed_run.py", folder, json.dumps(LAUNCH), **variables_of("fsdp2", mixed_precision="no"))
+    cases = json.dumps([*LAUNCH, {**SERVER, "vllm_server_base_url": server.url}])
+    run_ranks("distributed_run.py", folder, cases, **variables_of("fsdp2", mixed_precision="no"))
     return folder
 
 
@@ -65,3 +74,12 @@ def test_run_resumed_from_shards_goes_on_as_if_it_had_not_stopped(cut):
     assert weights and all(torch.equal(cut["long"][name], cut["resumed"][name]) for name in weights)
     # the second half only was made again
     assert {name.split(".")[1] for name in cut["resumed"] if name.startswith("gradient.")} == {"2", "3"}
+
+
+def test_server_gets_whole_weights_before_each_batch_and_evaluation(folder, server):
+    recorded = load_file(folder / "server.safetensors")
+    assert recorded["cut"] and len(server.weights) == 3
+    first, last = server.weights[0], server.weights[-1]
+    assert last and first.keys() == last.keys()
+    assert all(torch.equal(value, recorded[f"weight.actor.{name}"]) for name, value in last.items())
+    assert any(not torch.equal(value, first[name]) for name, value in last.items())

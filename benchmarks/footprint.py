@@ -59,8 +59,8 @@ def state_bytes(actor: float, critic: float, way: str, ranks: int = 1, *, bf16: 
     """
     total = actor + critic
     if way == "multi_gpu":
-        # the gradients of a network travel as one tensor, and DDP sets buckets of their size aside
-        return 16 * total + (4 * total + 8 * max(actor, critic) if ranks > 1 else 0)
+        # DDP sets buckets of the gradients' size aside
+        return 16 * total + (4 * total if ranks > 1 else 0)
     copy = 2 if bf16 else 0
     if way == "zero2":
         return copy * total + (0 if bf16 else 4 * total) + (12 if bf16 else 8) * total / ranks + 4 * total / ranks

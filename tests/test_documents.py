@@ -35,7 +35,7 @@ PLACEHOLDERS = {
     "RUN": "runs/sokoban_cpu",
 }
 MAIN_JOB, TEST_JOB = "turnppo train trainer_configs/sokoban_cpu.yaml", "pytest"
-FLAGS_OF_OTHERS = {"--num_processes"}
+FLAGS_OF_OTHERS = {"--mixed_precision", "--num_processes"}
 FIELDS = {item.name: item for kind in (TaskArguments, TurnPPOConfig) for item in fields(kind) if item.init}
 
 

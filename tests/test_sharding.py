@@ -1,5 +1,10 @@
 """Launches that are taken and those that are refused; the files that describe them."""
 
+import io
+import re
+import runpy
+import subprocess
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +18,8 @@ from tests.launch import variables_of
 from tests.tiny import tiny_actor_critic
 from turnppo_hf.sharding import Sharding, WholeNetworks, load_whole
 
-CONFIGS = sorted((Path(__file__).parents[1] / "trainer_configs" / "accelerate").glob("*.yaml"))
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "trainer_configs" / "accelerate").glob("*.yaml"))
 
 
 def launch(kind, processes=1, **fields):
@@ -117,3 +123,25 @@ def test_file_is_one_that_accelerate_takes(file):
     if written["distributed_type"] == "DEEPSPEED":
         assert variables["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == file.stem[-1]
         assert variables["ACCELERATE_DEEPSPEED_ZERO3_INIT"] == "false"
+
+
+def test_job_of_the_hub_says_what_it_needs_and_trains(monkeypatch, tmp_path):
+    script = ROOT / "trainer_configs" / "hf_jobs.py"
+    [header] = re.findall(r"^# /// script\n(.*?)^# ///$", script.read_text(), re.DOTALL | re.MULTILINE)
+    needs = tomllib.loads(header.replace("# ", ""))
+    assert needs == {"requires-python": ">=3.11", "dependencies": ["turnppo-hf"]}
+    called = []
+    monkeypatch.setattr("turnppo_hf.cli.main", lambda arguments: called.append(arguments) or 0)
+    monkeypatch.setattr("urllib.request.urlopen", lambda _: io.BytesIO(b"model: tiny"))
+    monkeypatch.setattr("sys.argv", ["hf_jobs.py", "https://example.org/run.yaml", "--seed", "1"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(script), run_name="__main__")
+    assert called == [["train", "config.yaml", "--seed", "1"]]
+    assert (tmp_path / "config.yaml").read_text() == "model: tiny"
+
+
+def test_slurm_script_is_one_that_bash_reads_and_names_files_that_exist():
+    script = ROOT / "trainer_configs" / "accelerate" / "slurm.sh"
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+    assert "trainer_configs/accelerate/multi_node.yaml" in script.read_text()

@@ -248,6 +248,20 @@ def test_sum_gradients_adds_ranks_and_keeps_what_no_rank_has():
         assert rank[2].grad is None  # an optimizer counts a step for a zero, and none for no gradient
 
 
+@pytest.mark.parametrize("size", [1, 5, 100])
+def test_sum_gradients_in_parts_is_the_sum_at_once(monkeypatch, size):
+    monkeypatch.setattr("turnppo_hf.update._BUCKET_SIZE", size)
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 3), (4,), (1,))]
+    parameters[0].grad, parameters[1].grad = torch.ones(2, 3), torch.arange(4.0)
+    sent = []
+    sum_gradients(parameters, lambda flat: sent.append(len(flat)) or 3 * flat)
+    assert sum(sent) == 6 + 4 + 1 + 3  # the numbers, and who has a gradient
+    assert max(sent) <= max(size, 6) and (len(sent) == 1) == (size == 100)
+    assert torch.equal(parameters[0].grad, torch.full((2, 3), 3.0))
+    assert torch.equal(parameters[1].grad, 3 * torch.arange(4.0))
+    assert parameters[2].grad is None
+
+
 class _SentError(Exception):
     pass
 

@@ -1,13 +1,13 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["turnppo-hf[peft]"]
+# dependencies = ["turnppo-hf"]
 # ///
 """
 `turnppo train` as a job of the Hub; what stands behind the script is the command's own.
 
 hf jobs uv run --flavor a10g-small --secrets HF_TOKEN trainer_configs/hf_jobs.py CONFIG.yaml --push_to_hub true
 
-CONFIG.yaml is the address of a file that the job can read, such as one in a repository of yours, or a path in it.
+CONFIG.yaml is an address that the job can read, such as `https://huggingface.co/NAME/REPO/resolve/main/train_config.yaml`.
 """
 
 import sys

@@ -28,6 +28,8 @@ from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
 Sums = dict[str, torch.Tensor]
 
+_BUCKET_SIZE = 2**26  # numbers that the ranks add at a time
+
 
 @dataclass(frozen=True)
 class Totals:
@@ -311,9 +313,29 @@ def sum_gradients(
         reduce (`Callable`): Adds a flat tensor over the ranks.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    parts = [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in trained]
-    parts += [p.new_tensor([p.grad is not None]) for p in trained]
-    summed = reduce(torch.cat(parts)).split([len(part) for part in parts])
-    ranks_with_gradient = torch.cat(summed[len(trained) :]).tolist()
-    for parameter, gradient, ranks in zip(trained, summed, ranks_with_gradient, strict=False):
-        parameter.grad = gradient.view_as(parameter).to(parameter.dtype, copy=True) if ranks else None
+    had_gradient = [parameter.new_tensor([parameter.grad is not None]) for parameter in trained]
+    for parameter in trained:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    tensors = [parameter.grad for parameter in trained if parameter.grad is not None] + had_gradient
+    for bucket in _buckets(tensors):
+        summed = reduce(torch.cat([tensor.reshape(-1) for tensor in bucket]))
+        for tensor, part in zip(bucket, summed.split([tensor.numel() for tensor in bucket]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+    ranks_with_gradient = torch.cat(had_gradient).tolist() if trained else []
+    for parameter, ranks in zip(trained, ranks_with_gradient, strict=True):
+        if not ranks:
+            parameter.grad = None
+
+
+def _buckets(tensors: Iterable[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """Group tensors, in their order, so that what travels at a time takes little memory beside them."""
+    buckets: list[list[torch.Tensor]] = []
+    size = 0
+    for tensor in tensors:
+        if not buckets or size + tensor.numel() > _BUCKET_SIZE:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(tensor)
+        size += tensor.numel()
+    return buckets

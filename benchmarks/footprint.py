@@ -107,7 +107,10 @@ def rank_bytes(
 ) -> float:
     """Return the larger of both peaks of a rank: updates and, where no server samples, rollouts follow each other."""
     state = state_bytes(shape.actor, shape.backbone, way, ranks)
-    gathered = 2 * shape.backbone / shape.layers * 2 if way in ("fsdp2", "zero3") else 2 * shape.actor
+    # in bfloat16: all weights, or those of two layers and of what belongs to none, with their gradients in float32
+    rest = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
+    layer = (shape.backbone - shape.vocabulary * shape.hidden) / shape.layers
+    gathered = 6 * (2 * layer + rest) if way in ("fsdp2", "zero3") else 2 * shape.actor
     update = gathered + activation_bytes(shape, tokens, tokens // 4, checkpointing=True, number_bytes=3.0)
     return state + max(update, 0 if server else rollout_bytes(shape, way, episodes, 4096))
 

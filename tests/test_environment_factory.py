@@ -50,6 +50,9 @@ def test_open_environments_records_the_id_of_a_registered_environment():
         ({}, ValueError, "`environment_factory` is missing"),
         ("turnppo_hf/Sokobann-v0", ValueError, "Sokoban"),
         (lambda: object(), TypeError, "no reset"),
+        (_Environment(), TypeError, "cannot be called"),
+        (lambda: gymnasium.make("CartPole-v1"), TypeError, "observation space of 'CartPoleEnv' is Box"),
+        ("CartPole-v1", TypeError, "observation space of 'CartPole-v1' is Box"),
     ],
 )
 def test_open_environments_refuses_what_cannot_be_played(factory, error, message):

@@ -8,12 +8,12 @@ from typing import Any
 import gymnasium
 
 from turnppo_hf.environment_pool import EnvironmentPool
-from turnppo_hf.environments import make_environment
+from turnppo_hf.environments import adapt, make_environment
 
 # key of the record -> attribute by which an environment describes itself
 _SELF_DESCRIPTION = {"environment_version": "version", "action_grammar": "action_grammar", "data": "data_label"}
 
-EnvironmentFactory = str | Callable[[], gymnasium.Env]
+EnvironmentFactory = str | Callable[[], Any]
 
 
 def open_environments(
@@ -29,7 +29,7 @@ def open_environments(
 
     Raises:
         `ValueError`: no factory, or an unknown Gymnasium id.
-        `TypeError`: a factory that returns something without `reset` and `step`.
+        `TypeError`: what a factory is or returns cannot be played, see [`~turnppo_hf.environments.adapters.adapt`].
     """
     if factory is None or factory == {}:
         raise ValueError(
@@ -41,11 +41,6 @@ def open_environments(
     record: dict[str, Any] = {"environment": None, "environment_kwargs": {}, "environment_name": next(iter(named))}
     for number, name in enumerate(named):
         environment = pool.take(name)
-        if not callable(getattr(environment, "reset", None)) or not callable(getattr(environment, "step", None)):
-            raise TypeError(
-                f"The environment factory {name!r} returned {type(environment).__name__}, which has no reset() and "
-                "step(). Return a gymnasium.Env with Text spaces."
-            )
         spec = getattr(environment, "spec", None)
         if number == 0 and spec is not None:
             record = {"environment": spec.id, "environment_kwargs": dict(spec.kwargs)}
@@ -63,4 +58,11 @@ def _name_of(factory: EnvironmentFactory) -> str:
 
 
 def _callable(factory: EnvironmentFactory) -> Callable[[], gymnasium.Env]:
-    return (lambda: make_environment(factory)) if isinstance(factory, str) else factory
+    if isinstance(factory, str):
+        return lambda: make_environment(factory)
+    if not callable(factory):
+        raise TypeError(
+            f"`environment_factory` is or holds a {type(factory).__name__}, which cannot be called. Episodes run side "
+            "by side, each in an environment of its own. Pass a class or function that returns a new one, or an id."
+        )
+    return lambda: adapt(factory())

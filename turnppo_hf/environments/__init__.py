@@ -11,9 +11,10 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
+from turnppo_hf.environments.adapters import adapt, check_spaces
 from turnppo_hf.environments.checker import check_environment
 
-__all__ = ["check_environment", "full_id", "make_environment"]
+__all__ = ["adapt", "check_environment", "full_id", "make_environment"]
 
 
 def _register(name: str, entry_point: str, **kwargs: Any) -> None:
@@ -69,12 +70,7 @@ def make_environment(name: str, **kwargs: Any) -> gymnasium.Env[str, str]:
         )
     _check_arguments(spec, kwargs)
     environment = gymnasium.make(spec, disable_env_checker=True, **kwargs)
-    for kind, space in (("observation", environment.observation_space), ("action", environment.action_space)):
-        if not isinstance(space, gymnasium.spaces.Text):
-            raise TypeError(
-                f"The {kind} space of {name!r} is {type(space).__name__}, not gymnasium.spaces.Text. A language model "
-                "reads and writes text. Wrap the environment so that both spaces are Text."
-            )
+    check_spaces(environment, name)
     return environment
 
 

@@ -30,7 +30,7 @@ LAYERS = (
         "wheel",
         "_trl",
     ),
-    ("batch", "config", "evaluation", "generation", "hub", "metrics", "pictures", "play", "trajectory_log"),
+    ("batch", "config", "evaluation", "generation", "hub", "metrics", "pictures", "play", "serving", "trajectory_log"),
     ("actor_critic", "calibration", "credit", "doctor", "replay", "report", "rollout", "run_config", "sampling"),
     (
         "checkpoint",

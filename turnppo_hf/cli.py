@@ -11,6 +11,7 @@ from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from turnppo_hf import serving
 from turnppo_hf.release import PushError
 from turnppo_hf.trajectory import FailedEpisodesError, GenerationError
 
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     from turnppo_hf.evaluation import Summary
     from turnppo_hf.trajectory import Trajectory
 
-COMMANDS = ("train", "evaluate", "play", "card", "push", "report", "space", "webshop", "vllm-serve", "doctor")
+COMMANDS = (
+    *("train", "evaluate", "play", "card", "push", "report", "space"),
+    *("webshop", "openenv-serve", "vllm-serve", "doctor"),
+)
 
 # what users can cause; anything else is a mistake of ours and keeps its traceback
 _USER_ERRORS = (
@@ -151,6 +155,17 @@ def build_parser() -> argparse.ArgumentParser:
     webshop.add_argument("--num_products", type=int, help="only the first ones (default: all)")
     webshop.add_argument("--seed", type=int, default=0, help="of drawn prices and price caps (%(default)s)")
 
+    _add_servers(commands)
+    _add_doctor(commands)
+    return parser
+
+
+def _add_servers(commands: Any) -> None:
+    openenv = _command(
+        commands, "openenv-serve", serving.serve_environment, "serve an environment to OpenEnv's clients"
+    )
+    serving.add_arguments(openenv)
+
     serve = _command(commands, "vllm-serve", _vllm_serve, "start vLLM's server so that a trainer can send it weights")
     serve.add_argument("model", help=_MODEL_HELP)
     serve.add_argument("--host", default="127.0.0.1", help="who reaches it may set its weights (%(default)s)")
@@ -159,9 +174,6 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--max_model_length", type=int, help="tokens of prompt and response (default: the model's)")
     serve.add_argument("--gpu_memory_utilization", type=float, help="share of its memory (default: 0.9, on CPU 0.3)")
     serve.add_argument("--vllm_flags", default="", help="further flags of vLLM's own server, in one string")
-
-    _add_doctor(commands)
-    return parser
 
 
 def _add_space(commands: Any) -> None:

@@ -17,14 +17,17 @@ from turnppo_hf.environments.checker import check_environment
 __all__ = ["adapt", "check_environment", "full_id", "make_environment"]
 
 
-def _register(name: str, entry_point: str, **kwargs: Any) -> None:
+def _register(name: str, entry_point: str, namespace: str = "turnppo_hf", **kwargs: Any) -> None:
     # Gymnasium's checker would refuse completions outside the sampled alphabet, and its order check is our own.
-    gymnasium.register(f"turnppo_hf/{name}", entry_point, kwargs=kwargs, disable_env_checker=True, order_enforce=False)
+    gymnasium.register(
+        f"{namespace}/{name}", entry_point, kwargs=kwargs, disable_env_checker=True, order_enforce=False
+    )
 
 
 _register("Sokoban-v0", "turnppo_hf.environments.sokoban:Sokoban")
 _register("SokobanLarge-v0", "turnppo_hf.environments.sokoban:Sokoban", size=8, num_boxes=2)
 _register("WebShop-v0", "turnppo_hf.environments.webshop:WebShop")
+_register("Server-v0", "turnppo_hf.environments.openenv:OpenEnvSession", namespace="openenv")
 
 
 def full_id(name: str) -> str:
@@ -40,7 +43,8 @@ def make_environment(name: str, **kwargs: Any) -> gymnasium.Env[str, str]:
     Args:
         name (`str`):
             Gymnasium id, e.g. `"turnppo_hf/Sokoban-v0"` or, for one of ours, `"sokoban"`; `"module:id"` imports
-            `module` first, which registers it.
+            `module` first, which registers it. `"textarena/TowerOfHanoi-v0"` is a game of TextArena,
+            `"openenv/Server-v0"` with the argument `server` an OpenEnv server.
         kwargs:
             Arguments of the environment's constructor.
     Returns:
@@ -58,6 +62,9 @@ def make_environment(name: str, **kwargs: Any) -> gymnasium.Env[str, str]:
                 f"The module of the environment {name!r} cannot be imported: {error}. It is what registers the id. "
                 "Install it, or correct the part before the colon."
             ) from error
+    namespace, _, game = environment_id.rpartition("/")
+    if namespace == "textarena" and environment_id not in gymnasium.registry:
+        _register(game, "turnppo_hf.environments.textarena:TextArenaGame", namespace, game=game)
     spec = gymnasium.registry.get(environment_id)
     if spec is None:
         own = _own_ids()

@@ -1,8 +1,8 @@
-"""What a user's factory built goes in, a Gymnasium environment comes out."""
+"""What a user's factory built goes in, a Gymnasium environment comes out: Gymnasium, OpenEnv, TextArena."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
 from typing import Any
 
 import gymnasium
@@ -15,7 +15,8 @@ def adapt(environment: Any) -> gymnasium.Env[str, str]:
     Args:
         environment (`Any`):
             A Gymnasium environment with Text spaces, or anything with Gymnasium's `reset` and `step`: returned as it
-            is.
+            is. An OpenEnv client: see [`~turnppo_hf.environments.openenv.OpenEnvSession`]. A TextArena game: see
+            [`~turnppo_hf.environments.textarena.TextArenaGame`].
     Returns:
         `gymnasium.Env`: one that can be reset again and again.
     Raises:
@@ -24,11 +25,23 @@ def adapt(environment: Any) -> gymnasium.Env[str, str]:
     if isinstance(environment, gymnasium.Env):
         check_spaces(environment, type(environment.unwrapped).__name__)
         return environment
-    if callable(getattr(environment, "reset", None)) and callable(getattr(environment, "step", None)):
+    # who holds an object of theirs has imported their library, so neither is imported here to find out
+    if _is_instance(environment, "openenv.core.env_client", "EnvClient") or _is_instance(
+        environment, "openenv.core.sync_client", "SyncEnvClient"
+    ):
+        from turnppo_hf.environments.openenv import OpenEnvSession
+
+        return OpenEnvSession(environment)
+    if _is_instance(environment, "textarena.core", "Env"):
+        from turnppo_hf.environments.textarena import TextArenaGame
+
+        return TextArenaGame(environment)
+    has_both = callable(getattr(environment, "reset", None)) and callable(getattr(environment, "step", None))
+    if has_both and not isinstance(environment, type):
         return environment  # type: ignore[no-any-return]
     raise TypeError(
         f"An environment factory returned {_describe(environment)}, which has no reset() and step(). Nothing can be "
-        "played in it. Return a gymnasium.Env with Text spaces."
+        "played in it. Return a gymnasium.Env with Text spaces, an OpenEnv client or a TextArena game."
     )
 
 
@@ -48,7 +61,10 @@ def check_spaces(environment: gymnasium.Env[Any, Any], name: str) -> None:
             )
 
 
+def _is_instance(thing: object, module: str, name: str) -> bool:
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(thing, kind)
+
+
 def _describe(thing: object) -> str:
-    if isinstance(thing, type):
-        return f"the class {thing.__name__}"
-    return "a dict" if isinstance(thing, Mapping) else type(thing).__name__
+    return f"the class {thing.__name__}, not an object" if isinstance(thing, type) else type(thing).__name__

@@ -1,0 +1,42 @@
+"""A server of OpenEnv's in a process of its own, started, killed and started again on the same port."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+
+import httpx2
+
+
+class Server:
+    """`turnppo openenv-serve`; `start` waits until it answers, `kill` leaves it no time to say goodbye."""
+
+    def __init__(self, log, environment="turnppo_hf/Sokoban-v0", max_sessions=20, **kwargs):
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port = probe.getsockname()[1]
+        self.log, self.process = log, None
+        self.command = [
+            *(sys.executable, "-c", "import sys; from turnppo_hf.cli import main; sys.exit(main(sys.argv[1:]))"),
+            *("openenv-serve", environment, "--port", str(self.port), "--max_sessions", str(max_sessions)),
+            *("--environment_kwargs", json.dumps(kwargs)),
+        ]
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def start(self):
+        with open(self.log, "a") as output:
+            self.process = subprocess.Popen(self.command, stdout=output, stderr=output)
+        for _ in range(600):
+            assert self.process.poll() is None, f"the server ended: see {self.log}"
+            try:
+                httpx2.get(f"{self.url}/health")
+                return self
+            except httpx2.TransportError:
+                time.sleep(0.1)
+        raise TimeoutError(f"the server does not answer: see {self.log}")
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
@@ -14,7 +14,17 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from turnppo_hf.environments.adapters import adapt, check_spaces
 from turnppo_hf.environments.checker import check_environment
 
-__all__ = ["adapt", "check_environment", "full_id", "make_environment"]
+if TYPE_CHECKING:
+    from turnppo_hf.environments.trl_classes import SokobanTools, WebShopTools
+
+__all__ = ["SokobanTools", "WebShopTools", "adapt", "check_environment", "full_id", "make_environment"]
+
+
+def __getattr__(name: str) -> Any:
+    # loaded at first use, so that the registration of the ids needs neither environment
+    if name not in ("SokobanTools", "WebShopTools"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.trl_classes"), name)
 
 
 def _register(name: str, entry_point: str, namespace: str = "turnppo_hf", **kwargs: Any) -> None:

@@ -30,13 +30,15 @@ _ACTION_NAMES = {number: name for name, number in ACTIONS.items()}
 _ACTION_IDS = {name.lower(): number for name, number in ACTIONS.items()}
 _SEPARATORS = {"tags": " || ", "bare": " "}
 
-_INSTRUCTIONS = """\
+RULES = """\
 You are playing Sokoban on a grid. Move the player so that every box ends up on a target.
 Walking against a box pushes it one cell if the cell behind it is free. Boxes cannot be pulled, walls do not move.
 
 Symbols: # wall, _ floor, O target, X box, √ box on a target, P player, S player on a target
-Actions: Up, Down, Left, Right
-An answer holds one to {max_actions_per_turn} actions, separated by " || ". They are carried out in order.
+"""
+_INSTRUCTIONS = f"""\
+{RULES}Actions: Up, Down, Left, Right
+An answer holds one to {{max_actions_per_turn}} actions, separated by " || ". They are carried out in order.
 
 """
 _TURN = """\

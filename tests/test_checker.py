@@ -10,7 +10,7 @@ import gymnasium
 import pytest
 from gymnasium.spaces import Discrete, Text
 
-from turnppo_hf.environments import check_environment, make_environment
+from turnppo_hf.environments import SokobanTools, WebShopTools, check_environment, make_environment
 
 
 class Countdown(gymnasium.Env[str, str]):
@@ -96,3 +96,89 @@ def test_other_spaces_are_told_without_playing() -> None:
 
 def test_endless_environment_is_no_problem() -> None:
     assert check_environment(Countdown(flag=lambda ended: False, end=bool), max_turns=5) == []
+
+
+def test_class_id_and_what_cannot_be_played_are_told_without_playing() -> None:
+    assert "is no environment; pass one that was made" in check_environment(Countdown)[0]
+    assert "is no environment; pass one that was made" in check_environment("sokoban")[0]
+    environment = Countdown()
+    del environment.action_space
+    assert check_environment(environment) == ["The action space is missing; it must be gymnasium.spaces.Text."]
+
+
+class Duck:
+    """Gymnasium's methods and nothing else."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, dict[str, Any]]:
+        self.over = False
+        return "quack", {}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if self.over:
+            raise RuntimeError("over")
+        self.over = True
+        return "quack", 0.0, True, False, {}
+
+
+def test_environment_without_spaces_is_played_with_given_completions() -> None:
+    assert check_environment(Duck()) == [
+        "There is no action space to draw completions from; pass some in `completions`."
+    ]
+    assert check_environment(Duck(), completions=["x"]) == []
+
+
+class Tools:
+    """A sound class of TRL's."""
+
+    def reset(self, seed: int = 0, **row: Any) -> Any:
+        return f"Guess {seed}."
+
+    def guess(self, number: int, loudly: bool = False) -> str:
+        """
+        Guess.
+
+        Args:
+            number: The number.
+            loudly (`bool`): Whether to shout.
+        """
+        return "no"
+
+    def get_reward(self) -> Any:
+        return 0.0
+
+
+def test_sound_tools_have_no_problem() -> None:
+    assert check_environment(Tools()) == []
+    assert check_environment(SokobanTools()) == []
+    assert check_environment(WebShopTools(data="synthetic")) == []
+
+
+def unhinted(self, number, *rest):  # type: ignore[no-untyped-def]
+    """
+    Guess.
+
+    Args:
+        numbers: Not its name.
+    """
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"guess": lambda self, number: "no"}, "The tool `guess` has no docstring"),
+        ({"guess": unhinted}, "The argument `number` of the tool `guess` has no type hint"),
+        ({"guess": unhinted}, r"The argument `number` of the tool `guess` is not described under `Args:`"),
+        ({"guess": unhinted}, r"The tool `guess` takes `\*rest`"),
+        ({"guess": None}, "neither `step` nor a public method that is a tool"),
+        ({"reset": lambda self, seed: "x"}, "`reset` does not take the columns of a dataset row"),
+        ({"reset": lambda self, **row: 7}, "`reset` returned int"),
+        ({"reset": lambda self, **row: unseeded(("", {}))[0]}, "Two resets with seed 0 return different observations"),
+        ({"reset": lambda self, **row: raise_error(row)}, "`reset` with seed 0 raised KeyError"),
+        ({"get_reward": lambda self: "1"}, "`get_reward` returned '1'"),
+        ({"get_reward": lambda self: float("nan")}, "`get_reward` returned nan"),
+        ({"get_reward": None}, "no `get_reward` and no list `rewards`"),
+    ],
+)
+def test_each_defect_of_tools_is_told_once(changes: dict[str, Any], message: str) -> None:
+    problems = check_environment(type("Changed", (Tools,), changes)())
+    assert len([problem for problem in problems if re.search(message, problem)]) == 1, problems

@@ -187,6 +187,14 @@ def test_action_that_is_no_text_asks_for_parse_action(action_type, fields):
         adapt(client_of(action_type))
 
 
+def test_checker_tells_what_an_openenv_client_lacks():
+    [problem] = check_environment(client_of(Move))
+    assert "and the model writes one text" in problem
+    session = OpenEnvSession(client_of(Say), patience_s=0.0)
+    [problem] = check_environment(session, completions=["x"])
+    assert "raised ConnectionError" in problem and "opened no session" in problem
+
+
 def test_observation_is_its_only_field_or_all_fields():
     assert text_of_observation("board") == "board"
     assert text_of_observation({"text": "board", "metadata": {"a": 1}}) == "board"

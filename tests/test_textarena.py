@@ -120,6 +120,8 @@ def test_game_object_is_adapted_and_sound():
     environment = adapt(textarena.make("Secretary-v0"))
     assert isinstance(environment, TextArenaGame)
     assert check_environment(environment, completions=["[continue]", "[accept]"]) == []
+    [problem] = check_environment(textarena.make("TicTacToe-v0"))
+    assert "with 1 of its players" in problem
 
 
 def test_three_updates_in_a_game(make_trainer, embedded_actor):

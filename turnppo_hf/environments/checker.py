@@ -9,6 +9,9 @@ from typing import Any
 
 import gymnasium
 
+from turnppo_hf.environments.adapters import adapt
+from turnppo_hf.environments.tool_checker import check_tools, has_tools_only
+
 _TRUNCATIONS = ("task_budget", "time_limit")
 
 
@@ -24,7 +27,7 @@ class _Problem(Exception):
 
 
 def check_environment(
-    environment: gymnasium.Env[str, str],
+    environment: Any,
     *,
     completions: Sequence[str] = (),
     num_episodes: int = 3,
@@ -37,11 +40,13 @@ def check_environment(
     Checked are: Text spaces; `reset` returns `(observation, info)` and `step` a 5-tuple; observations are non-empty
     strings; rewards are finite numbers; both flags are `bool`; `info["penalty"]` is at most 0, `info["truncation"]`
     is `"task_budget"` or `"time_limit"`, `info["action"]` a string and `info["solved"]` a bool where they are given;
-    the same seed and completions give the same observations and rewards; `step` raises after the end.
+    the same seed and completions give the same observations and rewards; `step` raises after the end. Of an
+    environment class of TRL, its tools' docstrings and type hints, its `reset` and its reward are checked instead.
 
     Args:
-        environment (`gymnasium.Env`):
-            Any Gymnasium environment with `Text` spaces. It is left in the middle of an episode.
+        environment (`Any`):
+            What an environment factory returns: a Gymnasium environment with `Text` spaces, an OpenEnv client, a game
+            of TextArena, or an object of one of TRL's environment classes. It is left in the middle of an episode.
         completions (`Sequence[str]`, *optional*):
             What the player writes, over and over. Sampled from the action space by default, which rarely is an
             action: pass some that are.
@@ -54,18 +59,41 @@ def check_environment(
     Returns:
         `list[str]`: one sentence per kind of problem, empty if none was found.
     """
-    problems: list[str] = []
-    for kind, space in (("observation", environment.observation_space), ("action", environment.action_space)):
-        if not isinstance(space, gymnasium.spaces.Text):
-            problems.append(f"The {kind} space is {type(space).__name__}; it must be gymnasium.spaces.Text.")
+    if isinstance(environment, type | str):
+        return [f"{environment!r} is no environment; pass one that was made, as an environment factory returns it."]
+    if has_tools_only(environment):
+        return check_tools(environment, seed)
+    problems = _space_problems(environment) if isinstance(environment, gymnasium.Env) else []
     if problems:
         return problems
-    for episode_seed in range(seed, seed + num_episodes):
-        environment.action_space.seed(episode_seed)
-        script = [
-            completions[turn % len(completions)] if completions else environment.action_space.sample()
-            for turn in range(max_turns)
-        ]
+    try:
+        environment = adapt(environment)
+    except Exception as error:
+        return [f"{error}"]
+    if not completions and getattr(environment, "action_space", None) is None:
+        return ["There is no action space to draw completions from; pass some in `completions`."]
+    return _playing_problems(environment, completions, range(seed, seed + num_episodes), max_turns)
+
+
+def _space_problems(environment: gymnasium.Env[Any, Any]) -> list[str]:
+    problems = []
+    for kind in ("observation", "action"):
+        space = getattr(environment, f"{kind}_space", None)
+        if not isinstance(space, gymnasium.spaces.Text):
+            found = "missing" if space is None else type(space).__name__
+            problems.append(f"The {kind} space is {found}; it must be gymnasium.spaces.Text.")
+    return problems
+
+
+def _playing_problems(
+    environment: gymnasium.Env[str, str], completions: Sequence[str], seeds: Sequence[int], max_turns: int
+) -> list[str]:
+    problems: list[str] = []
+    for episode_seed in seeds:
+        script = [completions[turn % len(completions)] for turn in range(max_turns)] if completions else []
+        if not completions:
+            environment.action_space.seed(episode_seed)
+            script = [environment.action_space.sample() for _ in range(max_turns)]
         try:
             first = _play(environment, episode_seed, script, problems)
             if first.ended:
@@ -80,7 +108,8 @@ def check_environment(
         if first != second:
             problems.append(
                 f"Two episodes with seed {episode_seed} and the same completions differ; all randomness must come "
-                "from `self.np_random`, which `super().reset(seed=seed)` seeds."
+                "from the seed that `reset` gets: in Gymnasium's environments from `self.np_random`, which "
+                "`super().reset(seed=seed)` seeds."
             )
     return list(dict.fromkeys(problems))
 

@@ -1,0 +1,96 @@
+"""An environment of one of TRL's classes goes in; sentences about its tools, its reset and its reward come out."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_NO_TOOLS = ("reset", "get_reward", "close")
+
+
+def has_tools_only(environment: object) -> bool:
+    """Whether it is played by calling methods, as TRL's environment classes are: it has `reset` and no `step`."""
+    return callable(getattr(environment, "reset", None)) and not callable(getattr(environment, "step", None))
+
+
+def check_tools(environment: Any, seed: int) -> list[str]:
+    """
+    Tells what keeps a trainer from offering the methods of an environment to a model, or from paying its episodes.
+
+    Args:
+        environment (`Any`): An object with `reset` and no `step`; it is reset twice.
+        seed (`int`): Given to `reset`, beside an empty `prompt`.
+    Returns:
+        `list[str]`: one sentence per problem.
+    """
+    tools = {
+        name: method
+        for name, method in inspect.getmembers(type(environment), inspect.isfunction)
+        if not name.startswith("_") and name not in _NO_TOOLS
+    }
+    problems = [problem for name, tool in tools.items() for problem in _tool_problems(name, tool)]
+    if not tools:
+        problems.append(
+            f"{type(environment).__name__} has neither `step` nor a public method that is a tool, so the model can do "
+            "nothing. The tools are the public methods of the class, besides `reset` and `get_reward`."
+        )
+    if not _takes_a_row(environment.reset):
+        problems.append(
+            "`reset` does not take the columns of a dataset row, such as `prompt` and `seed`, as arguments. End its "
+            "parameters with `**row`."
+        )
+        return problems
+    return problems + list(_play_problems(environment, seed))
+
+
+def _tool_problems(name: str, tool: Callable[..., Any]) -> Iterator[str]:
+    text = inspect.getdoc(tool) or ""
+    if not text:
+        yield f"The tool `{name}` has no docstring; the model is told nothing about it."
+    described = set(re.findall(r"^\s+(\w+)\s*(?:\([^)]*\))?:", text.partition("Args:")[2], re.MULTILINE))
+    for parameter in list(inspect.signature(tool).parameters.values())[1:]:
+        if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+            yield f"The tool `{name}` takes `{parameter}`; its schema can only hold named arguments."
+            continue
+        if parameter.annotation is inspect.Parameter.empty:
+            yield f"The argument `{parameter.name}` of the tool `{name}` has no type hint; its schema needs one."
+        if text and parameter.name not in described:
+            yield (
+                f"The argument `{parameter.name}` of the tool `{name}` is not described under `Args:` in its "
+                "docstring; its schema needs a sentence."
+            )
+
+
+def _takes_a_row(reset: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(reset).bind(prompt="", seed=0)
+    except TypeError:
+        return False
+    return True
+
+
+def _play_problems(environment: Any, seed: int) -> Iterator[str]:
+    try:
+        first, second = (environment.reset(prompt="", seed=seed) for _ in range(2))
+    except Exception as error:
+        yield f"`reset` with seed {seed} raised {type(error).__name__}: {error}"
+        return
+    if first is not None and not isinstance(first, str | list):
+        yield f"`reset` returned {type(first).__name__}; it must return the first observation as a str, or None."
+    elif first != second:
+        yield f"Two resets with seed {seed} return different observations; all randomness must come from the seed."
+    if not callable(getattr(environment, "get_reward", None)):
+        if not isinstance(getattr(environment, "rewards", None), list):
+            yield (
+                "There is no `get_reward` and no list `rewards`, so no episode earns anything unless the trainer is "
+                "given `reward_funcs`."
+            )
+        return
+    reward = environment.get_reward()
+    if inspect.iscoroutine(reward):
+        reward.close()
+    elif isinstance(reward, bool) or not isinstance(reward, int | float | None) or not math.isfinite(reward or 0):
+        yield f"`get_reward` returned {reward!r}; it must return a finite number, or None where there is no reward."

@@ -1,4 +1,4 @@
-"""A server of OpenEnv's in a process of its own, started, killed and started again on the same port."""
+"""Servers of OpenEnv's: in a process that is killed and started again on the same port, or in a thread."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
 
 import httpx2
 
@@ -40,3 +42,23 @@ class Server:
     def kill(self):
         self.process.kill()
         self.process.wait()
+
+
+@contextmanager
+def serving(make_environment):
+    """Serve an environment from a thread; yield the server's URL."""
+    import uvicorn
+
+    from turnppo_hf.environments.openenv_server import openenv_app
+
+    app = openenv_app("served", make_environment)
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()

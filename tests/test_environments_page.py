@@ -1,8 +1,7 @@
 """docs/environments.md does what it says: its examples run in order, and the first one learns."""
 
 import re
-import threading
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,11 +9,9 @@ import pytest
 pytest.importorskip("openenv")
 pytest.importorskip("textarena")
 
-import uvicorn
-
+from tests.openenv_server import serving
 from tests.test_trl_classes import calling_model  # noqa: F401 (a fixture)
 from turnppo_hf.environments import make_environment
-from turnppo_hf.environments.openenv_server import openenv_app
 
 PAGE = (Path(__file__).parents[1] / "docs" / "environments.md").read_text(encoding="utf-8")
 MAX_LINES, MAX_CODE_LINES = 40, 25
@@ -24,20 +21,6 @@ def blocks(text):
     return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
-@pytest.fixture
-def server_url():
-    """An OpenEnv server in a thread, where the page's shell block would have started one in a process."""
-    app = openenv_app("sokoban", lambda: make_environment("sokoban", action_format="bare"))
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-
-
 def test_first_example_is_short():
     [section] = re.findall(r"^## Your own, from nothing\n(.*?)^## ", PAGE, re.DOTALL | re.MULTILINE)
     [code] = blocks(section)
@@ -45,17 +28,8 @@ def test_first_example_is_short():
     assert len([line for line in code.splitlines() if line.strip()]) <= MAX_CODE_LINES
 
 
-def test_examples_run_in_order_and_the_first_one_learns(server_url, calling_model, tmp_path, monkeypatch, capsys):  # noqa: F811
-    actor, tokenizer, _ = calling_model
-    actor.save_pretrained(tmp_path / "chat")
-    tokenizer.save_pretrained(tmp_path / "chat")
-    monkeypatch.chdir(tmp_path)
-    stand_ins = {
-        '"Qwen/Qwen3-0.6B"': repr(str(tmp_path / "chat")),
-        "max_steps=100, max_completion_length=2048": "max_steps=1, max_completion_length=64, use_cpu=True, "
-        "bf16=False, per_device_train_batch_size=2, num_generations=2",
-        "http://localhost:8000": server_url,
-    }
+def run_examples(stand_ins):
+    """Run the page's blocks in one namespace, with what a test has in place of a model on the Hub and a server."""
     assert all(written in PAGE for written in stand_ins)
     namespace = {"__name__": "page"}
     for number, source in enumerate(blocks(PAGE)):
@@ -70,5 +44,20 @@ def test_examples_run_in_order_and_the_first_one_learns(server_url, calling_mode
             assert len(success) == 12 and sum(success[-4:]) > sum(success[:4]) + 0.4
             # the others only have to run
             namespace["args"].max_steps, namespace["args"].generation_batch_size = 2, 8
-    assert capsys.readouterr().out.splitlines().count("[]") == 2  # both environments that are checked are sound
     assert {item.environment for item in namespace["trainer"]._last_trajectories} == {"lift", "guess"}
+
+
+def test_examples_run_in_order_and_the_first_one_learns(calling_model, tmp_path, monkeypatch, capsys):  # noqa: F811
+    actor, tokenizer, _ = calling_model
+    actor.save_pretrained(tmp_path / "chat")
+    tokenizer.save_pretrained(tmp_path / "chat")
+    monkeypatch.chdir(tmp_path)
+    sokoban = partial(make_environment, "sokoban", action_format="bare")
+    stand_ins = {
+        '"Qwen/Qwen3-0.6B"': repr(str(tmp_path / "chat")),
+        "max_steps=100, max_completion_length=2048": "max_steps=1, max_completion_length=64, use_cpu=True, "
+        "bf16=False, per_device_train_batch_size=2, num_generations=2",
+    }
+    with serving(sokoban) as server_url:  # what the page's shell block starts in a process
+        run_examples(stand_ins | {"http://localhost:8000": server_url})
+    assert capsys.readouterr().out.splitlines().count("[]") == 2  # both environments that are checked are sound

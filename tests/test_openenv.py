@@ -12,7 +12,7 @@ from openenv.core import EnvClient, GenericEnvClient
 from openenv.core.client_types import StepResult
 from openenv.core.env_server import Action
 
-from tests.openenv_server import Server
+from tests.openenv_server import Server, serving
 from tests.scripted import CountingEnvironment
 from turnppo_hf.environments import adapt, check_environment, make_environment
 from turnppo_hf.environments.openenv import OpenEnvSession, text_of_observation
@@ -126,6 +126,22 @@ def test_twenty_sessions_survive_a_restart_of_the_server(server, make_trainer, e
         bystander.step("Left")
     assert bystander.reset(seed=2) == local.reset(seed=2)
     assert bystander.step("Left") == local.step("Left")
+
+
+def test_connection_that_the_client_opens_anew_is_another_session():
+    class Forgiving(CountingEnvironment):
+        """Plays on without having been reset, as many servers' environments do."""
+
+        turn, target = 0, "#"
+
+    with serving(Forgiving) as url:
+        session = OpenEnvSession(url)
+        session.reset(seed=1)
+        session.step("Down")
+        session._client.disconnect()
+        with pytest.raises(ConnectionError, match="was lost"):
+            session.step("Down")
+        session.close()
 
 
 def test_full_server_unreachable_server_and_slow_server_are_told_apart(server, open_session):

@@ -28,7 +28,7 @@ _Result = TypeVar("_Result")
 
 _LOST = (ConnectionError, ConnectionClosed, EOFError)
 _NOT_SHOWN = ("done", "reward", "metadata")  # fields of an observation that are not what the model reads
-_RETRY_S = 0.5
+_RETRY_S, _LONGEST_RETRY_S = 0.5, 4.0  # the pause doubles: hundreds that wait leave the server time to start
 _SCHEMA_TIMEOUT_S = 10.0
 _CUTS = ("task_budget", "time_limit")
 
@@ -181,7 +181,7 @@ class OpenEnvSession(gymnasium.Env[str, str]):
 
     def _patiently(self, call: Callable[[], _Result]) -> _Result:
         """Call again while the server cannot be reached or is full, up to `patience_s`."""
-        deadline = time.monotonic() + self.patience_s
+        deadline, pause = time.monotonic() + self.patience_s, _RETRY_S
         while True:
             try:
                 return call()
@@ -189,7 +189,7 @@ class OpenEnvSession(gymnasium.Env[str, str]):
                 is_full = "CAPACITY_REACHED" in str(error)
                 if isinstance(error, RuntimeError) and not is_full:
                     raise
-                if time.monotonic() + _RETRY_S > deadline:
+                if time.monotonic() + pause > deadline:
                     advice = (
                         "It has no session left: raise its `max_concurrent_envs` to the number of episodes that are "
                         "played at a time."
@@ -200,7 +200,8 @@ class OpenEnvSession(gymnasium.Env[str, str]):
                         f"The OpenEnv server {self._client.base_url} opened no session within {self.patience_s:g} s "
                         f"({error}). {advice}"
                     ) from error
-            time.sleep(_RETRY_S)
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_RETRY_S)
 
     def _text_action(self) -> Callable[[str], Any]:
         """Find the text field of the action: in the client's type, or where it has none in the server's schema."""

@@ -13,7 +13,6 @@ import textarena
 
 from turnppo_hf.environments import adapt, check_environment, make_environment
 from turnppo_hf.environments.textarena import TextArenaGame
-from turnppo_hf.trajectory import StopReason
 
 GUESSES = [f"[{number}]" for number in (10, 5, 15, 3, 7, 12, 17, 1)]
 
@@ -130,12 +129,14 @@ def test_game_object_is_adapted_and_sound():
 
 
 def test_three_updates_in_a_game(make_trainer, embedded_actor):
+    # one hot character a turn: a digit is a guess, and a guess is paid by its distance at the end
     trainer = make_trainer(
-        "textarena/GuessTheNumber-v0", model=embedded_actor, max_steps=3, max_turns=3, max_turn_length=4
+        "textarena/GuessTheNumber-v0", model=embedded_actor, max_steps=3, max_turn_length=1, temperature=3.0
     )  # fmt: skip
     assert trainer.environment_record["environment"] == "textarena/GuessTheNumber-v0"
     trainer.train()
-    assert trainer.state.global_step == 3
+    logs = [entry for entry in trainer.state.log_history if "policy_loss" in entry]
+    assert len(logs) == 3 and any(log["reward"] > 0 for log in logs)
+    assert all(log["episodes/failed"] == 0 and log["grad_norm/actor"] > 0 for log in logs)
     played = trainer._last_trajectories
-    assert len(played) == 8 and {item.stop_reason for item in played} <= {StopReason.TERMINATED, StopReason.TURN_LIMIT}
-    assert all("Guess The Number" in trajectory.turns[0].observation for trajectory in played)
+    assert len(played) == 8 and all("Guess The Number" in trajectory.turns[0].observation for trajectory in played)

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, TrainerCallback
 from tests.scripted import CountingEnvironment
 from turnppo_hf import TurnPPOConfig, TurnPPOTrainer, collector
 from turnppo_hf.batch import TurnBatch
-from turnppo_hf.sharding import whole, whole_gradient
+from turnppo_hf.sharding import leave_together, whole, whole_gradient
 from turnppo_hf.trajectory import StopReason
 
 EMBEDDED = Path(__file__).parents[1] / "turnppo_hf" / "models" / "sokoban_tiny"
@@ -115,3 +115,4 @@ def main(folder: Path, cases: str) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2])
+    leave_together()

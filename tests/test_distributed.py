@@ -58,7 +58,9 @@ def one(tmp_path_factory):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    run_ranks("distributed_run.py", folder, json.dumps([{"name": name, **case} for name, case in CASES.items()]))
+    run_ranks(
+        "distributed_run.py", folder, json.dumps([{"name": name, **case} for name, case in CASES.items()]), timeout=300
+    )
     return {name: load_file(folder / f"{name}.safetensors") for name in CASES}
 
 

@@ -34,7 +34,7 @@ def server():
 def folder(tmp_path_factory, server):
     folder = tmp_path_factory.mktemp("fsdp")
     cases = json.dumps([*LAUNCH, {**SERVER, "vllm_server_base_url": server.url}])
-    run_ranks("distributed_run.py", folder, cases, **variables_of("fsdp2", mixed_precision="no"))
+    run_ranks("distributed_run.py", folder, cases, timeout=300, **variables_of("fsdp2", mixed_precision="no"))
     return folder
 
 

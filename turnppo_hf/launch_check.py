@@ -21,7 +21,7 @@ from turnppo_hf.config import TurnPPOConfig
 from turnppo_hf.doctor import Diagnosis, columns
 from turnppo_hf.environments import make_environment
 from turnppo_hf.model_folder import find_model
-from turnppo_hf.sharding import whole, whole_gradient
+from turnppo_hf.sharding import leave_together, whole, whole_gradient
 from turnppo_hf.trainer import TurnPPOTrainer
 
 _FSDP2 = "--use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP --fsdp_reshard_after_forward true"
@@ -183,3 +183,4 @@ def main(folder: Path, *, name: str, **settings: Any) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), **json.loads(sys.argv[2]))
+    leave_together()

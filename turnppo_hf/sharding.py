@@ -49,6 +49,13 @@ def shard_on_cpu(accelerator: Accelerator) -> bool:
     return True
 
 
+def leave_together() -> None:
+    """End the group of processes when all are done: its threads abort a process that ends with them running."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def load_whole(model: Any) -> None:
     """
     Keep transformers from loading networks in ZeRO-3's partitions: the critic starts as a copy of whole weights.

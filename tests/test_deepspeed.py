@@ -27,7 +27,7 @@ LAUNCH = [
 def folder(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     variables = {**variables_of(request.param, mixed_precision="no"), "DS_ACCELERATOR": "cpu"}
-    run_ranks("distributed_run.py", folder, json.dumps(LAUNCH), timeout=300, **variables)
+    run_ranks("distributed_run.py", folder, json.dumps(LAUNCH), timeout=600, **variables)
     return folder
 
 

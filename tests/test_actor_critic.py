@@ -17,6 +17,7 @@ from tests.tiny import (
     tiny_actor_critic,
     turn_logprobs,
 )
+from turnppo_hf import actor_critic
 from turnppo_hf.actor_critic import ActorCritic, critic_from_actor, disable_dropout, sampled_logprobs
 from turnppo_hf.batch import stack
 from turnppo_hf.credit import decision_values
@@ -76,6 +77,60 @@ def test_sampled_logprobs_run_the_head_at_sampled_tokens_only_and_leave_no_hook(
     assert seen[-1] == (*batch.input_ids.shape, VOCABULARY)
     handle.remove()
     assert not actor.lm_head._forward_pre_hooks
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "qwen3_moe"])
+def test_scoring_in_chunks_gives_the_same_and_never_holds_more_logits_than_a_chunk(name, monkeypatch):
+    actor = (architecture(name) if name in ARCHITECTURES else tiny_actor(name)).eval()
+    batch = stack(draw_trajectories(1, count=6))
+    seen, results, plain = [], [], torch.log_softmax
+    monkeypatch.setattr(torch, "log_softmax", lambda logits, dim: seen.append(logits.numel()) or plain(logits, dim))
+    for limit in (2**25, 5 * VOCABULARY):
+        monkeypatch.setattr(actor_critic, "_MAX_LOGITS", limit)
+        actor.zero_grad()
+        logprobs, entropies = sampled_logprobs(actor, batch, 0.7, entropy_gradient=True)
+        (logprobs.sum() + entropies.square().sum()).backward()
+        gradients = {name: item.grad.clone() for name, item in actor.named_parameters() if item.grad is not None}
+        results.append({"logprobs": logprobs.detach(), "entropies": entropies.detach(), **gradients})
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+    # soft-capping is the model's own forward's, so these logits are made at once
+    largest = batch.num_tokens if name == "gemma2" else 5
+    assert seen[0] == batch.num_tokens * VOCABULARY > 5 * VOCABULARY and max(seen[1:]) == largest * VOCABULARY
+    assert (
+        "forward" not in vars(actor.get_output_embeddings()) and not actor.get_output_embeddings()._forward_pre_hooks
+    )
+
+
+def test_scoring_in_chunks_notices_a_model_that_changes_its_logits_in_a_way_of_its_own(monkeypatch):
+    class Doubling(type(tiny_actor())):
+        def forward(self, **inputs):
+            output = super().forward(**inputs)
+            output.logits = 2 * output.logits
+            return output
+
+    actor, batch = tiny_actor(), stack(draw_trajectories(1, count=6))
+    actor.__class__ = Doubling
+    expected, _ = sampled_logprobs(actor, batch)
+    monkeypatch.setattr(actor_critic, "_MAX_LOGITS", 5 * VOCABULARY)
+    torch.testing.assert_close(sampled_logprobs(actor, batch)[0], expected)
+
+
+def test_rows_of_other_lengths_are_read_apart_and_give_the_same_gradients(monkeypatch):
+    model, batch = tiny_actor_critic("qwen3").eval(), stack(draw_trajectories(3, count=6))
+    results, shapes = [], []
+    model.critic.register_forward_pre_hook(
+        lambda _, __, inputs: shapes.append(inputs["input_ids"].shape), with_kwargs=True
+    )
+    for saved in (10**6, 5):
+        monkeypatch.setattr("turnppo_hf.batch._MIN_SAVED_TOKENS", saved)
+        model.zero_grad()
+        values, (logprobs, _) = model("critic", batch), model("actor", batch)
+        (batch.at_turns(values).square().sum() + logprobs.square().sum()).backward()
+        gradients = {name: item.grad.clone() for name, item in model.named_parameters()}
+        results.append({"values": batch.at_turns(values.detach()), "logprobs": logprobs.detach(), **gradients})
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
+    assert shapes[0] == batch.input_ids.shape
+    assert len(shapes) > 2 and sum(shape.numel() for shape in shapes[1:]) <= shapes[0].numel() - 5
 
 
 def test_sampled_logprobs_of_a_batch_equal_each_turn_alone():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import fields, replace
 
 import pytest
@@ -165,6 +166,21 @@ def test_micro_batches_hold_every_trajectory_once_and_stay_within_the_limit(seed
     for group in groups:
         assert len(group) == 1 or batch.select(group).input_ids.numel() <= max_tokens
     assert len(batch.micro_batches(10**9)) == 1
+
+
+def test_rows_by_length_are_cut_only_where_that_saves_enough_and_leave_little_padding():
+    rng = random.Random(0)
+    lengths = [rng.randint(20, 600) for _ in range(64)]
+    batch = stack([make_trajectory([make_turn(range(1, length), (1,))]) for length in lengths])
+    groups = batch.rows_by_length()
+    assert sorted(int(row) for rows, _ in groups for row in rows) == list(range(64))
+    assert all(width == max(lengths[row] for row in rows) for rows, width in groups)
+    assert 1 - sum(lengths) / batch.num_positions < 0.1 < 1 - sum(lengths) / batch.input_ids.numel()
+    assert len(groups) < 16
+    # no cut saves 1024 tokens here, so the rows stay as they are
+    ((rows, width),) = batch.select(range(4)).rows_by_length()
+    assert rows.tolist() == list(range(4)) and width == max(lengths[:4])
+    assert stack([]).rows_by_length() == []
 
 
 @settings(max_examples=40, deadline=None)

@@ -169,6 +169,27 @@ def test_group_baselines_play_each_task_several_times(make_trainer):
     assert len({(t.group, t.seed) for t in trainer._last_trajectories}) == 2
 
 
+@pytest.mark.parametrize("passes", [1, 2])
+def test_with_one_update_per_batch_no_row_is_read_twice(make_trainer, passes):
+    trainer = make_trainer(num_iterations=passes, max_steps=passes)
+    read = {"actor": 0, "critic": 0}
+
+    def count(name):
+        def hook(_, arguments, inputs):
+            if "past_key_values" not in inputs:  # the rollout has a cache
+                read[name] += inputs["input_ids"].shape[0]
+
+        return hook
+
+    for name, network in trainer.model.networks.items():
+        network.register_forward_pre_hook(count(name), with_kwargs=True)
+    trainer.train()
+    rows = len(trainer._rollout.batch.input_ids)
+    # several updates need the values before them, which is another pass; old log-probs are those of the exact sampler
+    assert read == {"actor": passes * rows, "critic": (1 if passes == 1 else 3) * rows}
+    assert trainer.collector.generator.tokens_processed <= int(trainer._rollout.batch.attention_mask.sum())
+
+
 def test_batch_is_collected_once_for_all_its_updates(make_trainer):
     trainer = make_trainer(num_iterations=2, num_minibatches=2, max_steps=8)
     calls = []

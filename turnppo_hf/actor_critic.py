@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForTokenClassification, PreTrainedModel
 
 from turnppo_hf._trl import disable_dropout_in_model
 from turnppo_hf.batch import TurnBatch
+
+# Entries of the table of sampled tokens x vocabulary that exist at a time, 128 MiB in float32.
+_MAX_LOGITS = 2**25
+# settings of models that change logits after the head: these keep their own forward's
+_RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
 class ActorCritic(nn.Module):
@@ -57,8 +63,10 @@ class ActorCritic(nn.Module):
         if mode == "actor":
             return sampled_logprobs(self.actor, batch, temperature, entropy_gradient=entropy_gradient)
         assert self.critic is not None
-        output = self.critic(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-        return output.logits[..., 0].float()
+        critic = self.critic
+        return over_rows(
+            critic, batch, lambda input_ids, _: critic(input_ids=input_ids, use_cache=False).logits[..., 0].float()
+        )
 
     @property
     def networks(self) -> dict[str, PreTrainedModel]:
@@ -128,39 +136,110 @@ def sampled_logprobs(
     """
     Score the sampled tokens of a batch; the head runs at these positions only.
 
+    Where their table of logits would be large, a part of it exists at a time and the backward pass makes each part
+    anew.
+
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: log-probs and entropies in nats, `(R, T)` float32, 0.0 where
         `completion_mask` is 0. Both are of the full distribution at `temperature`. Without `entropy_gradient` the
         entropies are constants, which saves a table of sampled tokens x vocabulary in the backward pass.
     """
-    sampled = batch.completion_mask.bool()
-    predicting = sampled.roll(-1, dims=1)  # the position before a token predicts it
-    predicting[:, -1] = False
-    with _head_only_at(model, predicting):
-        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-    distribution = torch.log_softmax(logits.float() / temperature, dim=-1)  # (sampled tokens, V)
-    chosen = distribution.gather(-1, batch.input_ids[sampled][:, None])[:, 0]
-    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        entropy = -(distribution.exp() * distribution).sum(-1)
-    zeros = distribution.new_zeros(sampled.shape)
-    return zeros.masked_scatter(sampled, chosen), zeros.masked_scatter(sampled, entropy)
+
+    def score(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        distribution = torch.log_softmax(logits.float() / temperature, dim=-1)  # (tokens, V)
+        chosen = distribution.gather(-1, tokens[:, None])[:, 0]
+        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+            entropies = -(distribution.exp() * distribution).sum(-1)
+        return torch.stack([chosen, entropies])  # (2, tokens)
+
+    def forward(input_ids: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
+        predicting = sampled.roll(-1, dims=1)  # the position before a token predicts it
+        predicting[:, -1] = False
+        tokens = input_ids[sampled]
+        with _head_only_at(model, predicting, tokens, score) as scored:
+            logits = model(input_ids=input_ids, use_cache=False).logits
+        if scored and logits is not scored[0]:  # the model does something to logits that no setting told of
+            with _head_only_at(model, predicting) as scored:
+                logits = model(input_ids=input_ids, use_cache=False).logits
+        chosen, entropies = scored[0].T if scored else score(logits, tokens)
+        zeros = chosen.new_zeros(sampled.shape)
+        return torch.stack([zeros.masked_scatter(sampled, chosen), zeros.masked_scatter(sampled, entropies)])
+
+    logprobs, entropies = over_rows(model, batch, forward)
+    return logprobs, entropies
+
+
+def over_rows(
+    model: nn.Module, batch: TurnBatch, forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """
+    Run a causal network over a batch, rows of similar length together where that saves much padding.
+
+    No attention mask is made: padding is on the right, where no real token sees it.
+
+    Args:
+        model (`nn.Module`): The network. One that is shared out over ranks takes all rows at once, since every rank
+            must call it equally often.
+        batch (`TurnBatch`): `R` rows of `T` tokens.
+        forward (`Callable`): Takes `input_ids` and `completion_mask` of `r` rows cut to `t` tokens, and returns tables
+            `(..., r, t)`.
+
+    Returns:
+        `torch.Tensor` of shape `(..., R, T)`: 0 beyond a row's group.
+    """
+    is_shared_out = any(
+        hasattr(parameter, "device_mesh") or hasattr(parameter, "ds_id") for parameter in model.parameters()
+    )
+    groups = [] if is_shared_out else batch.rows_by_length()
+    if len(groups) < 2:
+        return forward(batch.input_ids, batch.completion_mask.bool())
+    parts = []
+    for rows, width in groups:
+        table = forward(batch.input_ids[rows, :width], batch.completion_mask[rows, :width].bool())
+        parts.append(nn.functional.pad(table, (0, batch.input_ids.shape[1] - width)))
+    return torch.cat(parts, dim=-2)[..., torch.cat([rows for rows, _ in groups]).argsort(), :]
 
 
 @contextmanager
-def _head_only_at(model: nn.Module, positions: torch.Tensor) -> Iterator[None]:
+def _head_only_at(
+    model: nn.Module,
+    positions: torch.Tensor,
+    tokens: torch.Tensor | None = None,
+    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+) -> Iterator[list[torch.Tensor]]:
     """
     Let the language-model head see only these positions.
 
     The model's own forward still applies whatever it does to logits (soft-capping, scaling), element by element, which
-    calling the head by hand would leave out.
+    calling the head by hand would leave out. Given `tokens` and `score`, a head whose table would be large gives the
+    scores `(tokens, 2)` in place of logits, part by part; the list that the context gives then holds them.
     """
-    handle = model.get_output_embeddings().register_forward_pre_hook(  # type: ignore[operator]
-        lambda _, inputs: (inputs[0][positions],)
-    )
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    before, plain, made = vars(head).get("forward"), head.forward, []
+    config = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    per_part = max(_MAX_LOGITS // config.vocab_size, 1)
+    rescales = any(getattr(config, name, None) not in (None, 1.0) for name in _RESCALED_LOGITS)
+    # ZeRO's third stage hands a module its weights for the forward only, not for making a part anew
+    at_once = rescales or any(hasattr(parameter, "ds_id") for parameter in head.parameters())
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        if tokens is None or score is None or len(tokens) <= per_part or at_once:
+            return plain(hidden[positions])
+
+        def score_part(states: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+            return score(plain(states), part).T
+
+        parts = zip(hidden[positions].split(per_part), tokens.split(per_part), strict=True)
+        made.append(torch.cat([checkpoint(score_part, *part, use_reentrant=False) for part in parts]))
+        return made[0]
+
+    head.forward = forward
     try:
-        yield
+        yield made
     finally:
-        handle.remove()
+        del head.forward
+        if before is not None:  # somebody else, such as accelerate's hooks, had put one in place
+            head.forward = before
 
 
 def critic_from_actor(actor: PreTrainedModel) -> PreTrainedModel:

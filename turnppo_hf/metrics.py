@@ -76,6 +76,7 @@ METRICS = (
         "0 in float32, below 0.1 in bf16",
     ),
     Metric("sampling/tokens_per_s", "tokens sampled on all ranks per second of collecting the batch", "-"),
+    Metric("padding_share", "share of the positions that an update computes which hold no token", "below 0.1"),
     Metric("num_tokens", "tokens of all rows trained on so far, prompts included", "rises"),
     Metric("time/rollout_s", "seconds of collecting the rollout batch", "-"),
     Metric("time/generate_s", "of these, inside the generator (the slowest rank's)", "most of them"),
@@ -184,6 +185,8 @@ def update_metrics(sums: Mapping[str, float], num_tokens: float) -> dict[str, fl
     """Turn the update's sums over all ranks into means; see [`~turnppo_hf.update.Update.actor_pass`]."""
     metrics = {name: sums[name] for name in ("policy_loss", "value_loss") if name in sums}
     metrics |= {name: sums[name] / num_tokens for name in ("entropy", "approx_kl", "ref_kl") if name in sums}
+    if sums.get("positions"):
+        metrics["padding_share"] = 1.0 - sums["row_tokens"] / sums["positions"]
     if sums.get("decisions"):
         mean = sums["log_ratio"] / sums["decisions"]
         variance = sums["log_ratio_squared"] / sums["decisions"] - mean**2

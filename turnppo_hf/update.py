@@ -148,7 +148,7 @@ class Update:
 
         Returns:
             `dict`: sums over this rank, to be added over ranks: `policy_loss`, `clipped`, `decisions`, `approx_kl`,
-            `entropy`, `ref_kl`, and the first two moments of the log-ratio.
+            `entropy`, `ref_kl`, the first two moments of the log-ratio, and the `row_tokens` and `positions` computed.
         """
         sums: Sums = defaultdict(lambda: torch.zeros((), device=batch.turn_mask.device))
         groups, missing = self._micro_batches(batch)
@@ -159,6 +159,8 @@ class Update:
                 part, replace(mine, advantages=advantages[group, : mine.mask.shape[1]]), totals, sums
             )
             self.backward(loss)
+            sums["row_tokens"] += part.attention_mask.sum()
+            sums["positions"] += part.num_positions
         self._keep_up("actor", batch, missing)
         return sums
 

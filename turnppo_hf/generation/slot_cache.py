@@ -89,7 +89,7 @@ class SlotCache(Cache):
     def point(self, rows: torch.Tensor, positions: torch.Tensor, is_padding: torch.Tensor, width: int) -> None:
         """Aim the next forward at `rows` `(b,)` and `positions` `(b, q)`, reading the first `width` columns."""
         if width >= self.cursor.columns:
-            self.cursor.columns = max(width + 1, 2 * self.cursor.columns)
+            self.cursor.columns = 2 * (width + 1)  # each growth copies everything, so there are few
             for layer in self.layers:
                 layer.grow()
         self.cursor.rows, self.cursor.width = rows, width

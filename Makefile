@@ -1,4 +1,4 @@
-.PHONY: check test quickstart
+.PHONY: check test quickstart bench bench-smoke
 
 check:
 	ruff check .
@@ -11,3 +11,15 @@ test:
 
 quickstart:
 	turnppo train trainer_configs/sokoban_cpu.yaml
+
+# writes benchmarks/README.md; takes a quarter of an hour
+bench:
+	for name in startup gae environments flops memory step; do python benchmarks/$$name.py --save > /dev/null || exit 1; done
+	python benchmarks/step.py --threads 2 --save > /dev/null
+	python benchmarks/report.py
+
+# that every benchmark works, at its smallest; no figure is looked at
+bench-smoke:
+	for name in startup gae environments flops memory step; do \
+	  python benchmarks/$$name.py --smoke --json > /dev/null || { echo "benchmarks/$$name.py failed"; exit 1; }; done
+	python benchmarks/custom_run.py > /dev/null

@@ -1,12 +1,16 @@
-"""Messages in, token ids out; what the sampler wrote is never encoded again, and a rewritten history is noticed."""
+"""
+Messages in, token ids out, and sampled ids to messages; what the sampler wrote is never encoded again, and a rewritten
+history is noticed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import get_json_schema
 
 Message = dict[str, Any]
 
@@ -18,6 +22,7 @@ class Prompt:
     ids: tuple[int, ...]
     text: str  # the rendered conversation that `ids` stand for, special tokens included
     messages: tuple[Message, ...]
+    tools: tuple[Callable[..., Any], ...] = ()  # that the model was offered
 
 
 def open_conversation(observation: str, messages: str | Sequence[Message] = ()) -> list[Message]:
@@ -58,6 +63,42 @@ class Chat:
             )
         self.tokenizer = tokenizer
         self.template_kwargs = dict(template_kwargs or {})
+        self._tool_template: str | None = None  # None is the tokenizer's own
+
+    def offer_tools(self, tools: Iterable[Callable[..., Any]]) -> None:
+        """
+        Prepare for conversations with tool calls, as `GRPOTrainer` does.
+
+        The tokenizer learns to parse its template's tool calls. Conversations with tools are rendered by TRL's
+        training variant of the template where the template itself rewrites earlier turns.
+
+        Args:
+            tools (`Iterable[Callable]`): All that may be offered; each must have type hints and a docstring.
+
+        Raises:
+            `ValueError`: the template has no place for tools, its tool calls cannot be parsed, or a tool cannot be
+            described to the model.
+        """
+        from turnppo_hf import _trl  # loads the trainers of TRL, which playing needs not
+
+        for tool in tools:
+            try:
+                get_json_schema(tool)
+            except Exception as error:
+                raise ValueError(
+                    f"The tool {tool.__name__!r} cannot be described to the model: {error} Give it type hints and a "
+                    "docstring with a section `Args:` that explains every parameter."
+                ) from error
+        if not _trl.supports_tool_calling(self.tokenizer):
+            raise ValueError(
+                f"The chat template of {self.tokenizer.name_or_path!r} has no place for tool calls and their results, "
+                "so the model could neither call a tool nor read its answer. Take a model with a tool-calling "
+                "template, or set `chat_template` to one that TRL knows, such as Qwen3's."
+            )
+        if not self._parses:
+            _trl.add_response_schema(self.tokenizer)
+        if not _trl.is_chat_template_prefix_preserving(self.tokenizer):
+            self._tool_template = _trl.get_training_chat_template(self.tokenizer)
 
     def start(self, observation: str, messages: str | Sequence[Message] = ()) -> Prompt:
         """
@@ -69,9 +110,60 @@ class Chat:
             messages (`str` or `Sequence[dict]`, *optional*): The task's own `prompt`, such as a system message; a
                 text is the user's.
         """
-        opening = open_conversation(observation, messages)
-        text = self._render(opening)
-        return Prompt(tuple(self._encode(text)), text, tuple(opening))
+        return self.open(open_conversation(observation, messages))
+
+    def open(self, messages: Sequence[Message], tools: Sequence[Callable[..., Any]] = ()) -> Prompt:
+        """Open a conversation with its messages as they are, and with tools that the model may call."""
+        text = self._render(list(messages), tools)
+        return Prompt(tuple(self._encode(text)), text, tuple(messages), tuple(tools))
+
+    def parse(self, prompt: Prompt, completion_ids: Sequence[int]) -> Message:
+        """Read a response as an assistant's message, with `tool_calls` where it calls tools."""
+        if not self._parses:
+            return {"role": "assistant", "content": self.content(completion_ids)}
+        from turnppo_hf import _trl
+
+        tools: list[Any] = list(prompt.tools)
+        return dict(_trl.parse_response(self.tokenizer, list(completion_ids), prefix=list(prompt.ids), tools=tools))
+
+    def reply(
+        self, prompt: Prompt, completion_ids: Sequence[int], answer: Message, replies: Sequence[Message]
+    ) -> Prompt:
+        """
+        Append the model's response, as it was sampled, and what its tools returned.
+
+        Args:
+            prompt (`Prompt`): What the response answers.
+            completion_ids (`Sequence[int]`): The response, as it was sampled.
+            answer (`dict`): The same as `parse` read it.
+            replies (`Sequence[dict]`): Messages of the role `tool`, at least one.
+
+        Raises:
+            `ValueError`: the template writes an assistant's turn differently once tools have answered.
+        """
+        # some templates name the call in the header of its result
+        call = {"type": "function", "function": {"name": replies[0]["name"], "arguments": {}}}
+        asked: list[Message] = [
+            {"role": "user", "content": "-"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ]
+        before = self._render(asked, (), self._tool_template, add_generation_prompt=False)
+        after = self._render([*asked, *replies], (), self._tool_template)
+        end = str(self.tokenizer.eos_token)
+        closing = end if end in before else ""
+        if closing:
+            before = before[: before.rindex(end)]
+        if not after.startswith(before):
+            raise ValueError(
+                "The chat template renders a tool call differently once its result follows, so the result cannot be "
+                "appended to what was sampled. Set `chat_template` to a training template of TRL."
+            )
+        rest = after[len(before) :]
+        if completion_ids[-1] in self.tokenizer.all_special_ids:
+            rest = rest.removeprefix(closing)  # it was sampled already
+        text = prompt.text + self.tokenizer.decode(completion_ids, skip_special_tokens=False) + rest
+        ids = (*prompt.ids, *completion_ids, *self._encode(rest))
+        return Prompt(ids, text, (*prompt.messages, answer, *replies), prompt.tools)
 
     def extend(self, prompt: Prompt, completion_ids: Sequence[int], observation: str) -> Prompt:
         """Append the model's response, as it was sampled, and the environment's next observation."""
@@ -94,10 +186,23 @@ class Chat:
         """The response as text, without special tokens: what the environment reads."""
         return str(self.tokenizer.decode(completion_ids, skip_special_tokens=True))
 
-    def _render(self, messages: list[Message]) -> str:
+    @property
+    def _parses(self) -> bool:
+        return any(getattr(self.tokenizer, f"response_{kind}", None) is not None for kind in ("template", "schema"))
+
+    def _render(
+        self,
+        messages: list[Message],
+        tools: Sequence[Callable[..., Any]] = (),
+        template: str | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        extra: dict[str, Any] = {"tools": list(tools)} if tools else {}
+        if template or (tools and self._tool_template):
+            extra["chat_template"] = template or self._tool_template
         return str(
             self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **self.template_kwargs
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt, **extra, **self.template_kwargs
             )
         )
 

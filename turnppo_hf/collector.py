@@ -20,7 +20,9 @@ from turnppo_hf.config import TurnPPOConfig
 from turnppo_hf.environment_pool import EnvironmentPool
 from turnppo_hf.generation.base import Generator
 from turnppo_hf.generation.self_check import check_engine
+from turnppo_hf.rewards import Rewards
 from turnppo_hf.rollout import Episode, Limits, Rollout, RolloutTiming, plan_episodes
+from turnppo_hf.rollout_function import RolloutFunction, play_with
 from turnppo_hf.sampling import make_generator, open_engine
 from turnppo_hf.trajectory import GenerationError, Trajectory
 
@@ -37,6 +39,8 @@ class Collector:
         default_environment (`str`): For tasks that name none.
         tasks (`Dataset`): Where oversampling draws further tasks from.
         autocast (`Callable`): Makes the context of each of the actor's forwards.
+        rewards ([`~turnppo_hf.rewards.Rewards`], *optional*): Pays for whole episodes.
+        rollout_func (`Callable`, *optional*): Plays the episodes instead; needs `rewards`.
 
     Raises:
         `ImportError`, `ValueError`, [`~turnppo_hf.trajectory.GenerationError`]: vLLM cannot be used as asked.
@@ -52,9 +56,12 @@ class Collector:
         tasks: Dataset,
         *,
         autocast: Callable[[], AbstractContextManager[Any]],
+        rewards: Rewards | None = None,
+        rollout_func: RolloutFunction | None = None,
     ) -> None:
         self.args, self.actor, self.chat, self.environments = args, actor, chat, environments
         self.default_environment, self.tasks, self.autocast = default_environment, tasks, autocast
+        self.rewards, self.rollout_func = rewards, rollout_func
         self.engine = open_engine(args, actor, chat.tokenizer, gather_object)
         self.generator = self._generator(args.temperature)
         self.timing = RolloutTiming()  # of the last batch: for each entry, the slowest rank's
@@ -130,6 +137,8 @@ class Collector:
             if self.engine is not None and not self._checked:
                 check_engine(self.engine, self.actor, temperature=self.args.temperature, autocast=self.autocast)
                 self._checked = True
+            if self.rollout_func is not None and self.rewards is not None:
+                return self.rewards(play_with(self.rollout_func, episodes, self.chat))
             rollout.start(episodes)
             trajectories = rollout.collect(enough)
         if self.args.oversampling_rest == "drop":
@@ -165,6 +174,7 @@ class Collector:
             max_turns=self.args.max_turns,
             max_turn_length=self.args.max_turn_length,
             max_completion_length=self.args.max_completion_length,
+            max_tool_calling_iterations=self.args.max_tool_calling_iterations,
             max_context=min((tokens for tokens in contexts if tokens), default=None),
         )
-        return Rollout(self.environments, generator, self.chat, limits)
+        return Rollout(self.environments, generator, self.chat, limits, score=self.rewards)

@@ -98,6 +98,8 @@ class TurnPPOConfig(BaseConfig):
             Padded tokens of one forward and backward pass. Lower it when memory runs out: the gradient stays the same.
         shuffle_dataset (`bool`, *optional*, defaults to `True`):
             Shuffle the tasks.
+        reward_weights (`list[float]`, *optional*):
+            Weight of each reward function; 1 by default. An environment's own reward counts with weight 1.
         max_failed_share (`float`, *optional*, defaults to `0.5`):
             Training stops, with a checkpoint, when a larger share of a rollout batch's episodes failed.
 
@@ -113,6 +115,8 @@ class TurnPPOConfig(BaseConfig):
             Sampling temperature; log-probs are those of the scaled distribution.
         top_p (`float`, *optional*, defaults to `1.0`):
             Nucleus sampling; it changes what is drawn, not what is scored.
+        max_tool_calling_iterations (`int`, *optional*):
+            Rounds of tool calls per episode; a later call is not executed and ends the episode. No limit by default.
         top_k (`int`, *optional*, defaults to `0`):
             Top-k sampling, 0 for off; it changes what is drawn, not what is scored.
         max_parallel_episodes (`int`, *optional*, defaults to `256`):
@@ -238,6 +242,9 @@ class TurnPPOConfig(BaseConfig):
         default=16384, metadata={"help": "Padded tokens per forward and backward; never changes the gradient."}
     )
     shuffle_dataset: bool = field(default=True, metadata={"help": "Shuffle the tasks."})
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weight of each reward function. Unset: 1."}
+    )
     max_failed_share: float = field(
         default=0.5, metadata={"help": "Stop, with a checkpoint, when a larger share of a batch's episodes failed."}
     )
@@ -245,6 +252,9 @@ class TurnPPOConfig(BaseConfig):
     max_turns: int | None = field(default=None, metadata={"help": "Turns per episode, beside the environment's."})
     max_turn_length: int | None = field(default=None, metadata={"help": "Tokens of one response."})
     max_completion_length: int = field(default=2048, metadata={"help": "Tokens of one episode after its prompt."})
+    max_tool_calling_iterations: int | None = field(
+        default=None, metadata={"help": "Rounds of tool calls per episode. Unset: no limit."}
+    )
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus sampling."})
     top_k: int = field(default=0, metadata={"help": "Top-k sampling, 0 for off."})

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium
+
+from turnppo_hf.environments.tools import ToolEnvironment
+
+Environment = gymnasium.Env | ToolEnvironment
+Tools = Mapping[str, Sequence[Callable[..., Any]]]
 
 
 class EnvironmentPool:
@@ -15,29 +20,43 @@ class EnvironmentPool:
     Environments by name, built when first needed and used again for later episodes.
 
     Args:
-        factories (`Mapping[str, Callable[[], gymnasium.Env]]`): Builds one more environment of a name.
+        factories (`Mapping[str, Callable]`): Builds one more environment of a name.
+        of_tools (`Mapping[str, Sequence[Callable]]`, *optional*): Tools of each name that is a tool environment's.
     """
 
-    def __init__(self, factories: Mapping[str, Callable[[], gymnasium.Env]]) -> None:
+    def __init__(self, factories: Mapping[str, Callable[[], Environment]], of_tools: Tools | None = None) -> None:
         self.factories = dict(factories)
-        self._idle: dict[str, list[gymnasium.Env]] = defaultdict(list)
+        self.of_tools = dict(of_tools or {})
+        self._idle: dict[str, list[Environment]] = defaultdict(list)
 
-    def take(self, name: str) -> gymnasium.Env:
+    def take(self, name: str) -> Environment:
         """Take an idle environment of that name, or build one; several threads may."""
         try:
             return self._idle[name].pop()
         except IndexError:
             return self.factories[name]()
 
-    def open(self, name: str, seed: int, options: dict[str, Any] | None) -> tuple[gymnasium.Env, Any]:
-        """Take an environment and reset it; return it with what the reset returned, or raised."""
+    @property
+    def tools(self) -> list[Callable[..., Any]]:
+        """All tools that any of the environments offers."""
+        return [tool for tools in self.of_tools.values() for tool in tools]
+
+    def plays_tools(self, name: str) -> bool:
+        """Whether the environments of that name are tool environments, which one thread plays."""
+        return name in self.of_tools
+
+    def open(self, name: str, seed: int, task: Mapping[str, Any]) -> tuple[Environment, Any]:
+        """Take an environment and reset it for a dataset row; return it with what the reset returned, or raised."""
         environment = self.take(name)
         try:
-            return environment, environment.reset(seed=seed, options=options)
+            if isinstance(environment, ToolEnvironment):
+                return environment, environment.reset(task)
+            options = {key: value for key, value in task.items() if key not in ("prompt", "environment", "seed")}
+            return environment, environment.reset(seed=seed, options=options or None)
         except Exception as error:
             return environment, error
 
-    def give_back(self, name: str, environment: gymnasium.Env) -> None:
+    def give_back(self, name: str, environment: Environment) -> None:
         """Return one that works; one that failed is closed by its user instead."""
         self._idle[name].append(environment)
 

@@ -25,8 +25,7 @@ def refuse_unsupported(**arguments: Any) -> None:
         if value is not None:
             raise ValueError(
                 f"`{name}` is not supported by this version of TurnPPOTrainer, and ignoring it would train something "
-                "else. Put rewards and tools into the environment's step(), load the model as you need it, and leave "
-                f"`{name}` out."
+                f"else. Load the model as you need it, run reward models in a reward function, and leave `{name}` out."
             )
 
 

@@ -23,6 +23,14 @@ class Metric(NamedTuple):
 METRICS = (
     Metric("reward", "mean over episodes of the summed environment reward, without penalties", "rises"),
     Metric("reward_std", "standard deviation of the same", "above 0: without spread there is nothing to learn"),
+    Metric("reward/<environment>", "mean reward of one environment's episodes, where a batch mixes several", "rises"),
+    Metric("success/<environment>", "share of its episodes that ended with `solved`", "rises"),
+    Metric(
+        "rewards/<function>/mean", "mean of one reward function, where it gave a reward, before its weight", "rises"
+    ),
+    Metric("rewards/<function>/std", "standard deviation of the same", "above 0"),
+    Metric("tools/call_frequency", "tool calls per episode of environments with tools", "task-dependent"),
+    Metric("tools/failure_frequency", "share of tool calls that failed", "falls"),
     Metric("penalty", "mean over episodes of the summed format penalty", "goes to 0"),
     Metric("success", "share of episodes that ended with `solved`", "rises"),
     Metric("turns/mean", "mean number of turns per episode", "task-dependent; falls where shorter is better"),
@@ -128,9 +136,37 @@ def rollout_metrics(
     }
     if any("synthetic" in trajectory.metrics for trajectory in played):
         metrics["synthetic"] = share(sum(trajectory.metrics.get("synthetic", 0.0) for trajectory in played))
+    metrics |= _by_environment(played) | _tools(played) | _by_function(played)
     # absent reasons too: a mean over several batches must count their zeros
     reasons = [reason for reason in StopReason if reason is not StopReason.ERROR]
     return metrics | {f"stop/{reason.value}": share(stops[reason]) for reason in reasons}
+
+
+def _by_environment(played: Sequence[Trajectory]) -> dict[str, float]:
+    names = sorted({trajectory.environment for trajectory in played})
+    metrics: dict[str, float] = {}
+    for name in names if len(names) > 1 else ():
+        theirs = [trajectory for trajectory in played if trajectory.environment == name]
+        metrics[f"reward/{name}"] = sum(trajectory.total_reward for trajectory in theirs) / len(theirs)
+        metrics[f"success/{name}"] = sum(trajectory.solved for trajectory in theirs) / len(theirs)
+    return metrics
+
+
+def _tools(played: Sequence[Trajectory]) -> dict[str, float]:
+    calls = [trajectory.metrics["tool_calls"] for trajectory in played if "tool_calls" in trajectory.metrics]
+    if not calls:
+        return {}
+    failures = sum(trajectory.metrics.get("tool_failures", 0.0) for trajectory in played)
+    frequency = failures / sum(calls) if sum(calls) else 0.0
+    return {"tools/call_frequency": sum(calls) / len(calls), "tools/failure_frequency": frequency}
+
+
+def _by_function(played: Sequence[Trajectory]) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for name in sorted({name for trajectory in played for name in trajectory.metrics if name.startswith("rewards/")}):
+        values = torch.tensor([item.metrics[name] for item in played if name in item.metrics], dtype=torch.float64)
+        metrics |= {f"{name}/mean": float(values.mean()), f"{name}/std": float(values.std(correction=0))}
+    return metrics
 
 
 def credit_metrics(credit: Mapping[str, torch.Tensor], *, with_critic: bool) -> dict[str, float]:

@@ -6,56 +6,24 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-import gymnasium
 import numpy as np
 
-from turnppo_hf.chat import Chat, Prompt
+from turnppo_hf.chat import Chat
 from turnppo_hf.environment_pool import EnvironmentPool, checked_reset, checked_step
+from turnppo_hf.environments.tools import ToolEnvironment
+from turnppo_hf.episode import Ended, Episode, Limits, Running, advance, failed, opened
 from turnppo_hf.generation.base import Completion, Generator
-from turnppo_hf.trajectory import StopReason, Trajectory, Turn
+from turnppo_hf.trajectory import Trajectory
+
+__all__ = ["EnvironmentPool", "Episode", "Limits", "Rollout", "RolloutTiming", "collect_trajectories", "plan_episodes"]
 
 _MAX_THREADS = 256  # environments at work at a time; a thread is made when none is idle
 # a generator that answers prompts in groups waits this long for environments, so that fast ones stay together
 _GRACE_S = 0.05
-
-
-@dataclass(frozen=True)
-class Episode:
-    """What is to be played. `Episode({"seed": 7}, "turnppo_hf/Sokoban-v0", seed=7, sampling_seed=123)`."""
-
-    task: Mapping[str, Any]  # the dataset row; its columns but prompt, environment and seed are the reset's options
-    environment: str  # a name of the pool
-    seed: int  # the environment is reset with it
-    group: int = 0  # episodes of the same task share it
-    sampling_seed: int = 0  # with the turn's number it seeds each response
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What cuts an episode from outside. `None` is no limit."""
-
-    max_turns: int | None = None
-    max_turn_length: int | None = None  # tokens of one response
-    max_completion_length: int = 2048  # tokens after the first prompt, as the last prompt and response hold them
-    max_context: int | None = None  # tokens that the model can read at all
-
-
-@dataclass
-class _Running:
-    """An episode under way."""
-
-    episode: Episode
-    environment: gymnasium.Env | None = None  # None until it is reset
-    observation: str = ""
-    prompt: Prompt | None = None  # of the next response, or of the one that the environment reads
-    budget: int = 0  # tokens that the last prompt and response may hold together
-    completion: Completion | None = None  # the response that the environment reads
-    turns: list[Turn] = field(default_factory=list)
-    last_info: Mapping[str, Any] = field(default_factory=dict)
 
 
 def plan_episodes(
@@ -109,9 +77,10 @@ class Rollout:
     """
     Plays episodes: an environment is stepped as soon as its response is complete, while other responses are generated.
 
-    Environments run in threads, each in one thread at a time. Neither they nor the generator decide what is sampled:
-    seeds belong to the episode and its turn, so the trajectories do not depend on who finishes first. An environment
-    that fails ends its own episode only, with `StopReason.ERROR` and the message.
+    Environments run in threads, each in one thread at a time, but those of tool calls in the thread that collects: a
+    tool may set a signal's handler, which Python allows in the main thread only. Neither they nor the generator decide
+    what is sampled: seeds belong to the episode and its turn, so the trajectories do not depend on who finishes first.
+    An environment that fails ends its own episode only, with `StopReason.ERROR` and the message.
 
     Args:
         environments (`EnvironmentPool`): Where to take environments from.
@@ -119,6 +88,8 @@ class Rollout:
         chat (`Chat`): Renders conversations.
         limits (`Limits`): What cuts an episode from outside.
         on_finished (`Callable`, *optional*): Called with each trajectory when it ends, for progress bars.
+        score (`Callable`, *optional*): Turns the episodes that `collect` returns into its trajectories. Until then
+            their environments stay as the episodes left them.
     """
 
     def __init__(
@@ -128,17 +99,19 @@ class Rollout:
         chat: Chat,
         limits: Limits,
         on_finished: Callable[[Trajectory], None] | None = None,
+        score: Callable[[Sequence[Ended]], list[Trajectory]] | None = None,
     ) -> None:
         self.environments = environments
         self.generator = generator
         self.chat = chat
         self.limits = limits
         self.on_finished = on_finished
+        self.score = score
         self.timing = RolloutTiming()
         self._numbers = count()
-        self._running: dict[int, _Running] = {}
+        self._running: dict[int, Running] = {}
         self._steps: dict[Future[tuple[Any, float]], int] = {}  # environments at work -> number of the episode
-        self._finished: dict[int, Trajectory] = {}
+        self._finished: dict[int, Ended] = {}
         self._wake = threading.Event()  # an environment has answered
         self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="environment")
 
@@ -155,8 +128,8 @@ class Rollout:
     def start(self, episodes: Iterable[Episode]) -> None:
         """Open further episodes, beside those that are under way."""
         for number, episode in zip(self._numbers, episodes, strict=False):
-            self._running[number] = _Running(episode)
-            self._in_thread(number, self.environments.open, episode.environment, episode.seed, _options(episode))
+            self._running[number] = Running(episode)
+            self._work(number, self.environments.open, episode.environment, episode.seed, episode.task)
 
     def sync(self) -> None:
         """Let the generator take the trainer's weights; responses under way are sampled anew, with these."""
@@ -192,8 +165,13 @@ class Rollout:
                     self._sampled(completion)
             elif self._steps:
                 self._timed("wait_s", self._wake.wait)
-        ended = sorted(self._finished)[:enough]
-        return [self._finished.pop(number) for number in ended]
+        ended = [self._finished.pop(number) for number in sorted(self._finished)[:enough]]
+        if self.score is None:
+            return [episode.trajectory for episode in ended]
+        trajectories = self.score(ended)
+        for episode in ended:
+            self._give_back(episode)
+        return trajectories
 
     def give_up(self) -> int:
         """Drop the episodes that are left; return their number."""
@@ -207,6 +185,8 @@ class Rollout:
             self.generator.release(number)
             if state.environment is not None:
                 self.environments.give_back(state.episode.environment, state.environment)
+        for episode in self._finished.values() if self.score is not None else ():
+            self._give_back(episode)
         dropped = self.num_left
         self._running.clear()
         self._finished.clear()
@@ -224,8 +204,16 @@ class Rollout:
         finally:
             setattr(self.timing, name, getattr(self.timing, name) + time.perf_counter() - start)
 
-    def _in_thread(self, number: int, call: Callable[..., Any], *args: Any) -> None:
-        step = self._threads.submit(_with_duration, call, *args)
+    def _work(self, number: int, call: Callable[..., Any], *args: Any) -> None:
+        """Let an episode's environment work."""
+        step: Future[tuple[Any, float]] = Future()
+        if not self.environments.plays_tools(self._running[number].episode.environment):
+            step = self._threads.submit(_with_duration, call, *args)
+        else:
+            try:
+                step.set_result(_with_duration(call, *args))
+            except Exception as error:
+                step.set_exception(error)
         self._steps[step] = number
         step.add_done_callback(lambda _: self._wake.set())
 
@@ -245,8 +233,15 @@ class Rollout:
         self.timing.num_tokens += len(completion.completion_ids)
         state = self._running[completion.episode]
         state.completion = completion
-        assert state.environment is not None
-        self._in_thread(completion.episode, state.environment.step, self.chat.content(completion.completion_ids))
+        environment, limit = state.environment, self.limits.max_tool_calling_iterations
+        assert environment is not None and state.prompt is not None
+        if isinstance(environment, ToolEnvironment):
+            state.answer = self.chat.parse(state.prompt, completion.completion_ids)
+            refused = limit is not None and len(state.turns) >= limit and state.answer.get("tool_calls")
+            step = environment.refuse if refused else environment.step
+            self._work(completion.episode, step, state.answer)
+        else:
+            self._work(completion.episode, environment.step, self.chat.content(completion.completion_ids))
 
     def _answered(self, number: int, step: Future[tuple[Any, float]]) -> None:
         """Take what the environment said; ask for the next response, or end the episode."""
@@ -254,39 +249,43 @@ class Rollout:
         try:
             reply, duration = step.result()
             self.timing.environment_s += duration
-            if state.environment is None:
+            opening = state.environment is None
+            if opening:
                 state.environment, reply = reply
                 if isinstance(reply, Exception):
                     raise reply
-                state.observation, state.last_info = checked_reset(reply)
-                stepped = None
-            else:
-                stepped = checked_step(reply)
+            if not isinstance(state.environment, ToolEnvironment):
+                reply = checked_reset(reply) if opening else checked_step(reply)
         except Exception as error:
-            self._end(number, _failed(state, error))
+            self._end(number, failed(state, error))
             return
-        trajectory = None
-        if stepped is None:
-            self._open_conversation(state)
+        ended = None
+        if opening:
+            state.last_info = reply[1]
+            self._open_conversation(state, reply[0])
         else:
-            trajectory = _advance(state, stepped, self.chat, self.limits)
-        if trajectory is None:
+            ended = advance(state, reply, self.chat, self.limits)
+        if ended is None:
             self._submit(number)
-        else:
-            assert state.environment is not None
-            self.environments.give_back(state.episode.environment, state.environment)
-            self._end(number, trajectory)
+            return
+        if self.score is None:
+            self._give_back(ended)
+        self._end(number, ended)
 
-    def _end(self, number: int, trajectory: Trajectory) -> None:
+    def _give_back(self, ended: Ended) -> None:
+        if ended.environment is not None:
+            self.environments.give_back(ended.trajectory.environment, ended.environment)
+
+    def _end(self, number: int, ended: Ended) -> None:
         del self._running[number]
         self.generator.release(number)
-        self._finished[number] = trajectory
+        self._finished[number] = ended
         if self.on_finished is not None:
-            self.on_finished(trajectory)
+            self.on_finished(ended.trajectory)
 
-    def _open_conversation(self, state: _Running) -> None:
+    def _open_conversation(self, state: Running, reply: Any) -> None:
         episode, limits = state.episode, self.limits
-        state.prompt = self.chat.start(state.observation, episode.task.get("prompt") or ())
+        state.prompt = opened(state, self.chat, reply)
         length = len(state.prompt.ids)
         state.budget = length + limits.max_completion_length
         if limits.max_context is not None:
@@ -332,102 +331,6 @@ def collect_trajectories(
         rollout.close()
 
 
-def _options(episode: Episode) -> dict[str, Any] | None:
-    """What the environment's reset gets of the dataset row."""
-    return {
-        name: value for name, value in episode.task.items() if name not in ("prompt", "environment", "seed")
-    } or None
-
-
 def _with_duration(call: Callable[..., Any], *args: Any) -> tuple[Any, float]:
     start = time.perf_counter()
     return call(*args), time.perf_counter() - start
-
-
-def _advance(
-    state: _Running, stepped: tuple[str, float, bool, bool, Mapping[str, Any]], chat: Chat, limits: Limits
-) -> Trajectory | None:
-    """Record a turn; return the trajectory if the episode ended with it, else set the next prompt."""
-    prompt, completion = state.prompt, state.completion
-    assert prompt is not None and completion is not None
-    observation, reward, terminated, truncated, info = stepped
-    text = chat.content(completion.completion_ids)
-    read = len(prompt.ids) + len(completion.completion_ids)
-    out_of_tokens = completion.finish_reason == "length" and read == state.budget
-    turn = Turn(
-        prompt_ids=prompt.ids,
-        completion_ids=completion.completion_ids,
-        sampling_logprobs=completion.sampling_logprobs,
-        observation=state.observation,
-        completion=text,
-        action=str(info.get("action", text)),
-        reward=reward,
-        penalty=float(info.get("penalty", 0.0)),
-        finish_reason=completion.finish_reason,
-    )
-    state.turns.append(turn)
-    state.last_info = info
-    stop = _stop_reason(terminated, truncated, info, out_of_tokens)
-    following = (
-        None
-        if stop is not None and (stop.terminated or stop is StopReason.CUT_RESPONSE)
-        else chat.extend(prompt, completion.completion_ids, observation)
-    )
-    if stop is None and limits.max_turns is not None and len(state.turns) >= limits.max_turns:
-        stop = StopReason.TURN_LIMIT
-    if following is not None and len(following.ids) > state.budget:
-        stop = stop or StopReason.OVERLONG
-    elif following is not None and len(following.ids) == state.budget:
-        stop = stop or StopReason.TOKEN_LIMIT
-    if stop is None:
-        assert following is not None
-        state.prompt, state.observation = following, observation
-        return None
-    return Trajectory(
-        task=dict(state.episode.task),
-        environment=state.episode.environment,
-        seed=state.episode.seed,
-        turns=tuple(state.turns),
-        stop_reason=stop,
-        # a state longer than the budget is judged by the longest prefix that the model may read
-        bootstrap_ids=following.ids[: state.budget] if following is not None else None,
-        group=state.episode.group,
-        metrics=_numbers(state.last_info),
-    )
-
-
-def _stop_reason(terminated: bool, truncated: bool, info: Mapping[str, Any], out_of_tokens: bool) -> StopReason | None:
-    """Termination wins over truncation, and both over a response that used up the tokens."""
-    if terminated:
-        # an environment that does not say whether it was solved ended on its own terms
-        return StopReason.SOLVED if info.get("solved", False) else StopReason.TERMINATED
-    if truncated:
-        return StopReason.TASK_BUDGET if info.get("truncation") == "task_budget" else StopReason.TIME_LIMIT
-    return StopReason.CUT_RESPONSE if out_of_tokens else None
-
-
-def _failed(state: _Running, error: Exception) -> Trajectory:
-    message = f"{type(error).__name__}: {error}"
-    if state.environment is not None:
-        try:
-            state.environment.close()
-        except Exception as closing:
-            message += f" (and close() raised {type(closing).__name__}: {closing})"
-    return Trajectory(
-        task=dict(state.episode.task),
-        environment=state.episode.environment,
-        seed=state.episode.seed,
-        turns=tuple(state.turns),
-        stop_reason=StopReason.ERROR,
-        group=state.episode.group,
-        error=message,
-    )
-
-
-def _numbers(info: Mapping[str, Any]) -> dict[str, float]:
-    """The scalars of the last `info`: what metrics can average."""
-    return {
-        name: float(value)
-        for name, value in info.items()
-        if isinstance(value, (bool, int, float, np.bool_, np.integer, np.floating))
-    }

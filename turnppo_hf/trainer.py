@@ -32,9 +32,10 @@ from turnppo_hf.checkpoint import RolloutBatch
 from turnppo_hf.collector import Collector
 from turnppo_hf.config import TurnPPOConfig
 from turnppo_hf.credit import flatten, record_credit, whitened
-from turnppo_hf.environment_factory import EnvironmentFactory, open_environments
+from turnppo_hf.environment_factory import EnvironmentFactory, check_sources, open_environments
 from turnppo_hf.loading import load_actor, load_critic, refuse_unsupported
 from turnppo_hf.metrics import credit_metrics, rollout_metrics, sampling_metrics, update_metrics
+from turnppo_hf.rewards import Rewards
 from turnppo_hf.saving import SavingTrainer
 from turnppo_hf.sharding import Sharding, StepInDeepSpeed, WholeNetworks, load_whole, shard_on_cpu
 from turnppo_hf.tasks import TaskSampler, TaskStream, check_eval_tasks, check_tasks
@@ -62,8 +63,9 @@ class TurnPPOTrainer(SavingTrainer):
     Args:
         model (`str` or [`~transformers.PreTrainedModel`]):
             The actor: model id, path, or a causal language model.
-        reward_funcs (*optional*):
-            Refused: the environment's own reward is trained on.
+        reward_funcs (`Callable` or `list[Callable]`, *optional*):
+            Reward functions of TRL; what they return is added to an episode's last turn. See
+            [`~turnppo_hf.rewards.Rewards`].
         args ([`TurnPPOConfig`], *optional*):
             Configuration; defaults to one that writes to `<model name>-TurnPPO`.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`], *optional*):
@@ -74,15 +76,22 @@ class TurnPPOTrainer(SavingTrainer):
             Tasks of the evaluation during training.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer with a chat template; loaded from the model's folder by default.
-        reward_processing_classes, quantization_config, peft_config, tools, rollout_func (*optional*):
+        reward_processing_classes, quantization_config, peft_config (*optional*):
             In `GRPOTrainer`'s place so that calls carry over; not supported yet, and refused.
         callbacks (`list[TrainerCallback]`, *optional*):
             As in [`~transformers.Trainer`].
         optimizers (`tuple`, *optional*, defaults to `(None, None)`):
             Optimizer and scheduler. The default is the one of [`~transformers.Trainer`] with two learning rates.
-        environment_factory (`str`, `Callable` or `dict`):
-            Gymnasium id, a callable that returns a Gymnasium environment with Text spaces, or a dict of these by the
-            name that the column `environment` gives.
+        tools (`list[Callable]`, *optional*):
+            Functions with type hints and a docstring that the model may call.
+        rollout_func (`Callable`, *optional*):
+            Plays the episodes itself, as in TRL: takes prompts and the trainer, and returns `prompt_ids`,
+            `completion_ids`, `logprobs` and optionally `env_mask`.
+        environment_factory (`str`, `Callable` or `dict`, *optional*):
+            Gymnasium id, a callable that returns a Gymnasium environment with Text spaces or an object of TRL's
+            environment protocol (see [`~turnppo_hf.environments.tools.ToolEnvironment`]), or a dict of these by the
+            name that the column `environment` gives. Without it, `reward_funcs` judge the answers to the dataset's
+            prompts.
         value_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
             The critic, a token classifier with one label; by default a copy of the actor's backbone with a zero head.
     """
@@ -109,12 +118,9 @@ class TurnPPOTrainer(SavingTrainer):
         value_model: str | PreTrainedModel | None = None,
     ) -> None:
         refuse_unsupported(
-            reward_funcs=reward_funcs,
             reward_processing_classes=reward_processing_classes,
             quantization_config=quantization_config,
             peft_config=peft_config,
-            tools=tools,
-            rollout_func=rollout_func,
         )
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
@@ -124,7 +130,13 @@ class TurnPPOTrainer(SavingTrainer):
         actor = load_actor(model, args)
         tokenizer = processing_class or AutoTokenizer.from_pretrained(get_config_model_id(actor.config))
         self.chat = Chat(tokenizer, args.chat_template_kwargs)  # type: ignore[arg-type]  # a dict after __post_init__
-        self.environments, self.environment_names, self.environment_record = open_environments(environment_factory)
+        check_sources(reward_funcs, args, train_dataset, tools, rollout_func, environment_factory)
+        self.environments, self.environment_names, self.environment_record = open_environments(
+            environment_factory, tools or (), needs_environment=reward_funcs is None
+        )
+        if offered := self.environments.tools:
+            self.chat.offer_tools(offered)
+        rewards = Rewards(reward_funcs, args.reward_weights, state=lambda: self.state)
         train_dataset = check_tasks(train_dataset, args, self.environment_names)
         check_eval_tasks(eval_dataset, self.environment_names)
         critic = load_critic(value_model, actor) if args.uses_critic else None
@@ -160,6 +172,8 @@ class TurnPPOTrainer(SavingTrainer):
             self.environment_names[0],
             train_dataset,
             autocast=self._autocast,
+            rewards=rewards if reward_funcs is not None or self.environments.of_tools else None,
+            rollout_func=None if rollout_func is None else lambda prompts: rollout_func(prompts, self),
         )
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -215,6 +229,7 @@ class TurnPPOTrainer(SavingTrainer):
         self._log_now(
             {
                 **rollout_metrics(self._last_trajectories, bootstrap_truncated=self.args.bootstrap_truncated),
+                **self._logged_by_rewards(),
                 "time/rollout_s": duration,
                 "time/generate_s": timing.generate_s,
                 "time/environment_s": timing.environment_s,
@@ -225,6 +240,9 @@ class TurnPPOTrainer(SavingTrainer):
         )
         self._stop_if_too_many_failed()
         return [trajectory for trajectory in trajectories if trajectory.stop_reason is not StopReason.ERROR]
+
+    def _logged_by_rewards(self) -> dict[str, float]:
+        return {} if self.collector.rewards is None else self.collector.rewards.take_metrics()
 
     @contextmanager
     def _saving_what_is_trained(self) -> Iterator[None]:
@@ -390,7 +408,8 @@ class TurnPPOTrainer(SavingTrainer):
             raise ValueError("There is no `eval_dataset` to evaluate on. Pass one here or to TurnPPOTrainer.")
         with self._saving_what_is_trained(), self.whole_networks("actor"):
             everybody = self.collector.evaluate(dataset, self.args.eval_temperature)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in rollout_metrics(everybody).items()}
+        found = {**rollout_metrics(everybody), **self._logged_by_rewards()}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -88,6 +88,7 @@ class Trajectory:
     group: int = 0  # episodes of the same task in one rollout batch share this number
     error: str | None = None  # what failed, where `stop_reason` is ERROR
     metrics: Mapping[str, float] = field(default_factory=dict)  # e.g. solved, num_actions, from the last `info`
+    extra: Mapping[str, Any] = field(default_factory=dict)  # what reward functions noted with `log_extra`
 
     def is_bootstrapped(self, override: bool | None = None) -> bool:
         """Whether the state after the last turn counts: by the stop reason, or by `override` where there is one."""

@@ -1,4 +1,4 @@
-"""What a user's factory built goes in, a Gymnasium environment comes out: Gymnasium, OpenEnv, TextArena."""
+"""What a user's factory built goes in, one that can be played comes out: Gymnasium, OpenEnv, TextArena, TRL."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 
 import gymnasium
 
+from turnppo_hf.environments.tools import ToolEnvironment, is_tool_environment
 
-def adapt(environment: Any) -> gymnasium.Env[str, str]:
+
+def adapt(environment: Any) -> gymnasium.Env[str, str] | ToolEnvironment:
     """
     Makes what a user's factory returned playable.
 
@@ -16,9 +18,10 @@ def adapt(environment: Any) -> gymnasium.Env[str, str]:
         environment (`Any`):
             A Gymnasium environment with Text spaces, or anything with Gymnasium's `reset` and `step`: returned as it
             is. An OpenEnv client: see [`~turnppo_hf.environments.openenv.OpenEnvSession`]. A TextArena game: see
-            [`~turnppo_hf.environments.textarena.TextArenaGame`].
+            [`~turnppo_hf.environments.textarena.TextArenaGame`]. What else has a `reset` follows TRL's protocol: see
+            [`~turnppo_hf.environments.tools.ToolEnvironment`].
     Returns:
-        `gymnasium.Env`: one that can be reset again and again.
+        `gymnasium.Env` or `ToolEnvironment`: one that can be reset again and again.
     Raises:
         `TypeError`: it is none of these, or its spaces are not Text.
     """
@@ -36,12 +39,15 @@ def adapt(environment: Any) -> gymnasium.Env[str, str]:
         from turnppo_hf.environments.textarena import TextArenaGame
 
         return TextArenaGame(environment)
+    if is_tool_environment(environment):
+        return ToolEnvironment(environment)
     has_both = callable(getattr(environment, "reset", None)) and callable(getattr(environment, "step", None))
     if has_both and not isinstance(environment, type):
         return environment  # type: ignore[no-any-return]
     raise TypeError(
         f"An environment factory returned {_describe(environment)}, which has no reset() and step(). Nothing can be "
-        "played in it. Return a gymnasium.Env with Text spaces, an OpenEnv client or a TextArena game."
+        "played in it. Return a gymnasium.Env with Text spaces, an OpenEnv client, a TextArena game, or an "
+        "object with reset() whose other methods are tools."
     )
 
 

@@ -1,0 +1,109 @@
+"""A tokenizer that calls tools as Qwen3 does, and environments of TRL's protocol, for tests of conversations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import trl
+
+from tests import tiny
+
+CHAT_TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+
+
+def calling_tokenizer(tokenizer, template="qwen3"):
+    """Make the tiny tokenizer speak one of TRL's chat templates, with the special tokens of ChatML."""
+    tokenizer.add_special_tokens({"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]})
+    tokenizer.chat_template = (CHAT_TEMPLATES / f"{template}.jinja").read_text(encoding="utf-8")
+    return tokenizer
+
+
+def calling_actor(tokenizer, **changes):
+    """A random network that reads it, with room for tool schemas."""
+    sizes = {"max_position_embeddings": 4096, "initializer_range": 0.02, "tie_word_embeddings": True}
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    return tiny.tiny_actor(vocab_size=len(tokenizer), **{**sizes, **ids, **changes})
+
+
+def call(name, **arguments):
+    """What Qwen3 writes to call a tool; the odd spaces must survive, as sampled ids do."""
+    return f'<tool_call>\n{{"name":  "{name}", "arguments": {json.dumps(arguments)}}}\n</tool_call>'
+
+
+class Ladder:
+    """Four rungs; `done` at the top. `climb` is synchronous, `look` is not."""
+
+    def reset(self, **row):
+        self.row, self.height, self.done = row, 0, False
+        return "Climb."
+
+    def climb(self, rungs: int) -> str:
+        """
+        Go up.
+
+        Args:
+            rungs: How many rungs.
+
+        Returns:
+            The height.
+        """
+        if self.done:
+            raise ValueError("You are up.")
+        self.height += rungs
+        self.done = self.height >= 4
+        return f"height {self.height}"
+
+    async def look(self) -> str:
+        """
+        Look down.
+
+        Returns:
+            What is seen.
+        """
+        return f"ground {self.height} below"
+
+    def get_reward(self) -> float:
+        return float(self.height)
+
+
+class Pit:
+    """Another environment, whose observation goes after the prompt and whose reward is asynchronous."""
+
+    def reset(self, prompt, depth, **row):
+        self.depth = depth
+        return f" It is {depth} deep."
+
+    def dig(self, much: bool = False) -> int:
+        """
+        Dig.
+
+        Args:
+            much: Whether with force.
+        """
+        self.depth += 2 if much else 1
+        return self.depth
+
+    async def get_reward(self):
+        return self.depth / 10
+
+
+def add(a: int, b: int) -> int:
+    """
+    Add.
+
+    Args:
+        a: One number.
+        b: Another.
+    """
+    return a + b
+
+
+async def wait(seconds: float) -> list:
+    """
+    Wait.
+
+    Args:
+        seconds: How long.
+    """
+    return [("waited", seconds)]

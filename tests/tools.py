@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import trl
 
 from tests import tiny
+from tests.scripted import ScriptedGenerator
+from turnppo_hf.generation.base import Completion
 
 CHAT_TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 
@@ -29,6 +32,24 @@ def calling_actor(tokenizer, **changes):
 def call(name, **arguments):
     """What Qwen3 writes to call a tool; the odd spaces must survive, as sampled ids do."""
     return f'<tool_call>\n{{"name":  "{name}", "arguments": {json.dumps(arguments)}}}\n</tool_call>'
+
+
+def answer_to(tokenizer, prompt_ids, answers):
+    """The ids of a script's next answer: as many were given as assistant's turns stand in the prompt."""
+    turns = tokenizer.decode(prompt_ids).count("<|im_start|>assistant")
+    text = answers[min(turns, len(answers)) - 1] + tokenizer.eos_token
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+class AnsweringGenerator(ScriptedGenerator):
+    """Answers by what is read, so that it follows an episode whatever its number."""
+
+    def submit(self, episode, prompt_ids, *, max_new_tokens, seed):
+        self.prompts.append((episode, tuple(prompt_ids)))
+        ids = answer_to(self.tokenizer, prompt_ids, self.answers)
+        cut = tuple(ids[:max_new_tokens])
+        reason = "stop" if len(cut) == len(ids) else "length"
+        self.pending.append(Completion(episode, cut, tuple(-0.5 for _ in cut), reason))
 
 
 class Ladder:
@@ -65,6 +86,27 @@ class Ladder:
 
     def get_reward(self) -> float:
         return float(self.height)
+
+
+class Stairs(Ladder):
+    """The same game, where each step pays."""
+
+    def reset(self, **row):
+        self.rewards = []
+        return super().reset(**row)
+
+    def climb(self, rungs: int) -> str:
+        """
+        Go up.
+
+        Args:
+            rungs: How many rungs.
+
+        Returns:
+            The height.
+        """
+        self.rewards += [0.5 * rungs, None]
+        return super().climb(rungs)
 
 
 class Pit:
@@ -106,4 +148,5 @@ async def wait(seconds: float) -> list:
     Args:
         seconds: How long.
     """
+    await asyncio.sleep(seconds)
     return [("waited", seconds)]

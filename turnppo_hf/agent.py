@@ -303,6 +303,12 @@ class TurnPPOAgent(ModelHubMixin):
             return getattr(environment, "__name__", type(environment).__name__), partial(environment, **kwargs)
         recorded = self.record.get("environment")
         name = full_id(environment) if environment else recorded
+        if environment is None and (tools := self.record.get("tools")) is not None:
+            raise ReleaseError(
+                f"The model {self.actor.name_or_path!r} was trained in conversations with tools ({', '.join(tools)}), "
+                "and code that only its training script has. Build that environment and evaluate with the trainer's "
+                "evaluate(), or name another environment here."
+            )
         if name is None:
             raise ReleaseError(
                 f"The model {self.actor.name_or_path!r} does not say which environment it plays: it has no "

@@ -131,16 +131,15 @@ def advance(state: Running, reply: Any, chat: Chat, limits: Limits) -> Ended | N
     )
 
 
-def opened(state: Running, chat: Chat, reply: str | Sequence[Message]) -> Prompt:
+def opened(state: Running, chat: Chat, reply: Any) -> Prompt:
     """Take what `reset` returned: an observation, or a tool environment's opening; return the first prompt."""
     if isinstance(state.environment, ToolEnvironment):
-        assert not isinstance(reply, str)
-        state.observation = _text(reply[-1:])
-        prompt = chat.open(reply, state.environment.tools)
+        messages, info = reply
+        state.observation = info["observation"]
+        prompt = chat.open(messages, state.environment.tools)
     else:
-        assert isinstance(reply, str)
-        state.observation = reply
-        prompt = chat.start(reply, state.episode.task.get("prompt") or ())
+        state.observation, state.last_info = reply
+        prompt = chat.start(state.observation, state.episode.task.get("prompt") or ())
     state.opening = prompt.messages
     return prompt
 

@@ -69,6 +69,7 @@ _RECORD_TYPES: dict[str, tuple[type, ...]] = {
     "value_position": (str,),
     "environment_name": (str,),
     "environment_version": (str,),
+    "tools": (list,),
 }
 _ALGORITHMS = ("turn_ppo", "token_ppo", "grpo", "rloo")
 MAX_EPISODES = 100_000  # of an evaluation that a record asks for

@@ -261,8 +261,7 @@ class Rollout:
             return
         ended = None
         if opening:
-            state.last_info = reply[1]
-            self._open_conversation(state, reply[0])
+            self._open_conversation(state, reply)
         else:
             ended = advance(state, reply, self.chat, self.limits)
         if ended is None:

@@ -108,7 +108,10 @@ class SavingTrainer(BaseTrainer):
         for trajectory in self._last_trajectories:
             if trajectory.turns and "example" not in self.environment_record:
                 opening = self.chat.start(trajectory.turns[0].observation, trajectory.task.get("prompt") or ())
-                self.environment_record["example"] = {"messages": opening.messages, "prompt": opening.text}
+                text = opening.text
+                if "tools" in self.environment_record:  # their descriptions stand in it
+                    text = self.chat.tokenizer.decode(trajectory.turns[0].prompt_ids)
+                self.environment_record["example"] = {"messages": opening.messages, "prompt": text}
         return {**record, **self.environment_record}
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:

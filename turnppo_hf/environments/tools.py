@@ -88,13 +88,13 @@ class ToolEnvironment:
 
         Returns:
             `tuple[list[dict], dict]`: the opening messages, with the observation after the last one's content, and an
-            empty dict.
+            info with this `observation` as text.
         """
         self._num_calls, self._num_failures, self._num_paid = 0, 0, 0
         prompt = row.get("prompt") or [{"role": "user", "content": ""}]
         opening = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(part) for part in prompt]
         if self.environment is None:
-            return opening, {}
+            return opening, {"observation": ""}
         given = {name: value for name, value in row.items() if not (self.routed and name == "environment")}
         if "seed" in given and not _takes(self.environment.reset, "seed"):
             del given["seed"]
@@ -103,7 +103,7 @@ class ToolEnvironment:
             self._num_paid = len(rewards)
         if observation is not None:
             opening[-1]["content"] = _joined(opening[-1]["content"], observation)
-        return opening, {}
+        return opening, {"observation": "" if observation is None else str(observation)}
 
     def step(self, message: Message) -> ConversationReply:
         """

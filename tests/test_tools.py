@@ -152,7 +152,7 @@ def test_method_of_that_name_is_a_tool_and_no_end():
 
 def test_failures_are_told_and_counted():
     replies, _, _, _, info = opened(Ladder()).step(message(("fly", {}), ("climb", {}), ("look", {})))
-    assert [reply["content"] for reply in replies][0] == "{'error': 'Tool fly not found.'}"
+    assert replies[0]["content"] == "{'error': 'Tool fly not found.'}"
     assert "missing 1 required positional argument" in replies[1]["content"]
     assert replies[2] == {"role": "tool", "name": "look", "content": "ground 0 below"}
     assert info["tool_calls"] == 3 and info["tool_failures"] == 2 and info["action"] == "fly(); climb(); look()"

@@ -187,7 +187,7 @@ def test_agent_with_a_function_as_tool_trains_from_the_command_line(make, tmp_pa
     assert record["environment"] is None and record["environment_name"] == "tools" and record["tools"] == ["query"]
     assert '"name": "query"' in record["example"]["prompt"]
     with pytest.raises(ReleaseError, match=r"conversations with tools \(query\)"):
-        TurnPPOAgent.from_pretrained(args.output_dir).play([1])
+        TurnPPOAgent.from_pretrained(args.output_dir).play()
 
 
 def test_mixed_run_tells_its_environments_apart(make, tmp_path):

@@ -27,6 +27,7 @@ LAYERS = (
         "release",
         "wheel",
         "_trl",
+        "adapters",
     ),
     (
         "batch",
@@ -83,6 +84,7 @@ OWN_FIELDS = {
     "cliprange_value",
     "critic",
     "critic_lr_multiplier",
+    "critic_trunk_gradient",
     "critic_warmup_steps",
     "eval_temperature",
     "gamma",

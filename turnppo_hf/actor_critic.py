@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForTokenClassification, PreTrainedModel
 
 from turnppo_hf._trl import disable_dropout_in_model
+from turnppo_hf.adapters import share_weights, unadapted
 from turnppo_hf.batch import TurnBatch
 
 # Entries of the table of sampled tokens x vocabulary that exist at a time, 128 MiB in float32.
@@ -29,12 +30,17 @@ class ActorCritic(nn.Module):
         actor ([`~transformers.PreTrainedModel`]): Causal language model.
         critic ([`~transformers.PreTrainedModel`], *optional*): Token classifier with one label; absent for baselines
             without a critic.
+        trunk_gradient (`float`, *optional*): Where the critic is a head on the actor's own trunk, the share of its
+            gradient that enters the trunk.
     """
 
     _keys_to_ignore_on_save = None
 
-    def __init__(self, actor: PreTrainedModel, critic: PreTrainedModel | None) -> None:
+    def __init__(
+        self, actor: PreTrainedModel, critic: PreTrainedModel | None, trunk_gradient: float | None = None
+    ) -> None:
         super().__init__()
+        self.trunk_gradient = trunk_gradient
         self.actor = actor
         self.critic = critic
         self.config = actor.config
@@ -63,15 +69,31 @@ class ActorCritic(nn.Module):
         if mode == "actor":
             return sampled_logprobs(self.actor, batch, temperature, entropy_gradient=entropy_gradient)
         assert self.critic is not None
-        critic = self.critic
-        return over_rows(
-            critic, batch, lambda input_ids, _: critic(input_ids=input_ids, use_cache=False).logits[..., 0].float()
-        )
+        critic, trunk_gradient = self.critic, self.trunk_gradient
+
+        def value(input_ids: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+            if trunk_gradient is None:
+                return critic(input_ids=input_ids, use_cache=False).logits[..., 0].float()
+            with torch.no_grad() if trunk_gradient == 0.0 else nullcontext():
+                hidden = critic.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+            if hidden.requires_grad:
+                hidden.register_hook(lambda gradient: gradient * trunk_gradient)
+            return _head_of(critic)(hidden)[..., 0].float()
+
+        return over_rows(critic, batch, value)
 
     @property
     def networks(self) -> dict[str, PreTrainedModel]:
         """The networks by name, in the order of a step."""
         return {"actor": self.actor} if self.critic is None else {"critic": self.critic, "actor": self.actor}
+
+    @property
+    def parameter_sets(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by network, each once: what both hold, a frozen base or a trunk, is the actor's."""
+        sets: dict[str, list[nn.Parameter]] = {name: [] for name in self.networks}
+        for path, parameter in self.named_parameters():
+            sets[path.partition(".")[0]].append(parameter)
+        return sets
 
     def parameter_groups(
         self, decays: set[str], learning_rate: float, critic_lr_multiplier: float, weight_decay: float
@@ -123,11 +145,19 @@ class ActorCritic(nn.Module):
         """Switch activation checkpointing on in both networks."""
         for network in self.networks.values():
             network.gradient_checkpointing_enable(**kwargs)
+        self._let_gradients_through()
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """Do the same under the name that transformers 5.23 introduced."""
         for network in self.networks.values():
             network.activation_checkpointing_enable(**kwargs)
+        self._let_gradients_through()
+
+    def _let_gradients_through(self) -> None:
+        """Recomputed blocks need an input with a gradient, which frozen embeddings do not give."""
+        for network in self.networks.values():
+            if not all(parameter.requires_grad for parameter in network.get_input_embeddings().parameters()):
+                network.enable_input_require_grads()
 
 
 def sampled_logprobs(
@@ -242,33 +272,59 @@ def _head_only_at(
             head.forward = before
 
 
-def critic_from_actor(actor: PreTrainedModel) -> PreTrainedModel:
+def critic_from_actor(actor: PreTrainedModel, kind: str = "separate") -> PreTrainedModel:
     """
-    Build a critic on a copy of the actor's backbone.
+    Build a critic on the actor's backbone.
 
     Dropout is off, since a noisy baseline adds variance to every advantage, and the head is zero, so that the first
     advantages are plain returns.
 
+    Args:
+        actor ([`~transformers.PreTrainedModel`]): Causal language model, with adapters of PEFT or not.
+        kind (`str`, *optional*, defaults to `"separate"`): `"separate"`: on a copy of the backbone, without adapters.
+            `"lora"`: on the same layers in memory, without adapters. `"shared"`: on the actor's backbone itself.
+
     Raises:
         `ValueError`: transformers has no token classifier for this architecture.
     """
-    config = copy.deepcopy(actor.config)
+    plain = unadapted(actor)
+    config = copy.deepcopy(plain.config)
     config.num_labels = 1
     config.dtype = actor.dtype  # else the copy would pass through the dtype of the file
+    is_copy = kind == "separate" and plain is actor
     try:
-        critic = AutoModelForTokenClassification.from_config(config)
+        with nullcontext() if is_copy else torch.device("meta"):
+            critic = AutoModelForTokenClassification.from_config(config)
     except ValueError as error:
         raise ValueError(
             f"transformers has no token classifier for {config.model_type!r}, which the critic is. Pass a "
             "`value_model`, or take an architecture that has one (Llama, Qwen2, Qwen3, Gemma, ...)."
         ) from error
-    critic.base_model.load_state_dict(actor.base_model.state_dict())
+    if is_copy:
+        critic.base_model.load_state_dict(actor.base_model.state_dict())
+    else:
+        _stand_on(critic, plain, kind)
     with torch.no_grad():
         for parameter in _head_of(critic).parameters():
             parameter.zero_()
     disable_dropout(critic)
-    critic.to(dtype=actor.dtype, device=actor.device)
+    if is_copy:
+        critic.to(dtype=actor.dtype, device=actor.device)
     return critic
+
+
+def _stand_on(critic: PreTrainedModel, actor: PreTrainedModel, kind: str) -> None:
+    """Give a critic without memory the actor's layers, and a head in float32."""
+    critic.name_or_path = actor.name_or_path  # where its adapter says that its base is
+    if kind == "shared":
+        setattr(critic, critic.base_model_prefix, actor.base_model)
+    else:
+        share_weights(critic.base_model, actor.base_model)
+    if kind == "separate":
+        setattr(critic, critic.base_model_prefix, copy.deepcopy(critic.base_model))
+    head = _head_of(critic)
+    head.to_empty(device=actor.device).float()
+    head.register_forward_pre_hook(lambda module, inputs: (inputs[0].to(module.weight.dtype),))
 
 
 def disable_dropout(model: nn.Module) -> None:

@@ -14,6 +14,14 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from turnppo_hf.actor_critic import ActorCritic
+from turnppo_hf.adapters import (
+    ADAPTER_CONFIG,
+    is_adapted,
+    load_adapter,
+    load_head,
+    save_adapter,
+    save_critic_of_trunk,
+)
 from turnppo_hf.batch import TurnBatch, check_turn_ids
 from turnppo_hf.credit import Credit
 from turnppo_hf.release import CRITIC_FOLDER, RECORD_FILE, SCHEMA_VERSION
@@ -28,7 +36,8 @@ def save_networks(
 ) -> None:
     """
     Write a folder that plain transformers loads: `AutoModelForCausalLM` at the root, `AutoModelForTokenClassification`
-    in `critic/`, and `turnppo.json` with what is needed to play the same environment again.
+    in `critic/`, and `turnppo.json` with what is needed to play the same environment again. Of networks with adapters
+    only these are written, as PEFT loads them.
 
     Args:
         states (`Mapping`, *optional*): The networks' weights by name, where they had to be gathered.
@@ -37,7 +46,14 @@ def save_networks(
     for name, part in (("actor", path), ("critic", path / CRITIC_FOLDER)):
         if name in model.networks:
             had_card = (part / "README.md").exists()
-            model.networks[name].save_pretrained(part, state_dict=None if states is None else states[name])
+            part.mkdir(parents=True, exist_ok=True)
+            network, state = model.networks[name], None if states is None else states[name]
+            if is_adapted(network):
+                save_adapter(network, part, state)
+            elif network is model.critic and model.trunk_gradient is not None and is_adapted(model.actor):
+                save_critic_of_trunk(model.actor, network, part)
+            else:
+                network.save_pretrained(part, state_dict=state)
             if not had_card:  # PEFT leaves one that says nothing
                 (part / "README.md").unlink(missing_ok=True)
     tokenizer.save_pretrained(path)
@@ -53,12 +69,19 @@ def load_networks(model: ActorCritic, folder: str) -> None:
     """
     for name, network in model.networks.items():
         part = Path(folder) / (CRITIC_FOLDER if name == "critic" else "")
-        if not (part / "config.json").exists():
+        on_trunk = network is model.critic and model.trunk_gradient is not None
+        is_adapter = is_adapted(model.actor if on_trunk else network)
+        if not (part / (ADAPTER_CONFIG if is_adapter else "config.json")).exists():
             raise FileNotFoundError(
                 f"{part} holds no {name}, so the run cannot continue from it. Point `resume_from_checkpoint` at a "
                 "folder that this trainer saved, or start anew from it with `model=`."
             )
-        network.load_state_dict(type(network).from_pretrained(part, dtype=network.dtype).state_dict())
+        if is_adapted(network):
+            load_adapter(network, part)
+        elif is_adapter:
+            load_head(network, part)
+        else:
+            network.load_state_dict(type(network).from_pretrained(part, dtype=network.dtype).state_dict())
 
 
 @dataclass

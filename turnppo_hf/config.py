@@ -8,7 +8,14 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from turnppo_hf._trl import BaseConfig
-from turnppo_hf.config_checks import ALGORITHMS, LOSS_AGGREGATIONS, check_choices, check_ranges, check_vllm
+from turnppo_hf.config_checks import (
+    ALGORITHMS,
+    LOSS_AGGREGATIONS,
+    check_choices,
+    check_critic_kind,
+    check_ranges,
+    check_vllm,
+)
 
 
 @dataclass
@@ -53,7 +60,10 @@ class TurnPPOConfig(BaseConfig):
         critic_lr_multiplier (`float`, *optional*, defaults to `10.0`):
             The critic's learning rate is `learning_rate` times this.
         critic (`str`, *optional*, defaults to `"separate"`):
-            Kind of critic. `"separate"`, a network of its own, is the only one so far.
+            `"separate"` (a network of its own; beside adapters, an adapter on a frozen copy of the base), `"lora"` (a
+            second adapter on the actor's frozen base) or `"shared"` (a head on the actor's trunk).
+        critic_trunk_gradient (`float`, *optional*, defaults to `0.0`):
+            Share of the value loss's gradient that enters the trunk of a shared critic; 0 stops it.
         critic_warmup_steps (`int`, *optional*, defaults to `0`):
             Optimizer steps at the start in which only the critic is trained.
         importance_sampling_level (`str`, *optional*):
@@ -208,7 +218,10 @@ class TurnPPOConfig(BaseConfig):
     token_gamma: float = field(default=1.0, metadata={"help": "Discount per token, used by token_ppo only."})
     token_lam: float = field(default=1.0, metadata={"help": "GAE's lambda per token, used by token_ppo only."})
     critic_lr_multiplier: float = field(default=10.0, metadata={"help": "Critic's learning rate / actor's."})
-    critic: str = field(default="separate", metadata={"help": "Kind of critic: separate."})
+    critic: str = field(default="separate", metadata={"help": "Kind of critic: separate, lora or shared."})
+    critic_trunk_gradient: float = field(
+        default=0.0, metadata={"help": "Share of a shared critic's gradient that enters the trunk; 0 stops it."}
+    )
     critic_warmup_steps: int = field(default=0, metadata={"help": "First optimizer steps that train the critic only."})
     importance_sampling_level: str | None = field(
         default=None, metadata={"help": "turn, turn_geometric or token. Unset: turn for turn_ppo, else token."}
@@ -312,6 +325,7 @@ class TurnPPOConfig(BaseConfig):
         self._fill_defaults_of_the_algorithm()
         check_choices(self)
         check_ranges(self)
+        check_critic_kind(self)
         check_vllm(self)
         self._fold_batch_sizes()
 

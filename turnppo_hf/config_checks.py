@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 ALGORITHMS = ("turn_ppo", "token_ppo", "grpo", "rloo")
+CRITICS = ("separate", "lora", "shared")
 IMPORTANCE_SAMPLING_LEVELS = ("turn", "turn_geometric", "token")
 LOSS_AGGREGATIONS = ("trajectory_tokens", "batch_tokens", "turns")
 WHITENING = ("turns", "tokens", "none")
@@ -27,7 +28,7 @@ def check_choices(config: Any) -> None:
         )
     for name, choices in (
         ("algorithm", ALGORITHMS),
-        ("critic", ("separate",)),
+        ("critic", CRITICS),
         ("importance_sampling_level", IMPORTANCE_SAMPLING_LEVELS),
         ("loss_aggregation", LOSS_AGGREGATIONS),
         ("whiten_advantages", WHITENING),
@@ -60,6 +61,7 @@ def check_ranges(config: Any) -> None:
         ("token_lam", 0.0, 1.0, unit),
         ("critic_lr_multiplier", 1e-12, math.inf, "the critic would not learn"),
         ("critic_warmup_steps", 0, math.inf, "it counts optimizer steps"),
+        ("critic_trunk_gradient", 0.0, 1.0, "it is a share"),
         ("epsilon", 1e-12, 1.0, "the clip range would be empty or reach a negative ratio"),
         ("epsilon_high", 1e-12, math.inf, "the clip range would be empty"),
         ("entropy_coef", 0.0, math.inf, "a negative bonus would be a penalty on exploration"),
@@ -102,6 +104,25 @@ def check_ranges(config: Any) -> None:
         raise ValueError(
             f"`num_generations` must be at least 2 for {config.algorithm}, got {config.num_generations}: its baseline "
             "is the mean over the other episodes of the same task. Set it to 8, or use an algorithm with a critic."
+        )
+
+
+def check_critic_kind(config: Any) -> None:
+    """Refuse settings of a critic that the algorithm or the kind of critic does not have."""
+    if not config.uses_critic and config.critic != "separate":
+        raise ValueError(
+            f'`critic` is "{config.critic}", but {config.algorithm} has no critic, so it would have no effect. Leave '
+            "it out."
+        )
+    if config.critic_trunk_gradient and config.critic != "shared":
+        raise ValueError(
+            f'`critic_trunk_gradient` is {config.critic_trunk_gradient:g}, but `critic` is "{config.critic}", whose '
+            'gradient never meets the actor\'s weights. Set critic="shared", or leave it out.'
+        )
+    if config.critic_trunk_gradient and config.critic_warmup_steps:
+        raise ValueError(
+            f"`critic_warmup_steps` is {config.critic_warmup_steps}, but with `critic_trunk_gradient` the value loss "
+            "moves the actor's trunk in these steps, and the policy drifts. Set one of them to 0."
         )
 
 

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 _DISTRIBUTION = "turnppo-hf"
 _EXTRAS = {  # extra -> what it is for
     "vllm": "sampling with vLLM (use_vllm: true)",
-    "peft": "LoRA adapters (planned)",
+    "peft": "LoRA adapters (use_peft: true)",
     "deepspeed": "ZeRO over several accelerators (trainer_configs/accelerate)",
     "openenv": "environments served by OpenEnv",
     "textarena": "TextArena's games",

@@ -169,8 +169,8 @@ class Sharding:
         if not self.is_deepspeed:
             yield
             if not self.is_fsdp and self.accelerator.num_processes > 1:
-                for network in model.networks.values():
-                    sum_gradients(network.parameters(), self.sum)
+                for parameters in model.parameter_sets.values():
+                    sum_gradients(parameters, self.sum)
             return
         engine = self.accelerator.deepspeed_engine_wrapped.engine
         engine.set_gradient_accumulation_boundary(False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -33,7 +32,7 @@ from turnppo_hf.collector import Collector
 from turnppo_hf.config import TurnPPOConfig
 from turnppo_hf.credit import flatten, record_credit, whitened
 from turnppo_hf.environment_factory import EnvironmentFactory, check_sources, open_environments
-from turnppo_hf.loading import load_actor, load_critic, refuse_unsupported
+from turnppo_hf.loading import check_launch, load_actor, load_critic, load_reference, pair, refuse_unsupported
 from turnppo_hf.metrics import credit_metrics, rollout_metrics, sampling_metrics, update_metrics
 from turnppo_hf.rewards import Rewards
 from turnppo_hf.saving import SavingTrainer
@@ -62,7 +61,7 @@ class TurnPPOTrainer(SavingTrainer):
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`]):
-            The actor: model id, path, or a causal language model.
+            The actor: model id, path, or a causal language model. Of a `PeftModel` the adapter is trained.
         reward_funcs (`Callable` or `list[Callable]`, *optional*):
             Reward functions of TRL; what they return is added to an episode's last turn. See
             [`~turnppo_hf.rewards.Rewards`].
@@ -76,12 +75,16 @@ class TurnPPOTrainer(SavingTrainer):
             Tasks of the evaluation during training.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer with a chat template; loaded from the model's folder by default.
-        reward_processing_classes, quantization_config, peft_config (*optional*):
+        reward_processing_classes (*optional*):
             In `GRPOTrainer`'s place so that calls carry over; not supported yet, and refused.
         callbacks (`list[TrainerCallback]`, *optional*):
             As in [`~transformers.Trainer`].
         optimizers (`tuple`, *optional*, defaults to `(None, None)`):
             Optimizer and scheduler. The default is the one of [`~transformers.Trainer`] with two learning rates.
+        quantization_config (*optional*):
+            Passed to `from_pretrained` of a frozen model, such as a `BitsAndBytesConfig`.
+        peft_config (`peft.PeftConfig`, *optional*):
+            Adapters to train instead of the model, in the critic as well (see `TurnPPOConfig.critic`).
         tools (`list[Callable]`, *optional*):
             Functions with type hints and a docstring that the model may call.
         rollout_func (`Callable`, *optional*):
@@ -93,7 +96,7 @@ class TurnPPOTrainer(SavingTrainer):
             name that the column `environment` gives. Without it, `reward_funcs` judge the answers to the dataset's
             prompts.
         value_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
-            The critic, a token classifier with one label; by default a copy of the actor's backbone with a zero head.
+            The critic, a token classifier with one label; by default one on the actor's backbone with a zero head.
     """
 
     # every loss is divided by the optimizer step's own totals
@@ -117,17 +120,13 @@ class TurnPPOTrainer(SavingTrainer):
         environment_factory: EnvironmentFactory | Mapping[str, EnvironmentFactory] | None = None,
         value_model: str | PreTrainedModel | None = None,
     ) -> None:
-        refuse_unsupported(
-            reward_processing_classes=reward_processing_classes,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-        )
+        refuse_unsupported(reward_processing_classes=reward_processing_classes)
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = TurnPPOConfig(f"{name.split('/')[-1]}-TurnPPO")
         set_seed(args.seed)
         load_whole(model)
-        actor = load_actor(model, args)
+        actor = load_actor(model, args, peft_config, quantization_config)
         tokenizer = processing_class or AutoTokenizer.from_pretrained(get_config_model_id(actor.config))
         self.chat = Chat(tokenizer, args.chat_template_kwargs)  # type: ignore[arg-type]  # a dict after __post_init__
         check_sources(reward_funcs, args, train_dataset, tools, rollout_func, environment_factory)
@@ -139,14 +138,14 @@ class TurnPPOTrainer(SavingTrainer):
         rewards = Rewards(reward_funcs, args.reward_weights, state=lambda: self.state)
         train_dataset = check_tasks(train_dataset, args, self.environment_names)
         check_eval_tasks(eval_dataset, self.environment_names)
-        critic = load_critic(value_model, actor) if args.uses_critic else None
-        self.ref_model = copy.deepcopy(actor).requires_grad_(False).eval() if args.beta else None
+        critic = load_critic(value_model, actor, args) if args.uses_critic else None
+        self.ref_model = load_reference(actor, args)
         self._metrics: dict[str, list[float]] = defaultdict(list)  # since the last log
         self._last_trajectories: list[Trajectory] = []
         # a rank without episodes makes no forward in which it could answer another rank's broadcast
         args.ddp_broadcast_buffers = False
         super().__init__(
-            model=ActorCritic(actor, critic),
+            model=pair(actor, critic, args),
             args=args,
             data_collator=identity,
             train_dataset=train_dataset,
@@ -155,10 +154,11 @@ class TurnPPOTrainer(SavingTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        check_launch(self.model, args.critic, is_shared_out=self.sharding.in_step)
         if self.sharding.is_deepspeed:
             self.add_callback(StepInDeepSpeed(self.accelerator))
         actor.add_model_tags(self._tag_names)
-        if self.ref_model is not None:
+        if self.ref_model not in (None, actor):
             self.ref_model = self.sharding.shard_reference(self.ref_model)
         self._autocast = self.accelerator.autocast if args.bf16 else nullcontext
         self._whole = None
@@ -378,8 +378,8 @@ class TurnPPOTrainer(SavingTrainer):
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
         """Clip each network by itself: the critic's norm is many times the actor's and would scale it away."""
         norms = {
-            name: self.sharding.clip_gradients(network.parameters(), self.args.max_grad_norm)
-            for name, network in self.model.networks.items()
+            name: self.sharding.clip_gradients(parameters, self.args.max_grad_norm)
+            for name, parameters in self.model.parameter_sets.items()
         }
         self._log_now({f"grad_norm/{name}": norm for name, norm in norms.items()})
         return torch.tensor(norms["actor"])

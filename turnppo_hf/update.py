@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from turnppo_hf.actor_critic import sampled_logprobs
+from turnppo_hf.adapters import as_reference
 from turnppo_hf.batch import TurnBatch, stack
 from turnppo_hf.config import TurnPPOConfig
 from turnppo_hf.credit import Credit, assign_credit, decision_values
@@ -57,7 +58,7 @@ class Update:
         config ([`TurnPPOConfig`]):
             The algorithm and its coefficients.
         ref_model ([`~transformers.PreTrainedModel`], *optional*):
-            Frozen model of the KL term.
+            Frozen model of the KL term, or the actor itself where its adapter can be switched off.
         backward (`Callable`, *optional*):
             Called with each micro-batch's loss; the accelerator's in training.
         autocast (`Callable`, *optional*):
@@ -259,9 +260,8 @@ class Update:
 
     @torch.no_grad()
     def _ref_logprobs(self, part: TurnBatch) -> torch.Tensor:
-        assert self.ref_model is not None
-        with self.autocast():
-            return sampled_logprobs(self.ref_model, part, self.config.temperature)[0]
+        with self.autocast(), as_reference(self.ref_model) as model:
+            return sampled_logprobs(model, part, self.config.temperature)[0]
 
     def _correction(self, part: TurnBatch, old_logprobs: torch.Tensor) -> torch.Tensor:
         """Weigh what was sampled by other weights, or by an engine that rounds: shaped as the loss's terms."""

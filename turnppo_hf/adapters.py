@@ -1,0 +1,241 @@
+"""A model and a PEFT configuration in, adapters out: added, switched off for the reference, saved and read back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+_TRAINED = "default"  # PEFT's name of the adapter that is saved at the root of a folder
+_REFERENCE = "ref"  # TRL's name of the frozen copy
+_CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def is_adapted(model: Any) -> bool:
+    """Whether a model is one of PEFT's."""
+    return isinstance(model, nn.Module) and is_peft_model(model)
+
+
+def unadapted(model: Any) -> Any:
+    """Return the model of transformers inside of PEFT's, with the adapters in its layers; any other as it is."""
+    return model.get_base_model() if is_adapted(model) else model
+
+
+def add_adapter(model: Any, peft_config: Any) -> Any:
+    """
+    Freeze a model and add adapters to it; what is trained is float32.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): Its layers are replaced in place.
+        peft_config (`peft.PeftConfig`): As in `peft.get_peft_model`; it is copied.
+
+    Returns:
+        `peft.PeftModel`
+
+    Raises:
+        `ImportError`: PEFT is not installed.
+        `TypeError`: not a configuration of PEFT.
+        `ValueError`: the model has adapters already, the configuration fits no layer of it, adds tokens to the prompt
+            or changes the frozen weights.
+    """
+    peft = _import_peft()
+    if not isinstance(peft_config, peft.PeftConfig):
+        raise TypeError(
+            f"`peft_config` must be a configuration of PEFT, got {type(peft_config).__name__}. Pass for example "
+            "peft.LoraConfig(r=16)."
+        )
+    if is_adapted(model):
+        raise ValueError(
+            "`peft_config` is set, but `model` is a PeftModel, so it is unclear which adapter is to be trained. Drop "
+            "`peft_config` to go on with the model's own, or merge it first (`merge_and_unload`)."
+        )
+    if peft_config.is_prompt_learning:
+        raise ValueError(
+            f"`peft_config` is a {type(peft_config).__name__}, which adds virtual tokens to the prompt: values and "
+            "log-probs would stand at wrong places. Use an adapter of layers, such as peft.LoraConfig."
+        )
+    start, bias = str(getattr(peft_config, "init_lora_weights", None)), getattr(peft_config, "bias", "none")
+    if start.lower().startswith(_CHANGES_THE_BASE) or bias != "none":
+        field, value = ("init_lora_weights", start) if bias == "none" else ("bias", bias)
+        raise ValueError(
+            f"`{field}` of `peft_config` is {value!r}, which changes weights of the base model: the reference and the "
+            'critic stand on them. Use `bias="none"`, and `init_lora_weights=True` or "gaussian".'
+        )
+    try:
+        adapted = peft.get_peft_model(model, copy.deepcopy(peft_config))
+    except ValueError as error:
+        raise ValueError(
+            f"`peft_config` does not fit {type(model).__name__}: {str(error).splitlines()[0]} Name layers that it "
+            'has, such as `target_modules="all-linear"`.'
+        ) from error
+    return in_float32(adapted)
+
+
+def in_float32(adapted: Any) -> Any:
+    """Keep what is trained in float32: in half precision most updates are smaller than the weights' spacing."""
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapted
+
+
+def check_adapted(model: Any) -> None:
+    """
+    Check that a given model of PEFT can be trained and saved at the root of a folder.
+
+    Raises:
+        `ValueError`: its adapter has another name than PEFT's default one, or is frozen.
+    """
+    if list(model.active_adapters) != [_TRAINED]:
+        raise ValueError(
+            f"`model` has the active adapters {', '.join(model.active_adapters)}, but the one named {_TRAINED!r} is "
+            "trained, which PEFT saves at the root of a folder. Load it with PeftModel.from_pretrained(base, folder)."
+        )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "`model` is a PeftModel whose adapter is frozen, so nothing would be trained. Load it with "
+            "`is_trainable=True`."
+        )
+
+
+def critic_config(actor: Any, critic: nn.Module) -> Any:
+    """
+    Return the configuration of the critic's adapter: the actor's, where the critic has its layers, and the head.
+
+    Raises:
+        `ValueError`: the actor's adapter touches no layer that a critic has.
+    """
+    peft = _import_peft()
+    config = copy.deepcopy(actor.peft_config[_TRAINED])
+    config.task_type, config.inference_mode = peft.TaskType.TOKEN_CLS, False
+    names = [name for name, _ in critic.named_modules()]
+    for field in ("target_modules", "modules_to_save"):
+        wanted = getattr(config, field, None)
+        if isinstance(wanted, (set, list, tuple)):
+            kept = [item for item in sorted(wanted) if any(f".{name}".endswith(f".{item}") for name in names)]
+            setattr(config, field, type(wanted)(kept) or None)
+    if not config.target_modules and not getattr(config, "target_parameters", None):
+        raise ValueError(
+            "`peft_config` touches the actor's head only, so the critic would have no adapter. Name layers of the "
+            'backbone in `target_modules`, or set critic="separate" and train whole networks.'
+        )
+    return config
+
+
+def share_weights(skeleton: nn.Module, source: nn.Module) -> None:
+    """
+    Give a module of the same architecture, made without memory, the layers of another, without their adapters.
+
+    Args:
+        skeleton (`nn.Module`): On the device `meta`; it gets the same layers, not copies.
+        source (`nn.Module`): Whose layers may be wrapped by PEFT.
+    """
+    for name, module in list(skeleton.named_modules()):
+        parts = name.split(".") if name else []
+        twin = source
+        for part in parts:
+            twin = _plain(getattr(twin, part))
+        if parts and next(module.children(), None) is None:
+            setattr(skeleton.get_submodule(".".join(parts[:-1])), parts[-1], twin)
+        else:
+            module._parameters.update(twin._parameters)
+            module._buffers.update(twin._buffers)
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """Look through PEFT's wrapper of a layer."""
+    inner = getattr(module, "base_layer", None) or getattr(module, "original_module", None)
+    return module if inner is None else _plain(inner)
+
+
+def remember_as_given(actor: Any) -> None:
+    """Keep a frozen copy of a given adapter beside it, as TRL does: the reference is the model as it was given."""
+    actor.add_adapter(_REFERENCE, actor.peft_config[_TRAINED])
+    for name, parameter in actor.named_parameters():
+        if f".{_TRAINED}." in name:
+            actor.get_parameter(name.replace(f".{_TRAINED}.", f".{_REFERENCE}.")).data.copy_(parameter.data)
+    actor.set_adapter(_TRAINED)
+
+
+@contextmanager
+def as_reference(model: Any) -> Iterator[Any]:
+    """Give a reference model: of an adapted one the state before training, for as long as the context is open."""
+    if not is_adapted(model):
+        yield model
+    elif _REFERENCE in model.peft_config:
+        model.set_adapter(_REFERENCE, inference_mode=True)
+        try:
+            yield model
+        finally:
+            model.set_adapter(_TRAINED)
+    else:
+        with model.disable_adapter():
+            yield model
+
+
+def save_adapter(model: Any, folder: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Write the adapter that is trained, as PEFT reads it."""
+    model.save_pretrained(folder, state_dict=state, selected_adapters=[_TRAINED])
+
+
+def save_critic_of_trunk(actor: Any, critic: Any, folder: Path) -> None:
+    """Write the actor's adapter and the critic's head as one adapter that PEFT loads as a token classifier."""
+    peft = _import_peft()
+    config = critic_config(actor, critic)
+    head = _head_state(critic)
+    config.modules_to_save = sorted({*(config.modules_to_save or ()), *(name.split(".")[0] for name in head)})
+    config.inference_mode = True
+    weights = {
+        name: weight.detach().cpu().contiguous()
+        for name, weight in peft.get_peft_model_state_dict(actor, adapter_name=_TRAINED).items()
+        if name.startswith(f"base_model.model.{critic.base_model_prefix}.")
+    }
+    for name, weight in head.items():
+        weights[f"base_model.model.{name}"] = weight.detach().cpu().contiguous()
+    config.save_pretrained(str(folder))
+    save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+
+
+def load_adapter(model: Any, folder: Path) -> None:
+    """Read an adapter into a model that has one of the same shape."""
+    peft = _import_peft()
+    peft.set_peft_model_state_dict(model, peft.load_peft_weights(str(folder), device="cpu"), adapter_name=_TRAINED)
+
+
+def load_head(critic: Any, folder: Path) -> None:
+    """Read the head of a critic on the actor's trunk, which `save_critic_of_trunk` wrote."""
+    weights = load_file(folder / ADAPTER_WEIGHTS)
+    with torch.no_grad():
+        for name, weight in _head_state(critic).items():
+            weight.copy_(weights[f"base_model.model.{name}"])
+
+
+def _head_state(critic: Any) -> dict[str, torch.Tensor]:
+    trunk = f"{critic.base_model_prefix}."
+    return {name: weight for name, weight in critic.named_parameters() if not name.startswith(trunk)}
+
+
+def trained(parameters: Iterable[nn.Parameter]) -> int:
+    """Count the numbers that training moves."""
+    return sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+
+
+def _import_peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError(
+            "Adapters need PEFT, which is not installed, so nothing could be trained as asked. Install it: pip "
+            'install "turnppo-hf[peft]".'
+        ) from error
+    return peft

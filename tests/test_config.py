@@ -92,7 +92,7 @@ def test_batch_size_defaults_to_trls_product_and_counts_updates() -> None:
         ("loss_aggregation", "mean", "trajectory_tokens"),
         ("importance_sampling_level", "sequence", "turn_geometric"),
         ("kl_estimator", "k4", "k1, k2, k3"),
-        ("critic", "shared", "separate"),
+        ("critic", "twin", "separate"),
         ("vllm_mode", "remote", "colocate, server"),
         ("vllm_gpu_memory_utilization", 1.5, "share of memory"),
         ("vllm_max_model_length", 1, "no prompt and response"),

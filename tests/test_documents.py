@@ -19,7 +19,7 @@ import yaml
 from turnppo_hf import TurnPPOConfig, metrics
 from turnppo_hf.cli import COMMANDS, build_parser
 from turnppo_hf.doctor import _EXTRAS
-from turnppo_hf.run_config import TaskArguments, parse_run
+from turnppo_hf.run_config import AdapterArguments, TaskArguments, parse_run
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -36,7 +36,8 @@ PLACEHOLDERS = {
 }
 MAIN_JOB, TEST_JOB = "turnppo train trainer_configs/sokoban_cpu.yaml", "pytest"
 FLAGS_OF_OTHERS = {"--mixed_precision", "--num_processes"}
-FIELDS = {item.name: item for kind in (TaskArguments, TurnPPOConfig) for item in fields(kind) if item.init}
+KINDS = (TaskArguments, TurnPPOConfig, AdapterArguments)
+FIELDS = {item.name: item for kind in KINDS for item in fields(kind) if item.init}
 
 
 @pytest.fixture(autouse=True)

@@ -206,6 +206,11 @@ def save_critic_of_trunk(actor: Any, critic: Any, folder: Path) -> None:
     save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 
+def open_adapter(model: Any, folder: Path, *, is_trainable: bool = False) -> Any:
+    """Put the adapter of a folder on its base model."""
+    return _import_peft().PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
+
+
 def load_adapter(model: Any, folder: Path) -> None:
     """Read an adapter into a model that has one of the same shape."""
     peft = _import_peft()

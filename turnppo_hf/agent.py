@@ -17,6 +17,7 @@ from huggingface_hub import ModelHubMixin
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from turnppo_hf.actor_critic import ActorCritic
+from turnppo_hf.adapters import is_adapted
 from turnppo_hf.batch import stack
 from turnppo_hf.card import prepare_release, render_card
 from turnppo_hf.chat import Chat, Message, Prompt
@@ -333,6 +334,12 @@ class TurnPPOAgent(ModelHubMixin):
         factory = partial(make_environment, name, **kwargs)
         factory().close()  # so that a mistake shows here
         return name, factory
+
+    def merge_and_unload(self) -> TurnPPOAgent:
+        """Give an agent of whole networks: adapters are added into their base models, which change, as in PEFT."""
+        networks: tuple[Any, Any] = (self.actor, self.critic)
+        whole = [item.merge_and_unload() if is_adapted(item) else item for item in networks]
+        return type(self)(whole[0], self.chat.tokenizer, whole[1], self.record, self.folder, is_local=self.is_local)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         networks = ActorCritic(self.actor, self.critic)

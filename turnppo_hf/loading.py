@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,16 +13,20 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, 
 from turnppo_hf._trl import create_model_from_path
 from turnppo_hf.actor_critic import ActorCritic, critic_from_actor, disable_dropout
 from turnppo_hf.adapters import (
+    ADAPTER_CONFIG,
     add_adapter,
     check_adapted,
     critic_config,
     in_float32,
     is_adapted,
+    load_adapter,
+    load_head,
+    open_adapter,
     remember_as_given,
     unadapted,
 )
 from turnppo_hf.config import TurnPPOConfig
-from turnppo_hf.release import check_critic
+from turnppo_hf.release import check_critic, read_json
 
 
 def refuse_unsupported(**arguments: Any) -> None:
@@ -88,6 +93,9 @@ def load_actor(
 
 
 def _from_pretrained(model: str, kwargs: dict[str, Any]) -> PreTrainedModel:
+    if (Path(model) / ADAPTER_CONFIG).exists():
+        base = read_json(Path(model) / ADAPTER_CONFIG)["base_model_name_or_path"]
+        return open_adapter(_from_pretrained(base, kwargs), Path(model), is_trainable=True)
     try:
         return create_model_from_path(model, AutoModelForCausalLM, **kwargs)
     except ImportError as error:
@@ -145,23 +153,24 @@ def load_critic(
             '`critic` is "lora", a second adapter on the actor\'s frozen base, but the actor has no adapter and is '
             'trained whole. Set `peft_config` (`use_peft: true`), or take critic="separate" or "shared".'
         )
-    if value_model is not None and args.critic != "separate":
+    known = Path(value_model) if isinstance(value_model, str) else None
+    if known is not None and is_adapted(actor) and (known / ADAPTER_CONFIG).exists():
+        critic = _critic_on(actor, args.critic)
+        (load_head if args.critic == "shared" else load_adapter)(critic, known)
+        return critic
+    if value_model is None:
+        return _critic_on(actor, args.critic)
+    if args.critic != "separate":
         raise ValueError(
             f'`value_model` is set, but `critic` is "{args.critic}", which stands on the actor\'s own weights. Drop '
             "one of them."
         )
-    if is_adapted(actor) and value_model is not None and not is_adapted(value_model):
+    if is_adapted(actor) and not is_adapted(value_model):
         raise ValueError(
             "`value_model` is set beside an actor of adapters, but what is saved are adapters on one base model, so a "
             "critic with other weights would be lost. Drop it: the critic starts on the actor's base with a head of "
-            "zero; or pass a PeftModel on that base."
+            "zero; or name the folder of a critic's adapter on that base."
         )
-    if value_model is None:
-        critic = critic_from_actor(actor, args.critic)
-        if is_adapted(actor) and args.critic != "shared":
-            critic = add_adapter(critic, critic_config(actor, critic))
-            disable_dropout(critic)
-        return critic
     critic = value_model
     if isinstance(value_model, str):
         critic = create_model_from_path(
@@ -169,6 +178,15 @@ def load_critic(
         )
     check_critic(critic.config.to_dict(), actor.config.to_dict(), "`value_model`")
     disable_dropout(critic)
+    return critic
+
+
+def _critic_on(actor: PreTrainedModel, kind: str) -> PreTrainedModel:
+    """Build a critic on the actor's backbone, with an adapter where the actor has one."""
+    critic = critic_from_actor(actor, kind)
+    if is_adapted(actor) and kind != "shared":
+        critic = add_adapter(critic, critic_config(actor, critic))
+        disable_dropout(critic)
     return critic
 
 

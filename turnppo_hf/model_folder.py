@@ -9,6 +9,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedModel
 from transformers.utils import logging
 
+from turnppo_hf.adapters import ADAPTER_CONFIG, open_adapter
 from turnppo_hf.hub import fetch
 from turnppo_hf.release import CRITIC_FOLDER, ReleaseError, check_is_model, read_json
 
@@ -69,8 +70,9 @@ def load_agent_networks(folder: Path, dtype: Any) -> tuple[PreTrainedModel, PreT
 
 def _load_whole(kind: Any, folder: Path, dtype: Any) -> PreTrainedModel:
     """Load a network, and refuse one whose missing weights would be random numbers."""
-    if (folder / "adapter_config.json").exists():
-        return kind.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    if (folder / ADAPTER_CONFIG).exists():
+        base = read_json(folder / ADAPTER_CONFIG)["base_model_name_or_path"]
+        return open_adapter(kind.from_pretrained(base, dtype=dtype, use_safetensors=True), folder)
     network, info = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
     missing = sorted(info["missing_keys"])
     if missing:
@@ -85,12 +87,10 @@ def _load_critic(folder: Path, dtype: Any) -> PreTrainedModel | None:
     part = folder / CRITIC_FOLDER
     if not part.is_dir():
         return None
-    if not (part / "adapter_config.json").exists():
+    if not (part / ADAPTER_CONFIG).exists():
         return _load_whole(AutoModelForTokenClassification, part, dtype)
-    from peft import PeftModel
-
     # transformers would look for the base model's configuration in a folder `critic` of the base, with two labels
-    settings = read_json(part / "adapter_config.json")
+    settings = read_json(part / ADAPTER_CONFIG)
     base = settings["base_model_name_or_path"]
     config = AutoConfig.from_pretrained(base, num_labels=1)
     config.classifier_dropout = 0.0
@@ -102,5 +102,5 @@ def _load_critic(folder: Path, dtype: Any) -> PreTrainedModel | None:
         )
     finally:
         logging.set_verbosity(verbosity)
-    critic: PreTrainedModel = PeftModel.from_pretrained(backbone, str(part))
+    critic: PreTrainedModel = open_adapter(backbone, part)
     return critic

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import os
 import shlex
 import types
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, make_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from trl import TrlParser
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from turnppo_hf.config import TurnPPOConfig
 
@@ -82,6 +83,19 @@ class TaskArguments:
             )
 
 
+# TRL's fields of adapters and quantized models, under its names and with its defaults
+_OF_ADAPTERS = ("use_", "lora_", "load_in_", "bnb_")
+AdapterArguments = make_dataclass(
+    "AdapterArguments",
+    [
+        (item.name, get_type_hints(ModelConfig)[item.name], copy.copy(item))
+        for item in fields(ModelConfig)
+        if item.name.startswith(_OF_ADAPTERS) and item.name != "lora_task_type"
+    ],
+)
+_KINDS = (TaskArguments, TurnPPOConfig, AdapterArguments)
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """A run: `turnppo train PATH` with its flags applied."""
@@ -89,6 +103,7 @@ class RunConfig:
     path: str
     task: TaskArguments
     training: TurnPPOConfig
+    adapters: Any = field(default_factory=AdapterArguments)
     settings: Mapping[str, Any] = field(default_factory=dict)  # what the file and the flags set, and nothing else
     flags: Sequence[str] = ()  # as they were typed
 
@@ -103,6 +118,12 @@ class RunConfig:
                 local = _is_local(word[2:].partition("=")[0].replace("-", "_"))
             words += [] if local else [word]
         return shlex.join(["turnppo", "train", *words])
+
+    def adapter_configs(self) -> dict[str, Any]:
+        """Return `peft_config` and `quantization_config` of the trainer, each None where it is not asked for."""
+        dtype = "bfloat16" if self.training.bf16 else "float32"
+        asked = ModelConfig(**vars(self.adapters), dtype=dtype)
+        return {"peft_config": get_peft_config(asked), "quantization_config": get_quantization_config(asked)}
 
     def again(self) -> str:
         """Return a YAML file that trains the same again elsewhere: without places, tokens and trackers of this run."""
@@ -183,18 +204,31 @@ def parse_run(arguments: Sequence[str]) -> RunConfig:
         raise RunConfigError(
             f"{remaining[0]!r} belongs to no flag. Flags are written --field value; quote a value with spaces."
         )
-    task, training = arguments_of_run
+    task, training, adapters = arguments_of_run
     named = [flag[2:].partition("=")[0] for flag in flags if flag.startswith("--")]
     set_by_flag = [name if name in hints else name.removeprefix("no_") for name in named]
-    parsed = {name: getattr(task if hasattr(task, name) else training, name) for name in set_by_flag}
+    parsed = {
+        name: next(getattr(part, name) for part in arguments_of_run if hasattr(part, name)) for name in set_by_flag
+    }
     changed = {name: value.value if isinstance(value, Enum) else value for name, value in parsed.items()}
-    return RunConfig(path, task, training, {**values, **changed}, typed)
+    settings = {**values, **changed}
+    _check_adapters(adapters, settings)
+    return RunConfig(path, task, training, adapters, settings, typed)
+
+
+def _check_adapters(adapters: Any, settings: Mapping[str, Any]) -> None:
+    idle = [name for name, value in settings.items() if hasattr(adapters, name) and value]
+    if idle and not adapters.use_peft:
+        raise RunConfigError(
+            f"`{idle[0]}` is set without `use_peft`, so no adapter would be trained. Set `use_peft: true` too, or drop "
+            f"`{idle[0]}`."
+        )
 
 
 def build_parser() -> TrlParser:
     """Return the parser of `turnppo train`, for `--help` and for `parse_run`."""
     return _Parser(
-        (TaskArguments, TurnPPOConfig),
+        _KINDS,
         prog="turnppo train",
         usage="turnppo train CONFIG.yaml [--field value ...]",
         description="Train an actor and a critic; every field below is a key of the YAML file and a flag. `lambda` is "
@@ -231,12 +265,7 @@ def _split_path(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _field_types() -> dict[str, Any]:
-    return {
-        item.name: get_type_hints(kind)[item.name]
-        for kind in (TaskArguments, TurnPPOConfig)
-        for item in fields(kind)
-        if item.init
-    }
+    return {item.name: get_type_hints(kind)[item.name] for kind in _KINDS for item in fields(kind) if item.init}
 
 
 def _checked_values(path: str, values: Mapping[str, Any], hints: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ import gymnasium
 import torch
 from accelerate.utils import gather_object
 
+from turnppo_hf.adapters import ADAPTER_CONFIG, is_adapted, trained
 from turnppo_hf.agent import TurnPPOAgent
 from turnppo_hf.card_pictures import judge_critic, shown_episode
 from turnppo_hf.environments import make_environment
@@ -113,10 +115,10 @@ def make_trainer(run: RunConfig, tasks: Tasks, held_out_environment: Callable[[]
     task, args = run.task, run.training
     assert isinstance(task.environment_kwargs, dict)
     folder = find_model(task.model)
-    critic = folder / CRITIC_FOLDER
+    is_adapter = (folder / ADAPTER_CONFIG).exists()
     held_out_name = f"{task.environment} (held out)"
     trainer = TurnPPOTrainer(
-        model=str(folder) if task.model in EMBEDDED_MODELS else task.model,
+        model=str(folder) if task.model in EMBEDDED_MODELS or is_adapter else task.model,
         args=args,
         train_dataset=datasets.Dataset.from_list(tasks.train),
         eval_dataset=datasets.Dataset.from_list([{**row, "environment": held_out_name} for row in tasks.held_out]),
@@ -124,10 +126,26 @@ def make_trainer(run: RunConfig, tasks: Tasks, held_out_environment: Callable[[]
             task.environment: partial(make_environment, task.environment, **task.environment_kwargs),
             held_out_name: held_out_environment,
         },
-        value_model=str(critic) if args.uses_critic and critic.is_dir() else None,
+        value_model=_known_critic(run, folder, is_adapter=is_adapter),
+        **run.adapter_configs(),
     )
     trainer.environment_record["evaluation"] = _held_out_record(run, tasks)
     return trainer
+
+
+def _known_critic(run: RunConfig, folder: Path, *, is_adapter: bool) -> str | None:
+    """Name the critic that came with the model, where the run can go on with it."""
+    critic = folder / CRITIC_FOLDER
+    if not run.training.uses_critic or not critic.is_dir():
+        return None
+    if is_adapter or (run.training.critic == "separate" and not run.adapters.use_peft):
+        return str(critic)
+    warnings.warn(
+        f"{run.task.model} comes with a critic of its own weights, which a critic on the actor's weights cannot go on "
+        "with: it starts with a head of zero. Train whole networks (`critic: separate`) to keep it.",
+        stacklevel=2,
+    )
+    return None
 
 
 def _results(
@@ -167,6 +185,7 @@ def describe_run(run: RunConfig, tasks: Tasks, trainer: TurnPPOTrainer) -> str:
     task, args = run.task, run.training
     networks = ", ".join(
         f"{name} {sum(parameter.numel() for parameter in network.parameters()) / 1e6:.2f} M parameters"
+        + (f" ({trained(network.parameters()) / 1e6:.3f} M trained)" if is_adapted(trainer.model.actor) else "")
         for name, network in trainer.model.networks.items()
     )
     batches = math.ceil(args.max_steps / args.updates_per_batch) if args.max_steps > 0 else args.num_train_epochs

@@ -1,0 +1,359 @@
+"""Adapters of PEFT in training: what moves, what is shared in memory, what is saved, and that each kind of critic fits."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, AutoPeftModelForTokenClassification, LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from tests import steps
+from tests.scripted import CountingEnvironment
+from tests.steps import assert_same_step, gradients_of, played, run_step
+from tests.test_publishing import run_command
+from tests.tiny import config_for, draw_trajectories, tiny_actor
+from turnppo_hf import TurnPPOAgent, TurnPPOConfig, TurnPPOTrainer
+from turnppo_hf.actor_critic import ActorCritic, sampled_logprobs
+from turnppo_hf.batch import stack
+from turnppo_hf.credit import whitened
+from turnppo_hf.generation.weight_transfer import engine_weights
+from turnppo_hf.loading import check_launch, load_actor, load_critic, load_reference, pair
+from turnppo_hf.update import Totals, Update
+
+KINDS = ("separate", "lora", "shared")
+IDS = torch.arange(5, 25)[None]
+LORA: dict[str, Any] = {"r": 2, "target_modules": ["q_proj", "v_proj", "up_proj"], "task_type": "CAUSAL_LM"}
+
+
+@pytest.fixture
+def base(tmp_path: Path, tiny_actor: Any, tiny_tokenizer: Any) -> Path:
+    """The folder of a base model, which adapters name."""
+    tiny_actor.save_pretrained(tmp_path / "base")
+    tiny_tokenizer.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def make(base: Path, tmp_path: Path) -> Any:
+    """Build trainers with a LoRA actor."""
+
+    def build(
+        model: Any = None, folder: str = "run", peft: Any = LORA, value_model: Any = None, **changes: Any
+    ) -> Any:
+        settings = {"max_steps": 4, "generation_batch_size": 8, "learning_rate": 1e-2, "max_turn_length": 4}
+        settings |= {"report_to": "none", "save_steps": 2, "disable_tqdm": True, "lr_scheduler_type": "constant"}
+        return TurnPPOTrainer(
+            model=str(base) if model is None else model,
+            args=TurnPPOConfig(str(tmp_path / folder), **{**settings, "logging_steps": 1, **changes}),
+            environment_factory=CountingEnvironment,
+            peft_config=None if peft is None else LoraConfig(**peft),
+            value_model=value_model,
+        )
+
+    return build
+
+
+def networks_for(config: TurnPPOConfig, *, adapters: bool = True, moved: bool = True) -> ActorCritic:
+    """Both networks as the trainer makes them, with adapters and a head that are not zero where `moved`."""
+    torch.manual_seed(1)
+    actor = load_actor(tiny_actor(), config, LoraConfig(**LORA) if adapters else None)
+    networks = pair(actor, load_critic(None, actor, config) if config.uses_critic else None, config)
+    for name, parameter in networks.named_parameters():
+        if moved and parameter.requires_grad and ("lora" in name or "score" in name):
+            torch.nn.init.normal_(parameter, std=0.2)
+    return networks
+
+
+def step_with(monkeypatch: Any, networks: ActorCritic, config: TurnPPOConfig, **options: Any) -> Any:
+    batch = stack(list(played(3)))
+    monkeypatch.setattr(steps, "model", lambda: networks)
+    return run_step(config, batch, **options)
+
+
+def logits(network: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return network.eval()(input_ids=IDS).logits
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_adapters_and_head_move_and_both_networks_reload_exactly(kind: str, make: Any, base: Path) -> None:
+    trainer = make(critic=kind, beta=0.01)
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {name for name, parameter in trainer.model.named_parameters() if not torch.equal(before[name], parameter)}
+    trained = {name for name in before if "lora_" in name or (name.startswith("critic") and "score" in name)}
+    trained -= {name for name in before if "original_module" in name}
+    assert moved == trained and all("lora_" in name for name in moved if name.startswith("actor."))
+    assert any(name.startswith("critic") and "lora_A" in name for name in moved) is (kind != "shared")
+    file = AutoModelForCausalLM.from_pretrained(base).state_dict()
+    plain = {
+        name.replace(".base_layer", ""): value
+        for name, value in trainer.model.actor.get_base_model().state_dict().items()
+    }
+    assert all(torch.equal(value, plain[name]) for name, value in file.items())
+
+    folder = Path(trainer.args.output_dir) / "checkpoint-4"
+    assert not (folder / "model.safetensors").exists() and not (folder / "critic" / "model.safetensors").exists()
+    agent = TurnPPOAgent.from_pretrained(folder, device="cpu")
+    actor = AutoPeftModelForCausalLM.from_pretrained(folder)
+    critic = AutoPeftModelForTokenClassification.from_pretrained(folder / "critic", num_labels=1)
+    for loaded in (agent.actor, actor):
+        assert torch.equal(logits(loaded), logits(trainer.model.actor))
+    for loaded in (agent.critic, critic):
+        assert torch.equal(logits(loaded), logits(trainer.model.critic))
+    assert not torch.equal(logits(trainer.model.actor), logits(AutoModelForCausalLM.from_pretrained(base)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resumed_run_equals_the_uninterrupted_one(kind: str, make: Any) -> None:
+    whole = make(critic=kind, folder="whole", beta=0.01)
+    whole.train()
+    resumed = make(critic=kind, folder="resumed", beta=0.01)
+    resumed.train(resume_from_checkpoint=str(Path(whole.args.output_dir) / "checkpoint-2"))
+    assert resumed.state.global_step == 4
+    for (name, mine), other in zip(resumed.model.named_parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(mine, other), name
+
+
+def test_whole_actor_with_a_head_on_its_trunk_is_saved_and_resumed(make: Any) -> None:
+    whole = make(critic="shared", peft=None, critic_trunk_gradient=0.5, folder="whole")
+    start = copy.deepcopy(whole.model.actor.state_dict())
+    whole.train()
+    assert not any(torch.equal(start[name], value) for name, value in whole.model.actor.state_dict().items())
+    resumed = make(critic="shared", peft=None, critic_trunk_gradient=0.5, folder="resumed")
+    resumed.train(resume_from_checkpoint=str(Path(whole.args.output_dir) / "checkpoint-2"))
+    for mine, other in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    agent = TurnPPOAgent.from_pretrained(Path(whole.args.output_dir) / "checkpoint-4", device="cpu")
+    assert torch.equal(logits(agent.critic), logits(whole.model.critic))
+
+
+def test_second_adapter_stands_on_the_same_weights_and_touches_nothing_of_the_first() -> None:
+    networks = networks_for(config_for(critic="lora"))
+    frozen = [
+        {p.data_ptr() for p in network.parameters() if not p.requires_grad} for network in networks.networks.values()
+    ]
+    head = sum(1 for name, _ in networks.critic.named_parameters() if "original_module" in name)
+    assert len(frozen[0] - frozen[1]) == head  # the critic has nothing frozen of its own but PEFT's spare head
+    before = logits(networks.actor), logits(networks.critic)
+    for number, network in enumerate((networks.critic, networks.actor)):
+        for name, parameter in network.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter)
+        other = networks.networks[("actor", "critic")[number]]
+        assert torch.equal(logits(other), before[number])
+        assert not torch.equal(logits(network), before[1 - number])
+        before = logits(networks.actor), logits(networks.critic)
+
+
+def test_separate_critic_of_an_adapted_actor_has_a_base_of_its_own() -> None:
+    networks = networks_for(config_for())
+    actor, critic = ({p.data_ptr() for p in network.parameters()} for network in (networks.actor, networks.critic))
+    assert not actor & critic
+    assert all(p.requires_grad is ("lora_" in n) for n, p in networks.critic.named_parameters() if "score" not in n)
+
+
+@pytest.mark.parametrize(
+    ("kind", "gradient", "adapters"), [*((k, 0.0, True) for k in KINDS), ("shared", 0.5, True), ("shared", 0.5, False)]
+)
+def test_micro_batches_change_no_gradient(kind: str, gradient: float, adapters: bool, monkeypatch: Any) -> None:
+    config = config_for(critic=kind, critic_trunk_gradient=gradient, critic_warmup_steps=0)
+    networks = networks_for(config, adapters=adapters)
+    expected = step_with(monkeypatch, networks, config, groups=[list(range(6))])
+    assert any("critic" in name for name in expected.gradients) and any("actor" in name for name in expected.gradients)
+    assert all("lora_" in name or "score" in name for name in expected.gradients) is adapters
+    for groups in ([[0, 1, 2], [3, 4, 5]], [[0], [1], [2], [3], [4, 5]]):
+        assert_same_step(step_with(monkeypatch, networks, config, groups=groups), expected)
+
+
+def test_trunk_gets_the_share_of_the_value_gradient_that_was_asked_for() -> None:
+    found = {}
+    for share in (None, 0.0, 0.5, 1.0):
+        config = config_for(critic="shared", critic_trunk_gradient=share or 0.0)
+        networks = networks_for(config)
+        batch = stack(draw_trajectories(4))
+        update, totals = Update(networks, config), Totals.of(batch)
+        credit, _ = update.critic_pass(batch, None, None if share is None else totals)
+        update.actor_pass(batch, credit, whitened(batch, credit, over="turns"), totals)
+        found[share] = {name: g for name, g in gradients_of(networks).items() if name.startswith("actor.")}
+    assert found[None] and found[None].keys() == found[1.0].keys()
+    for name, without in found[None].items():
+        assert torch.equal(found[0.0][name], without)
+    added = {
+        share: torch.cat([(found[share][n] - g).flatten() for n, g in found[None].items()]) for share in (0.5, 1.0)
+    }
+    assert added[1.0].norm() > 1e-3
+    torch.testing.assert_close(added[0.5], added[1.0] / 2, rtol=1e-3, atol=1e-5)
+
+
+def test_fresh_adapters_say_what_the_base_says_and_stay_at_the_reference() -> None:
+    config = config_for(critic="lora", beta=0.1, num_iterations=1)
+    networks = networks_for(config, moved=False)
+    batch = stack(list(played(5)))
+    base = tiny_actor()
+    expected = sampled_logprobs(base, batch)[0]
+    assert torch.equal(networks("actor", batch)[0], expected)
+    reference = load_reference(networks.actor, config)
+    assert reference is networks.actor
+    for moved in (False, True):
+        if moved:
+            for name, parameter in networks.actor.named_parameters():
+                if "lora_B" in name:
+                    torch.nn.init.normal_(parameter, std=0.3)
+        update, totals = Update(networks, config, ref_model=reference), Totals.of(batch)
+        credit, _ = update.critic_pass(batch, None, totals)
+        sums = update.actor_pass(batch, credit, whitened(batch, credit, over="turns"), totals)
+        assert (sums["log_ratio_squared"].item() == 0.0) and ((sums["ref_kl"].item() == 0.0) is not moved)
+        assert torch.equal(update._ref_logprobs(batch), expected)
+        assert all(p.requires_grad is ("lora_" in n) for n, p in networks.actor.named_parameters())
+
+
+def test_reference_of_a_given_adapter_is_that_adapter() -> None:
+    torch.manual_seed(2)
+    given = get_peft_model(tiny_actor(), LoraConfig(**LORA, init_lora_weights=False))
+    config, batch = config_for(beta=0.1), stack(list(played(5)))
+    expected = sampled_logprobs(copy.deepcopy(given), batch)[0]
+    actor = load_actor(given, config)
+    assert torch.equal(sampled_logprobs(actor, batch)[0], expected)
+    for name, parameter in actor.named_parameters():
+        assert parameter.requires_grad is (".default." in name)
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter)
+    update = Update(pair(actor, None, config), config, ref_model=load_reference(actor, config))
+    assert torch.equal(update._ref_logprobs(batch), expected)
+    assert not torch.equal(sampled_logprobs(actor, batch)[0], expected)
+    assert all(parameter.requires_grad is (".default." in name) for name, parameter in actor.named_parameters())
+
+
+def test_each_parameter_is_clipped_and_stepped_with_one_network() -> None:
+    for kind in KINDS:
+        config = config_for(critic=kind)
+        networks = networks_for(config)
+        sets = networks.parameter_sets
+        assert sum(map(len, sets.values())) == len(list(networks.parameters()))
+        groups = networks.parameter_groups(set(), 1.0, 5.0, 0.0)
+        trained = [{id(p) for p in sets[name] if p.requires_grad} for name in ("actor", "critic")]
+        assert [{id(p) for p in group["params"]} for group in groups] == trained
+        assert [group["lr"] for group in groups] == [1.0, 5.0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_recomputed_activations_change_no_gradient(kind: str, monkeypatch: Any) -> None:
+    config = config_for(critic=kind, critic_trunk_gradient=0.5 if kind == "shared" else 0.0, beta=0.1)
+    networks = networks_for(config).train()
+    expected = step_with(monkeypatch, networks, config)
+    networks.activation_checkpointing_enable()
+    assert networks.is_gradient_checkpointing
+    assert_same_step(step_with(monkeypatch, networks, config), expected)
+
+
+def test_base_in_half_precision_is_frozen_without_a_warning_and_adapters_are_float32(recwarn: Any) -> None:
+    for kind in KINDS:
+        config = config_for(critic=kind)
+        actor = load_actor(tiny_actor().bfloat16(), config, LoraConfig(**LORA))
+        networks = pair(actor, load_critic(None, actor, config), config)
+        assert {p.dtype for p in networks.parameters() if p.requires_grad} == {torch.float32}
+        assert networks("critic", stack(list(played(5)))).dtype == torch.float32
+    assert not [warning for warning in recwarn if "most updates are lost" in str(warning.message)]
+
+
+def test_engine_gets_the_merged_actor_and_nothing_of_the_critic() -> None:
+    networks = networks_for(config_for(critic="lora"))
+    before = {name: value.clone() for name, value in networks.state_dict().items()}
+    expected = copy.deepcopy(networks.actor).merge_and_unload().state_dict()
+    with engine_weights(networks) as weights:
+        sent = {name: weight.clone() for name, weight in weights}
+    assert sent.keys() <= expected.keys() and len(sent) == len(dict(tiny_actor().named_parameters()))
+    assert all(torch.equal(weight, expected[name]) for name, weight in sent.items())
+    assert all(torch.equal(value, before[name]) for name, value in networks.state_dict().items())
+
+
+def test_run_goes_on_from_a_saved_adapter_and_its_critic(make: Any) -> None:
+    first = make(critic="lora", folder="first")
+    first.train()
+    saved = Path(first.args.output_dir) / "checkpoint-4"
+    for kind in KINDS:
+        again = make(model=str(saved), value_model=str(saved / "critic"), peft=None, critic=kind)
+        assert torch.equal(logits(again.model.actor), logits(first.model.actor))
+        if kind != "shared":
+            assert torch.equal(logits(again.model.critic), logits(first.model.critic))
+        before = logits(again.model.actor)
+        again.train()
+        assert not torch.equal(logits(again.model.actor), before)
+
+
+def test_merged_agent_is_saved_as_whole_networks(make: Any, tmp_path: Path) -> None:
+    trainer = make(critic="lora")
+    trainer.train()
+    agent = TurnPPOAgent.from_pretrained(Path(trainer.args.output_dir) / "checkpoint-4", device="cpu")
+    expected = logits(agent.actor), logits(agent.critic)
+    agent.merge_and_unload().save_pretrained(tmp_path / "whole")
+    assert not list((tmp_path / "whole").rglob("adapter_*"))
+    whole = TurnPPOAgent.from_pretrained(tmp_path / "whole", device="cpu")
+    assert not isinstance(whole.actor, PeftModel)
+    for mine, other in zip((whole.actor, whole.critic), expected, strict=True):
+        torch.testing.assert_close(logits(mine), other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("algorithm", "kind"), [("turn_ppo", "lora"), ("token_ppo", "shared"), ("grpo", "separate")])
+def test_command_line_trains_evaluates_plays_and_pushes(algorithm: str, kind: str, tmp_path: Path, hub: Any) -> None:
+    folder = tmp_path / "run"
+    train = ["train", "trainer_configs/sokoban_cpu.yaml", "--use_peft", "true", "--critic", kind, "--max_steps", "2"]
+    train += ["--lora_r", "2", "--lora_target_modules", "q_proj", "v_proj", "--algorithm", algorithm]
+    train += ["--eval_episodes", "4", "--generation_batch_size", "16", "--eval_strategy", "no", "--beta", "0.01"]
+    status, printed, _ = run_command(*train, "--output_dir", folder)
+    assert status == 0 and "M trained" in printed
+    for words in (["evaluate", folder, "--episodes", "4"], ["play", folder], ["push", folder, "alice/lora"]):
+        status, printed, wrong = run_command(*words)
+        assert status == 0, wrong
+    files = hub.files("alice/lora")
+    has_critic = algorithm != "grpo"
+    assert "adapter_model.safetensors" in files and "model.safetensors" not in files
+    assert ("critic/adapter_model.safetensors" in files) is has_critic and "critic/model.safetensors" not in files
+    assert "library_name: peft" in files["README.md"].decode()
+    agent = TurnPPOAgent.from_pretrained("alice/lora", device="cpu")
+    assert (agent.critic is not None) is has_critic and agent.play(seed=1, options=None).turns
+
+
+def test_wrong_combinations_say_what_to_do(make: Any, base: Path, monkeypatch: Any) -> None:
+    adapted = get_peft_model(tiny_actor(), LoraConfig(**LORA))
+    frozen = get_peft_model(tiny_actor(), LoraConfig(**LORA, inference_mode=True))
+    named = get_peft_model(tiny_actor(), LoraConfig(**LORA), adapter_name="mine")
+    for wrong, said in (
+        ({"model": adapted}, r"`model` is a PeftModel.*Drop `peft_config`"),
+        ({"model": frozen, "peft": None}, r"frozen, so nothing would be trained.*is_trainable=True"),
+        ({"model": named, "peft": None}, r"active adapters mine.*'default'"),
+        ({"critic": "lora", "peft": None}, r'"lora".*the actor has no adapter.*use_peft: true'),
+        ({"critic": "lora", "value_model": str(base)}, r'`value_model` is set, but `critic` is "lora"'),
+        ({"critic": "shared", "value_model": str(base)}, r'`value_model` is set, but `critic` is "shared"'),
+        ({"value_model": str(base)}, r"`value_model` is set beside an actor of adapters"),
+        ({"peft": {**LORA, "target_modules": ["no_such"]}}, r"does not fit LlamaForCausalLM: .*no_such.*all-linear"),
+        ({"peft": {**LORA, "target_modules": ["lm_head"]}}, r"head only, so the critic would have no adapter"),
+        ({"peft": {**LORA, "bias": "all"}}, r"`bias` of `peft_config` is 'all', which changes weights of the base"),
+        ({"peft": {**LORA, "init_lora_weights": "pissa"}}, r"`init_lora_weights`.*'pissa'"),
+        ({"algorithm": "grpo", "critic": "lora"}, r'"lora", but grpo has no critic'),
+        ({"critic": "lora", "critic_trunk_gradient": 0.5}, r'Set critic="shared"'),
+        ({"critic": "shared", "critic_trunk_gradient": 0.5, "critic_warmup_steps": 1}, r"the policy drifts"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            make(**wrong)
+    with pytest.raises(TypeError, match=r"must be a configuration of PEFT, got dict"):
+        load_actor(str(base), config_for(), {"r": 2})
+    with pytest.raises(ValueError, match=r"FSDP or DeepSpeed.*multi_gpu"):
+        check_launch(networks_for(config_for(critic="lora")), "lora", is_shared_out=True)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ImportError, match=r'not installed.*pip install "turnppo-hf\[peft\]"'):
+        load_actor(str(base), config_for(), object())
+
+
+def test_flag_of_adapters_without_use_peft_and_quantization_without_its_library_say_so(tmp_path: Path) -> None:
+    train = ["train", "trainer_configs/sokoban_cpu.yaml", "--output_dir", tmp_path / "run"]
+    status, _, wrong = run_command(*train, "--lora_r", "4")
+    assert status == 2 and "`lora_r` is set without `use_peft`" in wrong
+    status, _, wrong = run_command(*train, "--use_peft", "true", "--load_in_4bit", "true")
+    assert status == 2 and "pip install bitsandbytes" in wrong

@@ -1,9 +1,10 @@
-"""Adapters of PEFT in training: what moves, what is shared in memory, what is saved, and that each kind of critic fits."""
+"""Adapters of PEFT in training: what moves, what is shared in memory, what is saved; with each kind of critic."""
 
 from __future__ import annotations
 
 import copy
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -351,9 +352,14 @@ def test_wrong_combinations_say_what_to_do(make: Any, base: Path, monkeypatch: A
         load_actor(str(base), config_for(), object())
 
 
-def test_flag_of_adapters_without_use_peft_and_quantization_without_its_library_say_so(tmp_path: Path) -> None:
+def test_flag_of_adapters_without_use_peft_says_so(tmp_path: Path) -> None:
     train = ["train", "trainer_configs/sokoban_cpu.yaml", "--output_dir", tmp_path / "run"]
     status, _, wrong = run_command(*train, "--lora_r", "4")
     assert status == 2 and "`lora_r` is set without `use_peft`" in wrong
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="is about an environment without bitsandbytes")
+def test_quantization_without_its_library_says_so(tmp_path: Path) -> None:
+    train = ["train", "trainer_configs/sokoban_cpu.yaml", "--output_dir", tmp_path / "run"]
     status, _, wrong = run_command(*train, "--use_peft", "true", "--load_in_4bit", "true")
     assert status == 2 and "pip install bitsandbytes" in wrong

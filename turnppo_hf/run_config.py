@@ -220,7 +220,7 @@ def _check_adapters(adapters: Any, settings: Mapping[str, Any]) -> None:
     idle = [name for name, value in settings.items() if hasattr(adapters, name) and value]
     if idle and not adapters.use_peft:
         raise RunConfigError(
-            f"`{idle[0]}` is set without `use_peft`, so no adapter would be trained. Set `use_peft: true` too, or drop "
+            f"`{idle[0]}` is set without `use_peft`, so no adapter would be trained. Set `use_peft: true`, or drop "
             f"`{idle[0]}`."
         )
 

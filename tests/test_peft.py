@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForTokenClassification, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
@@ -43,9 +44,8 @@ def base(tmp_path: Path, tiny_actor: Any, tiny_tokenizer: Any) -> Path:
 def make(base: Path, tmp_path: Path) -> Any:
     """Build trainers with a LoRA actor."""
 
-    def build(
-        model: Any = None, folder: str = "run", peft: Any = LORA, value_model: Any = None, **changes: Any
-    ) -> Any:
+    def build(model: Any = None, folder: str = "run", peft: Any = LORA, **changes: Any) -> Any:
+        parts = {name: changes.pop(name, None) for name in ("value_model", "eval_dataset")}
         settings = {"max_steps": 4, "generation_batch_size": 8, "learning_rate": 1e-2, "max_turn_length": 4}
         settings |= {"report_to": "none", "save_steps": 2, "disable_tqdm": True, "lr_scheduler_type": "constant"}
         return TurnPPOTrainer(
@@ -53,7 +53,7 @@ def make(base: Path, tmp_path: Path) -> Any:
             args=TurnPPOConfig(str(tmp_path / folder), **{**settings, "logging_steps": 1, **changes}),
             environment_factory=CountingEnvironment,
             peft_config=None if peft is None else LoraConfig(**peft),
-            value_model=value_model,
+            **parts,
         )
 
     return build
@@ -275,6 +275,18 @@ def test_engine_gets_the_merged_actor_and_nothing_of_the_critic() -> None:
     assert all(torch.equal(value, before[name]) for name, value in networks.state_dict().items())
 
 
+def test_engine_gets_no_copy_that_the_reference_keeps_of_a_whole_module() -> None:
+    given = get_peft_model(tiny_actor(), LoraConfig(**LORA, modules_to_save=["norm"]))
+    networks = ActorCritic(load_actor(given, config_for(beta=0.1)), None)
+    with torch.no_grad():
+        for name, parameter in networks.named_parameters():
+            parameter.add_(1.0 if "modules_to_save.default" in name else 0.0)
+    with engine_weights(networks) as weights:
+        sent = {name: weight.clone() for name, weight in weights}
+    assert sent.keys() == dict(tiny_actor().named_parameters()).keys()
+    assert torch.equal(sent["model.norm.weight"], torch.full_like(sent["model.norm.weight"], 2.0))
+
+
 def test_run_goes_on_from_a_saved_adapter_and_its_critic(make: Any) -> None:
     first = make(critic="lora", folder="first")
     first.train()
@@ -300,6 +312,36 @@ def test_merged_agent_is_saved_as_whole_networks(make: Any, tmp_path: Path) -> N
     assert not isinstance(whole.actor, PeftModel)
     for mine, other in zip((whole.actor, whole.critic), expected, strict=True):
         torch.testing.assert_close(logits(mine), other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_merging_a_trainers_own_networks_adds_each_adapter_to_its_own_base_once(kind: str, make: Any) -> None:
+    trainer = make(critic=kind)
+    trainer.train()
+    networks = trainer.model.eval()
+    before = {name: value.clone() for name, value in networks.state_dict().items()}
+    expected = logits(networks.actor), logits(networks.critic)
+    whole = TurnPPOAgent(networks.actor, trainer.chat.tokenizer, networks.critic).merge_and_unload()
+    for mine, other in zip((whole.actor, whole.critic), expected, strict=True):
+        torch.testing.assert_close(logits(mine), other, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in networks.state_dict().items())
+
+
+def test_best_adapters_are_loaded_at_the_end(make: Any) -> None:
+    trainer = make(
+        critic="lora", eval_dataset=Dataset.from_list([{"seed": 0}]), eval_strategy="steps", eval_steps=2,
+        load_best_model_at_end=True, metric_for_best_model="eval_reward", greater_is_better=True,
+    )  # fmt: skip
+    trainer.evaluate = lambda *_, **__: {"eval_reward": float(trainer.state.global_step == 2)}
+    trainer.train()
+    best = Path(trainer.state.best_model_checkpoint)
+    assert best.name == "checkpoint-2"
+    agent = TurnPPOAgent.from_pretrained(best, device="cpu")
+    last = TurnPPOAgent.from_pretrained(best.parent / "checkpoint-4", device="cpu")
+    for name in ("actor", "critic"):
+        mine = logits(getattr(trainer.model, name).eval())
+        assert torch.equal(mine, logits(getattr(agent, name)))
+        assert not torch.equal(mine, logits(getattr(last, name)))
 
 
 @pytest.mark.parametrize(("algorithm", "kind"), [("turn_ppo", "lora"), ("token_ppo", "shared"), ("grpo", "separate")])

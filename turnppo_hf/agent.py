@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -336,9 +337,14 @@ class TurnPPOAgent(ModelHubMixin):
         return name, factory
 
     def merge_and_unload(self) -> TurnPPOAgent:
-        """Give an agent of whole networks: adapters are added into their base models, which change, as in PEFT."""
+        """
+        Give an agent of whole networks, with the adapters added into copies of their base models.
+
+        Copies, since a trainer's actor and critic may stand on one base, which would take both adapters.
+        """
         networks: tuple[Any, Any] = (self.actor, self.critic)
-        whole = [item.merge_and_unload() if is_adapted(item) else item for item in networks]
+        whole = [copy.deepcopy(item) for item in networks]
+        whole = [item.merge_and_unload() if is_adapted(item) else item for item in whole]
         return type(self)(whole[0], self.chat.tokenizer, whole[1], self.record, self.folder, is_local=self.is_local)
 
     def _save_pretrained(self, save_directory: Path) -> None:

@@ -52,9 +52,11 @@ def engine_weights(model: nn.Module) -> Iterator[Iterator[tuple[str, torch.Tenso
 
 
 def _merged_parameters(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """What a merged PEFT model computes with, without the adapters and the originals of fully trained modules."""
+    """What a merged PEFT model computes with: without adapters, and of fully trained modules the active copy only."""
     for name, weight in model.named_parameters():
-        if model.prefix not in name and "original_module" not in name:
+        if model.prefix in name or "original_module" in name:
+            continue
+        if "modules_to_save." not in name or "modules_to_save.default." in name:
             yield name.removeprefix("base_model.model.").replace(".base_layer", ""), weight
 
 

@@ -256,7 +256,6 @@ def test_rollout_function_trains(make, tokenizer):
         ({"tools": [add]}, "`reward_funcs` is missing"),
         ({"rollout_func": print}, "`reward_funcs` is missing"),
         ({"tools": [add], "environment_factory": CountingEnvironment}, "played by text, not by tool calls"),
-        ({"environment_factory": type("Free", (), {"reset": lambda self: None})}, "neither get_reward"),
         ({"rows": [{"seed": 1}] * 4, "tools": [add], "reward_funcs": print}, "no column `prompt`"),
     ],
 )

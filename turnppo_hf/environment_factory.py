@@ -58,11 +58,6 @@ def open_environments(
         spec = getattr(environment, "spec", None)
         if isinstance(environment, ToolEnvironment):
             pool.of_tools[name] = environment.tools
-            if needs_environment and not (environment.pays_by_turn or environment.has_final_reward):
-                raise ValueError(
-                    f"The environment {name!r} has neither get_reward() nor a list `rewards`, and there are no "
-                    "`reward_funcs`, so nothing pays for what is sampled. Add one of them."
-                )
             if number == 0:
                 record["tools"] = [tool.__name__ for tool in environment.tools]
         elif number == 0 and spec is not None:

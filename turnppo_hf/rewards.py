@@ -76,11 +76,14 @@ class Rewards:
             `list[Trajectory]`: in the same order; each function's own reward is among its `metrics`.
 
         Raises:
-            `ValueError`: a function returned another number of rewards than there are episodes, or an infinite one.
+            `ValueError`: a function returned another number of rewards than there are episodes, or an infinite one, or
+            nothing at all pays in an environment.
         """
         played = [item for item in ended if item.trajectory.stop_reason is not StopReason.ERROR]
         if not played:
             return [item.trajectory for item in ended]
+        if not self.functions:
+            _check_that_something_pays(played)
         self._extra = {}
         by_name = self._ask_functions(played)
         owned = _ask_environments(played)
@@ -142,6 +145,17 @@ class Rewards:
                     "are. Log one for each."
                 )
         return self._extra
+
+
+def _check_that_something_pays(played: Sequence[Ended]) -> None:
+    # not before an episode: most environments make their attributes in reset()
+    for item in played:
+        tools = item.environment
+        if isinstance(tools, ToolEnvironment) and not (tools.pays_by_turn or tools.has_final_reward):
+            raise ValueError(
+                f"The environment {tools.name} has neither get_reward() nor a list `rewards`, and there are no "
+                "`reward_funcs`, so nothing pays for what is sampled. Add one of them."
+            )
 
 
 def _paid(

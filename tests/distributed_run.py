@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset, IterableDataset
+from peft import LoraConfig
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, TrainerCallback
@@ -53,7 +54,18 @@ def in_chunks(number):
     return lambda batch, _: list(torch.arange(len(batch)).chunk(number)) if len(batch) else []
 
 
-def run(folder, name, *, failing=(), micro_batches=None, algorithm="turn_ppo", resume=None, stream=False, **fields):
+def run(
+    folder,
+    name,
+    *,
+    failing=(),
+    micro_batches=None,
+    algorithm="turn_ppo",
+    resume=None,
+    stream=False,
+    lora=None,
+    **fields,
+):
     """Train one case, with plain SGD where it does not say otherwise, and return what was recorded on the way."""
     Ragged.failing = frozenset(failing)
     cut = TurnBatch.micro_batches
@@ -84,6 +96,7 @@ def run(folder, name, *, failing=(), micro_batches=None, algorithm="turn_ppo", r
         processing_class=AutoTokenizer.from_pretrained(EMBEDDED),
         callbacks=[recorder],
         environment_factory=Ragged,
+        peft_config=LoraConfig(**lora) if lora else None,
         train_dataset=IterableDataset.from_generator(seeds) if stream else None,
     )
     trainer.train(resume_from_checkpoint=None if resume is None else str(folder / resume))

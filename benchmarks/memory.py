@@ -88,7 +88,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if options.inside:
         way, phase, vocabulary, tokens = options.inside
         return measure_here(way, phase, int(vocabulary), int(tokens))
-    sizes, tokens = ((4096, 8192), 256) if options.smoke else ((49_152, 151_936), 2048)
+    sizes, tokens = ((4096,), 256) if options.smoke else ((49_152, 151_936), 2048)
     figures: dict[str, Any] = {"tokens": tokens, "sampled_share": 0.25}
     for vocabulary in sizes:
         for phase in ("scoring", "update"):

@@ -250,7 +250,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
     for system in options.systems:
         figures[system] = in_process(system, options, steps, beside_floor=True)
-        figures[system] |= in_process(system, options, 2, beside_floor=False)
+        if not options.smoke:  # the floor's run of the same kind stands for these
+            figures[system] |= in_process(system, options, 2, beside_floor=False)
     figures["floor"] = in_process("floor", options, 2, beside_floor=False)
     if "turnppo" in figures:
         figures["ratio_to_floor"] = figures["turnppo"]["total_to_floor"]["median"]

@@ -289,6 +289,16 @@ def test_figure_that_no_result_supports_is_found() -> None:
     assert result_sections("# A\n1.5\n## Results\n2.5\n## B\n3.5").strip() == "2.5"
 
 
+def test_figures_about_adapters_stand_in_their_file() -> None:
+    measured = json.loads(read("docs/adapters.json"))
+    text = read("docs/adapters.md").split("## What it takes")[1].split("\n## ")[0]
+    rows = table(text, "actor", "critic", "trained parameters")
+    assert len(rows) == len(measured[0]["variants"]) == len(measured[1]["variants"])
+    millions = [{name: value / 1e6 for name, value in row.items()} for row in measured[0]["variants"].values()]
+    assert unsupported_figures(text, [measured, millions]) == []
+    assert unsupported_figures(text.replace("| 0.", "| 9."), [measured, millions]) != []
+
+
 def test_doctor_knows_every_extra() -> None:
     extras: Iterable[str] = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
     assert set(extras) == set(_EXTRAS)

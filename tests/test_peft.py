@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -399,10 +398,3 @@ def test_flag_of_adapters_without_use_peft_says_so(tmp_path: Path) -> None:
     train = ["train", "trainer_configs/sokoban_cpu.yaml", "--output_dir", tmp_path / "run"]
     status, _, wrong = run_command(*train, "--lora_r", "4")
     assert status == 2 and "`lora_r` is set without `use_peft`" in wrong
-
-
-@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="is about an environment without bitsandbytes")
-def test_quantization_without_its_library_says_so(tmp_path: Path) -> None:
-    train = ["train", "trainer_configs/sokoban_cpu.yaml", "--output_dir", tmp_path / "run"]
-    status, _, wrong = run_command(*train, "--use_peft", "true", "--load_in_4bit", "true")
-    assert status == 2 and "pip install bitsandbytes" in wrong

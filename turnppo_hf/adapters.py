@@ -31,6 +31,18 @@ def unadapted(model: Any) -> Any:
     return model.get_base_model() if is_adapted(model) else model
 
 
+def keep_layout(model: nn.Module) -> None:
+    """
+    Keep bitsandbytes from packing four-bit weights anew on processors with AVX512-BF16.
+
+    Version 0.50 does so in the first forward, has no gradient through what it packed, and damages the weights when
+    they are read back to be saved.
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
 def add_adapter(model: Any, peft_config: Any) -> Any:
     """
     Freeze a model and add adapters to it; what is trained is float32.

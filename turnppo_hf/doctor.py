@@ -15,6 +15,7 @@ _DISTRIBUTION = "turnppo-hf"
 _EXTRAS = {  # extra -> what it is for
     "vllm": "sampling with vLLM (use_vllm: true)",
     "peft": "LoRA adapters (use_peft: true)",
+    "quantization": "adapters on a base in four or eight bits (`load_in_4bit`)",
     "deepspeed": "ZeRO over several accelerators (trainer_configs/accelerate)",
     "openenv": "environments served by OpenEnv",
     "textarena": "TextArena's games",

@@ -19,6 +19,7 @@ from turnppo_hf.adapters import (
     critic_config,
     in_float32,
     is_adapted,
+    keep_layout,
     load_adapter,
     load_head,
     open_adapter,
@@ -79,6 +80,7 @@ def load_actor(
             f"`model` must be an id or a causal language model of transformers, got {type(actor).__name__}. Load it "
             "with AutoModelForCausalLM."
         )
+    keep_layout(actor)
     if peft_config is not None:
         actor = add_adapter(actor, peft_config)
     elif is_adapted(actor):

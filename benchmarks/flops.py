@@ -91,7 +91,7 @@ def count(work: Workload, template: str | None) -> dict[str, float]:
                 max_steps=1,
                 save_strategy="no",
                 report_to="none",
-                disable_tqdm=True,
+                disable_tqdm=False,  # a bar goes to stderr, the log that stands in for it to stdout
                 gradient_checkpointing=False,
                 use_cpu=not torch.cuda.is_available(),
                 bf16=False,

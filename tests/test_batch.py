@@ -177,7 +177,7 @@ def test_rows_by_length_are_cut_only_where_that_saves_enough_and_leave_little_pa
     assert all(width == max(lengths[row] for row in rows) for rows, width in groups)
     assert 1 - sum(lengths) / batch.num_positions < 0.1 < 1 - sum(lengths) / batch.input_ids.numel()
     assert len(groups) < 16
-    # no cut saves 1024 tokens here, so the rows stay as they are
+    # no cut saves enough tokens here, so the rows stay as they are
     ((rows, width),) = batch.select(range(4)).rows_by_length()
     assert rows.tolist() == list(range(4)) and width == max(lengths[:4])
     assert stack([]).rows_by_length() == []

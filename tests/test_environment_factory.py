@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gymnasium
 import pytest
+from datasets import Dataset, IterableDataset
 
-from turnppo_hf.environment_factory import open_environments
+from tests.tiny import config_for
+from turnppo_hf.environment_factory import check_sources, open_environments
 
 SOKOBAN = "turnppo_hf/Sokoban-v0"
 
@@ -58,3 +60,12 @@ def test_open_environments_records_the_id_of_a_registered_environment():
 def test_open_environments_refuses_what_cannot_be_played(factory, error, message):
     with pytest.raises(error, match=message):
         open_environments(factory)
+
+
+def test_prompts_may_come_from_a_stream_that_does_not_know_its_columns():
+    stream = IterableDataset.from_generator(lambda: iter([{"prompt": "2 + 2?"}]))
+    assert stream.column_names is None
+    check_sources(len, config_for(), stream, None, None, None)
+    for dataset in (None, Dataset.from_list([{"question": "2 + 2?"}])):
+        with pytest.raises(ValueError, match="has no column `prompt`"):
+            check_sources(len, config_for(), dataset, None, None, None)

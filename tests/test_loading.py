@@ -60,7 +60,7 @@ def test_load_actor_refuses_arguments_for_a_model_that_is_loaded_already():
 
 def test_load_critic_copies_the_actor_by_default():
     actor = tiny_actor().to(torch.bfloat16)
-    critic = load_critic(None, actor)
+    critic = load_critic(None, actor, config_for())
     assert critic.dtype == torch.bfloat16
     assert not critic.score.weight.any()
 
@@ -69,7 +69,7 @@ def test_load_critic_loads_a_path_in_the_actors_dtype(tmp_path):
     saved = critic_from_actor(tiny_actor())
     nn.init.normal_(saved.score.weight)
     saved.save_pretrained(tmp_path)
-    critic = load_critic(str(tmp_path), tiny_actor().to(torch.bfloat16))
+    critic = load_critic(str(tmp_path), tiny_actor().to(torch.bfloat16), config_for())
     assert critic.dtype == torch.bfloat16
     assert torch.equal(critic.score.weight, saved.score.weight.bfloat16())
 
@@ -79,7 +79,7 @@ def test_load_critic_takes_a_loaded_model_and_switches_its_dropout_off():
     config = tiny_actor(attention_dropout=0.5).config
     config.num_labels = 1
     given = AutoModelForTokenClassification.from_config(config)
-    critic = load_critic(given, actor)
+    critic = load_critic(given, actor, config_for())
     assert critic is given
     critic.train()
     ids = torch.arange(1, 20)[None]
@@ -93,4 +93,4 @@ def test_load_critic_refuses_another_number_of_labels_or_another_vocabulary(labe
     config.num_labels = labels
     critic = AutoModelForTokenClassification.from_config(config)
     with pytest.raises(ValueError, match=f"{labels} labels and a vocabulary of {vocabulary}"):
-        load_critic(critic, tiny_actor())
+        load_critic(critic, tiny_actor(), config_for())

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from datasets import Dataset
@@ -20,6 +21,7 @@ from tests.test_publishing import run_command
 from tests.tiny import config_for, draw_trajectories, tiny_actor
 from turnppo_hf import TurnPPOAgent, TurnPPOConfig, TurnPPOTrainer
 from turnppo_hf.actor_critic import ActorCritic, sampled_logprobs
+from turnppo_hf.adapters import as_reference, check_mergeable
 from turnppo_hf.batch import stack
 from turnppo_hf.credit import whitened
 from turnppo_hf.generation.weight_transfer import engine_weights
@@ -398,3 +400,37 @@ def test_flag_of_adapters_without_use_peft_says_so(tmp_path: Path) -> None:
     train = ["train", "trainer_configs/sokoban_cpu.yaml", "--output_dir", tmp_path / "run"]
     status, _, wrong = run_command(*train, "--lora_r", "4")
     assert status == 2 and "`lora_r` is set without `use_peft`" in wrong
+
+
+def test_checkpoint_of_other_adapters_is_refused(make: Any) -> None:
+    make(max_steps=2, critic="lora").train()
+    for changed in ({"r": 4}, {"target_modules": ["q_proj", "o_proj", "up_proj"]}):
+        with pytest.raises(ValueError, match=r"other layers or sizes.*Set the `peft_config`"):
+            make(critic="lora", peft={**LORA, **changed}).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("kind", ["IA3Config", "LoHaConfig", "embed_tokens"])
+def test_reference_of_any_kind_of_adapter_is_the_one_given(kind: str) -> None:
+    targets = ["q_proj", "v_proj"] if kind != "embed_tokens" else ["embed_tokens"]
+    config = getattr(peft, kind if kind != "embed_tokens" else "LoraConfig")
+    extra = {"feedforward_modules": []} if kind == "IA3Config" else {}
+    given = get_peft_model(tiny_actor(), config(target_modules=targets, task_type="CAUSAL_LM", **extra))
+    with torch.no_grad():
+        for parameter in given.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    expected = logits(given)
+    actor = load_actor(given, config_for(beta=0.1))
+    with as_reference(actor):
+        assert torch.equal(logits(actor), expected)
+
+
+def test_adapter_of_tied_words_is_neither_merged_nor_sent(make: Any) -> None:
+    target = {**LORA, "target_modules": ["q_proj", "embed_tokens"]}
+    tied = get_peft_model(tiny_actor(tie_word_embeddings=True), LoraConfig(**target))
+    with pytest.raises(ValueError, match=r"cannot be merged: the merged model would be another policy"):
+        check_mergeable(tied)
+    check_mergeable(get_peft_model(tiny_actor(tie_word_embeddings=True), LoraConfig(**LORA)))
+    check_mergeable(get_peft_model(tiny_actor(tie_word_embeddings=False), LoraConfig(**target)))
+    with pytest.raises(ValueError, match=r"cannot be merged"):
+        load_actor(tied, config_for(use_vllm=True))

@@ -138,6 +138,8 @@ def test_functions_log_columns_and_metrics():
     score = rewards(noting)
     assert [item.extra for item in score([ended(), ended()])] == [{"words": "one"}, {"words": "two"}]
     assert score.take_metrics() == {"length": 4.0} and score.take_metrics() == {}
+    score([ended(), ended()])
+    assert score.take_metrics(lambda mine: [*mine, {"length": [10.0]}, {}]) == {"length": 6.0}  # other ranks' as well
     with pytest.raises(ValueError, match=r"log_extra\('words'\) got 2 values for 1 completions"):
         score([ended()])
 
@@ -165,3 +167,28 @@ def test_what_is_no_function_is_refused():
             Rewards(function, state=lambda: STATE)
     with pytest.raises(ValueError, match="`reward_weights` has 2 entries for 1 reward functions"):
         rewards(print, weights=[1.0, 1.0])
+
+
+@pytest.mark.parametrize("returned", [None, 1.0, ["high"], [[1.0]]])
+def test_what_is_no_list_of_numbers_is_refused_in_a_sentence(returned):
+    with pytest.raises(ValueError, match=r"of which no reward can be made\. Return a list with one number"):
+        rewards(lambda **_: returned)([ended()])
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_get_reward_that_raises_ends_its_own_episode(is_async):
+    class Broken:
+        def reset(self, **row):
+            return None
+
+        def get_reward(self):
+            raise RuntimeError("no judge")
+
+    class BrokenLater(Broken):
+        async def get_reward(self):
+            raise RuntimeError("no judge")
+
+    broken = ended(ToolEnvironment(BrokenLater() if is_async else Broken()))
+    failed, fine = rewards(lambda completions, **_: [1.0] * len(completions))([broken, ended()])
+    assert failed.stop_reason is StopReason.ERROR and failed.error == "get_reward() raised RuntimeError: no judge"
+    assert fine.stop_reason is StopReason.OVERLONG and paid(fine)[-1] == 1.5

@@ -31,6 +31,25 @@ def unadapted(model: Any) -> Any:
     return model.get_base_model() if is_adapted(model) else model
 
 
+def check_mergeable(model: Any) -> None:
+    """
+    Check that adding an adapter into its base gives the same policy.
+
+    Raises:
+        `ValueError`: it changes the word embeddings or the head of a model that ties them, or single tokens.
+    """
+    plain = unadapted(model)
+    ends = [module for module in (plain.get_input_embeddings(), plain.get_output_embeddings()) if module is not None]
+    wrapped = [module for module in ends if _plain(module) is not module]
+    single = any(hasattr(module, "token_adapter") for module in wrapped)
+    if is_adapted(model) and wrapped and (single or plain.config.get_text_config().tie_word_embeddings):
+        raise ValueError(
+            "The adapter changes word embeddings or the head of a model that ties them (`tie_word_embeddings`), or "
+            "single tokens, and cannot be merged: the merged model would be another policy. Leave `embed_tokens` and "
+            "`lm_head` out of `target_modules` and `modules_to_save`, and do without `use_vllm` and merging otherwise."
+        )
+
+
 def keep_layout(model: nn.Module) -> None:
     """
     Keep bitsandbytes from packing four-bit weights anew on processors with AVX512-BF16.
@@ -173,9 +192,11 @@ def _plain(module: nn.Module) -> nn.Module:
 def remember_as_given(actor: Any) -> None:
     """Keep a frozen copy of a given adapter beside it, as TRL does: the reference is the model as it was given."""
     actor.add_adapter(_REFERENCE, actor.peft_config[_TRAINED])
-    for name, parameter in actor.named_parameters():
-        if f".{_TRAINED}." in name:
-            actor.get_parameter(name.replace(f".{_TRAINED}.", f".{_REFERENCE}.")).data.copy_(parameter.data)
+    parameters = dict(actor.named_parameters())
+    for name, parameter in parameters.items():
+        if _TRAINED in (parts := name.split(".")):
+            twin = ".".join(_REFERENCE if part == _TRAINED else part for part in parts)
+            parameters[twin].data.copy_(parameter.data)
     actor.set_adapter(_TRAINED)
 
 
@@ -210,7 +231,8 @@ def save_critic_of_trunk(actor: Any, critic: Any, folder: Path) -> None:
     weights = {
         name: weight.detach().cpu().contiguous()
         for name, weight in peft.get_peft_model_state_dict(actor, adapter_name=_TRAINED).items()
-        if name.startswith(f"base_model.model.{critic.base_model_prefix}.")
+        # of the wrapped model only the trunk; what all layers share (VeRA's projections) has a name beside it
+        if not name.startswith("base_model.model.") or name.startswith(f"base_model.model.{critic.base_model_prefix}.")
     }
     for name, weight in head.items():
         weights[f"base_model.model.{name}"] = weight.detach().cpu().contiguous()
@@ -224,9 +246,21 @@ def open_adapter(model: Any, folder: Path, *, is_trainable: bool = False) -> Any
 
 
 def load_adapter(model: Any, folder: Path) -> None:
-    """Read an adapter into a model that has one of the same shape."""
+    """
+    Read an adapter into a model that has one of the same shape.
+
+    Raises:
+        `ValueError`: it has other layers or sizes, of which PEFT would leave parts out.
+    """
     peft = _import_peft()
-    peft.set_peft_model_state_dict(model, peft.load_peft_weights(str(folder), device="cpu"), adapter_name=_TRAINED)
+    weights = peft.load_peft_weights(str(folder), device="cpu")
+    mine = peft.get_peft_model_state_dict(model, adapter_name=_TRAINED)
+    if {name: weight.shape for name, weight in weights.items()} != {name: item.shape for name, item in mine.items()}:
+        raise ValueError(
+            f"The adapter in {folder} has other layers or sizes than the one that is trained, so parts of it would be "
+            "lost. Set the `peft_config` that it was trained with."
+        )
+    peft.set_peft_model_state_dict(model, weights, adapter_name=_TRAINED)
 
 
 def load_head(critic: Any, folder: Path) -> None:

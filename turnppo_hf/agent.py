@@ -18,7 +18,7 @@ from huggingface_hub import ModelHubMixin
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from turnppo_hf.actor_critic import ActorCritic
-from turnppo_hf.adapters import is_adapted
+from turnppo_hf.adapters import check_mergeable, is_adapted
 from turnppo_hf.batch import stack
 from turnppo_hf.card import prepare_release, render_card
 from turnppo_hf.chat import Chat, Message, Prompt
@@ -341,8 +341,12 @@ class TurnPPOAgent(ModelHubMixin):
         Give an agent of whole networks, with the adapters added into copies of their base models.
 
         Copies, since a trainer's actor and critic may stand on one base, which would take both adapters.
+
+        Raises:
+            `ValueError`: an adapter of words that two layers share cannot be merged.
         """
         networks: tuple[Any, Any] = (self.actor, self.critic)
+        check_mergeable(self.actor)
         whole = [copy.deepcopy(item) for item in networks]
         whole = [item.merge_and_unload() if is_adapted(item) else item for item in whole]
         return type(self)(whole[0], self.chat.tokenizer, whole[1], self.record, self.folder, is_local=self.is_local)

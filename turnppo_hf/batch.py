@@ -11,7 +11,7 @@ import torch
 
 from turnppo_hf.trajectory import StopReason, Trajectory
 
-_MIN_SAVED_TOKENS = 1024  # see `TurnBatch.rows_by_length`
+_MIN_SAVED_TOKENS = 512  # see `TurnBatch.rows_by_length`
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class TurnBatch:
         """
         Cut the rows into groups of similar length, each with its longest row's length, longest first.
 
-        A cut is made where it saves at least 1024 tokens of padding, what a further forward costs on a small network;
+        A cut is made where it saves at least 512 tokens of padding, what a further forward costs on a small network;
         without one, all rows are in their own order.
         """
         lengths, order = self.attention_mask.sum(1).sort(descending=True, stable=True)

@@ -106,7 +106,8 @@ def check_sources(
             "per completion."
         )
     if environment_factory is None and reward_funcs is not None:
-        if "prompt" not in (getattr(train_dataset, "column_names", None) or ()):
+        columns = getattr(train_dataset, "column_names", None)  # a stream may not know them
+        if train_dataset is None or (columns is not None and "prompt" not in columns):
             raise ValueError(
                 "`train_dataset` has no column `prompt`, and there is no `environment_factory`, so there is nothing "
                 "to answer. Pass a dataset of prompts."

@@ -16,6 +16,7 @@ from turnppo_hf.adapters import (
     ADAPTER_CONFIG,
     add_adapter,
     check_adapted,
+    check_mergeable,
     critic_config,
     in_float32,
     is_adapted,
@@ -129,6 +130,8 @@ def _check_trained(actor: PreTrainedModel, args: TurnPPOConfig) -> None:
                 "The model is quantized and `use_vllm` is set, but vLLM is sent whole weights, into which an adapter "
                 "cannot be merged here. Drop one of them."
             )
+    if args.use_vllm:
+        check_mergeable(actor)
     trained = {parameter.dtype for parameter in actor.parameters() if parameter.requires_grad}
     for dtype in trained - {torch.float32}:
         warnings.warn(

@@ -86,7 +86,7 @@ class Rewards:
             _check_that_something_pays(played)
         self._extra = {}
         by_name = self._ask_functions(played)
-        owned = _ask_environments(played)
+        owned, failed = _ask_environments(played)
         extra = self._checked_extra(len(played))
         paid = iter(
             _paid(
@@ -98,15 +98,25 @@ class Rewards:
                 self.weights,
                 {name: values[number] for name, values in extra.items()},
             )
+            if number not in failed
+            else _unpaid(item.trajectory, failed[number])
             for number, item in enumerate(played)
         )
         return [item.trajectory if item.trajectory.stop_reason is StopReason.ERROR else next(paid) for item in ended]
 
-    def take_metrics(self) -> dict[str, float]:
-        """Return the means of what reward functions logged with `log_metric` since the last call."""
-        means = {name: sum(values) / len(values) for name, values in self._logged.items()}
+    def take_metrics(self, share: Callable[[list[Any]], list[Any]] = list) -> dict[str, float]:
+        """
+        Return the means of what reward functions logged with `log_metric` since the last call.
+
+        Args:
+            share (`Callable`, *optional*): Gives every rank's list the entries of all ranks'; all of them call it.
+        """
+        shares = share([dict(self._logged)])
         self._logged.clear()
-        return means
+        values: dict[str, list[float]] = defaultdict(list)
+        for name, logged in ((name, logged) for mine in shares for name, logged in mine.items()):
+            values[name] += logged
+        return {name: sum(logged) / len(logged) for name, logged in sorted(values.items())}
 
     def _ask_functions(self, played: Sequence[Ended]) -> dict[str, list[float | None]]:
         arguments = self._arguments(played)
@@ -169,7 +179,7 @@ def _paid(
         if not unpaid:
             return replace(trajectory, extra=extra)
         error = "No reward function and no get_reward() gave this episode a reward: all returned None."
-        return replace(trajectory, stop_reason=StopReason.ERROR, bootstrap_ids=None, error=error, extra=extra)
+        return _unpaid(replace(trajectory, extra=extra), error)
     last = trajectory.turns[-1]
     total = last.reward + sum(weights.get(name, 1.0) * reward for name, reward in given.items())
     return replace(
@@ -181,34 +191,53 @@ def _paid(
     )
 
 
-def _ask_environments(played: Sequence[Ended]) -> list[float | None]:
-    """What each environment's `get_reward` pays; None where it has none."""
-    rewards: list[float | None] = [None] * len(played)
+def _unpaid(trajectory: Trajectory, error: str) -> Trajectory:
+    return replace(trajectory, stop_reason=StopReason.ERROR, bootstrap_ids=None, error=error)
+
+
+def _ask_environments(played: Sequence[Ended]) -> tuple[list[float | None], dict[int, str]]:
+    """What each environment's `get_reward` pays, None where it has none; and by number those that raised."""
+    rewards: list[Any] = [None] * len(played)
     waiting = {}
     for number, item in enumerate(played):
         if not isinstance(item.environment, ToolEnvironment) or not item.environment.has_final_reward:
             continue
-        reward = item.environment.environment.get_reward()
+        try:
+            reward = item.environment.environment.get_reward()
+        except Exception as error:  # it ends its own episode, as one in reset() or a step does
+            reward = error
         if inspect.iscoroutine(reward):
             waiting[number] = reward
         else:
             rewards[number] = reward
     if waiting:
-        found = run_together(list(waiting.values()), return_exceptions=False)
+        found = run_together(list(waiting.values()), return_exceptions=True)
         for number, reward in zip(waiting, found, strict=True):
             rewards[number] = reward
-    return _checked("get_reward", rewards, len(played))
+    failed = {
+        number: f"get_reward() raised {type(error).__name__}: {error}"
+        for number, error in enumerate(rewards)
+        if isinstance(error, Exception)
+    }
+    given = [None if number in failed else reward for number, reward in enumerate(rewards)]
+    return _checked("get_reward", given, len(played)), failed
 
 
 def _checked(name: str, rewards: Any, count: int) -> list[float | None]:
     """One number or None for each episode; NaN stands for None, as in TRL."""
-    found = list(rewards)
+    try:
+        found = [None if reward is None else float(reward) for reward in rewards]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"The reward function {name!r} returned {str(rewards)[:80]!r}, of which no reward can be made. Return a "
+            "list with one number, or None, for each completion."
+        ) from None
     if len(found) != count:
         raise ValueError(
             f"The reward function {name!r} returned {len(found)} rewards for {count} completions, so it is open whose "
             "they are. Return one number, or None, for each completion."
         )
-    numbers = [None if reward is None or math.isnan(reward) else float(reward) for reward in found]
+    numbers = [None if reward is None or math.isnan(reward) else reward for reward in found]
     if any(number is not None and math.isinf(number) for number in numbers):
         raise ValueError(
             f"The reward function {name!r} returned an infinite reward. It would turn every advantage of the batch "

@@ -36,6 +36,11 @@ def play_with(rollout: RolloutFunction, episodes: Sequence[Episode], chat: Chat)
     if not episodes:
         return []
     output = rollout(copy.deepcopy([episode.task["prompt"] for episode in episodes]))
+    if not isinstance(output, dict):
+        raise ValueError(
+            f"`rollout_func` returned {type(output).__name__}, so nothing says what was sampled. Return a dict with "
+            f"{', '.join(_REQUIRED)}, a list for each prompt."
+        )
     if missing := [name for name in _REQUIRED if output.get(name) is None]:
         raise ValueError(
             f"`rollout_func` returned no {', '.join(missing)}. They say what was read and sampled, and how probable "

@@ -52,18 +52,20 @@ class TaskStream(torch.utils.data.IterableDataset):
         args, batch, filled = self.args, list[dict[str, Any]](), False
         share = args.generation_batch_size // args.world_size  # type: ignore[operator]  # filled in __post_init__
         mine = slice(args.process_index * share, (args.process_index + 1) * share)
-        for row in self.rows:
-            _check_names({row.get("environment")}, self.names)
-            batch += [row] * int(args.num_generations or 1)
-            if len(batch) == args.generation_batch_size:
-                for _ in range(args.updates_per_batch):
-                    yield from batch[mine]
-                batch, filled = [], True
-        if not filled:
-            raise ValueError(
-                f"`train_dataset` ended after {len(batch) // int(args.num_generations or 1)} rows, but a rollout "
-                f"batch takes {args.tasks_per_batch} tasks. Add tasks or lower `generation_batch_size`."
-            )
+        while True:  # so that a resumed run may skip more batches than one pass has
+            for row in self.rows:
+                _check_names({row.get("environment")}, self.names)
+                batch += [row] * int(args.num_generations or 1)
+                if len(batch) == args.generation_batch_size:
+                    for _ in range(args.updates_per_batch):
+                        yield from batch[mine]
+                    batch, filled = [], True
+            if not filled:
+                raise ValueError(
+                    f"`train_dataset` ended after {len(batch) // int(args.num_generations or 1)} rows, but a rollout "
+                    f"batch takes {args.tasks_per_batch} tasks. Add tasks or lower `generation_batch_size`."
+                )
+            batch = []
 
 
 def check_tasks(

@@ -242,7 +242,7 @@ class TurnPPOTrainer(SavingTrainer):
         return [trajectory for trajectory in trajectories if trajectory.stop_reason is not StopReason.ERROR]
 
     def _logged_by_rewards(self) -> dict[str, float]:
-        return {} if self.collector.rewards is None else self.collector.rewards.take_metrics()
+        return {} if self.collector.rewards is None else self.collector.rewards.take_metrics(gather_object)
 
     @contextmanager
     def _saving_what_is_trained(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-_NO_TOOLS = ("reset", "get_reward", "close")
+_NO_TOOLS = ("reset", "get_reward")
 
 
 def has_tools_only(environment: object) -> bool:

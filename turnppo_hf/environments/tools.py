@@ -56,6 +56,11 @@ class ToolEnvironment:
 
     def add_tools(self, tools: Sequence[Callable[..., Any]]) -> None:
         """Offer functions to the model, before the environment's own methods."""
+        if not isinstance(tools, Sequence) or any(not hasattr(tool, "__name__") for tool in tools):
+            raise TypeError(
+                f"`tools` is {tools!r:.80}, but a tool is called by a function's name. Pass a list of functions with "
+                "type hints and a docstring."
+            )
         self._standalone = (*self._standalone, *tools)
         names = [] if self.environment is None else _methods(self.environment)
         own = [getattr(self.environment, name) for name in names if name[0] != "_" and name not in _NO_TOOLS]

@@ -26,7 +26,7 @@ import torch
 from datasets import Dataset
 from harness import parser_for, run
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from workload import Script, Workload, make_actor, make_tokenizer, system_prompt
 
 from turnppo_hf import TurnPPOConfig, TurnPPOTrainer
@@ -91,7 +91,7 @@ def count(work: Workload, template: str | None) -> dict[str, float]:
                 max_steps=1,
                 save_strategy="no",
                 report_to="none",
-                disable_tqdm=False,  # a bar goes to stderr, the log that stands in for it to stdout
+                disable_tqdm=True,
                 gradient_checkpointing=False,
                 use_cpu=not torch.cuda.is_available(),
                 bf16=False,
@@ -103,6 +103,7 @@ def count(work: Workload, template: str | None) -> dict[str, float]:
             environment_factory=partial(Script, work),
             callbacks=[counter],
         )
+        trainer.remove_callback(PrinterCallback)  # stdout is for the figures
         trainer.train()
     batch = trainer._rollout.batch
     lengths, sampled = batch.attention_mask.sum(1).double(), batch.num_tokens

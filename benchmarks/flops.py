@@ -19,17 +19,13 @@ import argparse
 import math
 import tempfile
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
-from datasets import Dataset
 from harness import parser_for, run
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PrinterCallback, TrainerCallback
-from workload import Script, Workload, make_actor, make_tokenizer, system_prompt
-
-from turnppo_hf import TurnPPOConfig, TurnPPOTrainer
+from workload import Workload, make_trainer
 
 _ATEN = torch.ops.aten
 _REWRITING = (
@@ -78,36 +74,18 @@ class Counter(TrainerCallback):
 
 def count(work: Workload, template: str | None) -> dict[str, float]:
     """Count one step of the trainer."""
-    actor, tokenizer, counter = make_actor(work), make_tokenizer(work), Counter()
-    tokenizer.chat_template = template or tokenizer.chat_template
+    counter = Counter()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = TurnPPOTrainer(
-            model=actor,
-            args=TurnPPOConfig(
-                folder,
-                generation_batch_size=work.episodes,
-                max_turn_length=work.action_tokens,
-                max_completion_length=8192,
-                max_steps=1,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                gradient_checkpointing=False,
-                use_cpu=not torch.cuda.is_available(),
-                bf16=False,
-            ),
-            processing_class=tokenizer,
-            train_dataset=Dataset.from_list(
-                [{"prompt": system_prompt(work), "seed": n} for n in range(work.episodes)]
-            ),
-            environment_factory=partial(Script, work),
-            callbacks=[counter],
+        trainer = make_trainer(
+            work, folder, steps=1, num_tasks=work.episodes, callback=counter, chat_template=template
         )
         trainer.remove_callback(PrinterCallback)  # stdout is for the figures
         trainer.train()
     batch = trainer._rollout.batch
     lengths, sampled = batch.attention_mask.sum(1).double(), batch.num_tokens
-    layers = sum(parameter.numel() for name, parameter in actor.model.named_parameters() if "embed" not in name)
+    layers = sum(
+        parameter.numel() for name, parameter in trainer.model.actor.model.named_parameters() if "embed" not in name
+    )
     tokens, attended = float(lengths.sum()), float(lengths.square().sum())
     attention = 30 * attended * work.hidden * work.layers
     formula = 14 * layers * tokens + 8 * work.vocabulary * work.hidden * sampled + attention

@@ -18,7 +18,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import metadata
@@ -28,6 +28,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from harness import flat
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from turnppo_hf.agent import find_model
@@ -307,15 +308,6 @@ PARTS: dict[str, Callable[[PreTrainedModel, Any], dict[str, Any]]] = {
     "blocks": measure_blocks,
     "throughput": measure_throughput,
 }
-
-
-def flat(figures: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Give every figure with its path."""
-    for name, value in figures.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def main() -> None:

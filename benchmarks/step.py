@@ -24,7 +24,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import torch
@@ -33,9 +32,8 @@ from floor import Floor
 from harness import parser_for, peak_mib, run, spread
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
-from workload import Script, Workload, make_actor, make_tokenizer, system_prompt
+from workload import Script, Workload, make_actor, make_tokenizer, make_trainer, system_prompt, training_arguments
 
-from turnppo_hf import TurnPPOConfig, TurnPPOTrainer
 from turnppo_hf.actor_critic import critic_from_actor
 
 PHASES = ("rollout", "scoring", "update")
@@ -83,39 +81,10 @@ class Meter(TrainerCallback):
 
 def turnppo(work: Workload, steps: int, meter: Meter, folder: str) -> None:
     """This trainer, at the defaults of Turn-PPO."""
-    actor, tokenizer = make_actor(work), make_tokenizer(work)
-    trainer = TurnPPOTrainer(
-        model=actor,
-        args=TurnPPOConfig(
-            folder,
-            generation_batch_size=work.episodes,
-            max_turn_length=work.action_tokens,
-            max_completion_length=8192,
-            **_common(steps),
-        ),
-        processing_class=tokenizer,
-        train_dataset=Dataset.from_list(
-            [{"prompt": system_prompt(work), "seed": n} for n in range(64 * work.episodes)]
-        ),
-        environment_factory=partial(Script, work),
-        callbacks=[meter],
-    )
+    trainer = make_trainer(work, folder, steps=steps, num_tasks=64 * work.episodes, callback=meter)
     meter.wrap(trainer, "_collect", "rollout")
     meter.wrap(trainer, "_score", "scoring")
     trainer.train()
-
-
-def _common(steps: int) -> dict[str, Any]:
-    return {
-        "max_steps": steps,
-        "learning_rate": 1e-6,
-        "use_cpu": not torch.cuda.is_available(),
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "gradient_checkpointing": False,
-        "bf16": False,
-    }
 
 
 def trl_grpo(work: Workload, steps: int, meter: Meter, folder: str) -> None:
@@ -183,7 +152,7 @@ def trl_grpo(work: Workload, steps: int, meter: Meter, folder: str) -> None:
             max_completion_length=8192,
             temperature=1.0,
             beta=0.0,
-            **_common(steps),
+            **training_arguments(steps),
         ),
         reward_funcs=lambda paid, **_: paid,
         train_dataset=Dataset.from_list([{"prompt": "play"}] * (64 * work.episodes)),

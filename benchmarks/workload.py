@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import gymnasium
 import torch
+from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
+
+from turnppo_hf import TurnPPOConfig, TurnPPOTrainer
 
 _TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|> {{ m.content }} <|end|> {% endfor %}"
@@ -105,3 +109,47 @@ def make_actor(workload: Workload, seed: int = 0) -> PreTrainedModel:
         bos_token_id=None,
     )
     return LlamaForCausalLM(config)
+
+
+def training_arguments(steps: int) -> dict[str, Any]:
+    """Settings that every trainer gets."""
+    return {
+        "max_steps": steps,
+        "learning_rate": 1e-6,
+        "use_cpu": not torch.cuda.is_available(),
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "gradient_checkpointing": False,
+        "bf16": False,
+    }
+
+
+def make_trainer(
+    workload: Workload,
+    folder: str,
+    *,
+    steps: int,
+    num_tasks: int,
+    callback: TrainerCallback,
+    chat_template: str | None = None,
+) -> TurnPPOTrainer:
+    """Make a trainer at the defaults of Turn-PPO; `chat_template` in place of the tokenizer's own."""
+    tokenizer = make_tokenizer(workload)
+    tokenizer.chat_template = chat_template or tokenizer.chat_template
+    return TurnPPOTrainer(
+        model=make_actor(workload),
+        args=TurnPPOConfig(
+            folder,
+            generation_batch_size=workload.episodes,
+            max_turn_length=workload.action_tokens,
+            max_completion_length=8192,
+            **training_arguments(steps),
+        ),
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_list(
+            [{"prompt": system_prompt(workload), "seed": number} for number in range(num_tasks)]
+        ),
+        environment_factory=partial(Script, workload),
+        callbacks=[callback],
+    )

@@ -18,8 +18,8 @@ from turnppo_hf import card_text
 from turnppo_hf.card_merge import TEMPLATE, merge_cards
 from turnppo_hf.card_pictures import draw_pictures, picture_facts
 from turnppo_hf.release import read_json
-from turnppo_hf.run_record import DISTRIBUTION, RunRecord, read_run
-from turnppo_hf.wheel import build_wheel
+from turnppo_hf.run_record import RunRecord, read_run
+from turnppo_hf.wheel import DISTRIBUTION, build_wheel
 
 README = "README.md"
 EVAL_RESULTS_FILE = ".eval_results/turnppo.yaml"

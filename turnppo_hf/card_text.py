@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from turnppo_hf.report import ALGORITHM_NAMES
-from turnppo_hf.run_record import DISTRIBUTION, RunRecord
+from turnppo_hf.run_record import RunRecord
+from turnppo_hf.wheel import DISTRIBUTION
 
 _METHODS = {
     "turn_ppo": "turn-level PPO (Turn-PPO: one advantage and one clipped ratio per turn, a critic, GAE over turns)",

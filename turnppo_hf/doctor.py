@@ -11,7 +11,8 @@ from importlib import metadata
 from packaging.markers import Marker
 from packaging.requirements import Requirement
 
-_DISTRIBUTION = "turnppo-hf"
+from turnppo_hf.wheel import DISTRIBUTION
+
 _EXTRAS = {  # extra -> what it is for
     "vllm": "sampling with vLLM (use_vllm: true)",
     "peft": "LoRA adapters (use_peft: true)",
@@ -38,7 +39,7 @@ class Diagnosis:
 
 def diagnose() -> Diagnosis:
     """Look at Python, the core packages, the extras and the devices; nothing is downloaded."""
-    requirements = [Requirement(line) for line in metadata.requires(_DISTRIBUTION) or ()]
+    requirements = [Requirement(line) for line in metadata.requires(DISTRIBUTION) or ()]
     core = [requirement for requirement in requirements if requirement.marker is None]
     states = [_state(requirement) for requirement in core]
     rows = [("python", platform.python_version(), "tried with 3.11"), *(row for row, _ in states)]
@@ -73,7 +74,7 @@ def _extra_row(extra: str, requirements: list[Requirement]) -> tuple[str, str, s
         for requirement in requirements
         if requirement.marker
         and _belongs(requirement.marker, extra)
-        and requirement.name != _DISTRIBUTION
+        and requirement.name != DISTRIBUTION
         and not _installed(requirement.name)
     ]
     if not missing:

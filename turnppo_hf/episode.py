@@ -114,15 +114,11 @@ def advance(state: Running, reply: Any, chat: Chat, limits: Limits) -> Ended | N
         state.prompt, state.observation = following, shown if isinstance(shown, str) else _text(shown)
         return None
     return Ended(
-        Trajectory(
-            task=dict(state.episode.task),
-            environment=state.episode.environment,
-            seed=state.episode.seed,
-            turns=tuple(state.turns),
+        _trajectory(
+            state,
             stop_reason=stop,
             # a state longer than the budget is judged by the longest prefix that the model may read
             bootstrap_ids=following.ids[: state.budget] if following is not None else None,
-            group=state.episode.group,
             metrics=_numbers(state.last_info),
         ),
         state.environment,
@@ -185,16 +181,19 @@ def failed(state: Running, error: Exception) -> Ended:
             state.environment.close()
         except Exception as closing:
             message += f" (and close() raised {type(closing).__name__}: {closing})"
-    return Ended(
-        Trajectory(
-            task=dict(state.episode.task),
-            environment=state.episode.environment,
-            seed=state.episode.seed,
-            turns=tuple(state.turns),
-            stop_reason=StopReason.ERROR,
-            group=state.episode.group,
-            error=message,
-        )
+    return Ended(_trajectory(state, stop_reason=StopReason.ERROR, error=message))
+
+
+def _trajectory(state: Running, **outcome: Any) -> Trajectory:
+    """What was played so far, and how it ended."""
+    episode = state.episode
+    return Trajectory(
+        task=dict(episode.task),
+        environment=episode.environment,
+        seed=episode.seed,
+        turns=tuple(state.turns),
+        group=episode.group,
+        **outcome,
     )
 
 

@@ -18,8 +18,8 @@ from turnppo_hf.release import CRITIC_FOLDER, RECORD_FILE, ReleaseError, is_priv
 from turnppo_hf.report import RESULTS_FILE
 from turnppo_hf.trajectory import Trajectory
 from turnppo_hf.trajectory_log import read_trajectories
+from turnppo_hf.wheel import DISTRIBUTION
 
-DISTRIBUTION = "turnppo-hf"
 TRAIN_CONFIG = "train_config.yaml"  # what `turnppo train` needs to train the agent again
 EPISODES_FILE = "trajectories/held_out.parquet"  # the episodes behind the results, with the critic's values
 EMISSIONS_FILE = "emissions.csv"  # CodeCarbon's, where its callback ran

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-_DISTRIBUTION = "turnppo-hf"
+DISTRIBUTION = "turnppo-hf"
 _PACKAGE = Path(__file__).parent
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same installation makes the same bytes, so that pushing it again changes nothing
 
@@ -26,8 +26,8 @@ def build_wheel(folder: str | Path) -> Path:
     Returns:
         `Path`: `turnppo_hf-<version>-py3-none-any.whl`.
     """
-    installed = metadata.distribution(_DISTRIBUTION)
-    stem = f"{_DISTRIBUTION.replace('-', '_')}-{installed.version}"
+    installed = metadata.distribution(DISTRIBUTION)
+    stem = f"{DISTRIBUTION.replace('-', '_')}-{installed.version}"
     target = Path(folder) / f"{stem}-py3-none-any.whl"
     target.parent.mkdir(parents=True, exist_ok=True)
     info = f"{stem}.dist-info"
@@ -49,7 +49,7 @@ def build_wheel(folder: str | Path) -> Path:
         add(f"{info}/entry_points.txt", (installed.read_text("entry_points.txt") or "").encode())
         archive.writestr(zipfile.ZipInfo(f"{info}/RECORD", _EPOCH), "\n".join([*records, f"{info}/RECORD,,", ""]))
     os.replace(unfinished, target)
-    for old in target.parent.glob(f"{_DISTRIBUTION.replace('-', '_')}-*.whl"):
+    for old in target.parent.glob(f"{DISTRIBUTION.replace('-', '_')}-*.whl"):
         if old != target:
             old.unlink()
     return target

@@ -43,13 +43,13 @@ def measure(variant: str, model: str, rows: int, tokens: int) -> dict[str, float
     from peft import LoraConfig
 
     from turnppo_hf import TurnPPOConfig
-    from turnppo_hf.adapters import trained
-    from turnppo_hf.batch import stack
-    from turnppo_hf.credit import whitened
-    from turnppo_hf.loading import load_actor, load_critic, pair
-    from turnppo_hf.model_folder import find_model
+    from turnppo_hf.models.adapters import trained
+    from turnppo_hf.models.pretrained import find_model
+    from turnppo_hf.ppo.batch import stack
+    from turnppo_hf.ppo.credit import whitened
+    from turnppo_hf.trainer.networks import load_actor, load_critic, pair
+    from turnppo_hf.trainer.update import Totals, Update
     from turnppo_hf.trajectory import StopReason, Trajectory, Turn
-    from turnppo_hf.update import Totals, Update
 
     has_adapters, critic = VARIANTS[variant]
     args = TurnPPOConfig("never-written", use_cpu=True, critic=critic, report_to="none", generation_batch_size=rows)

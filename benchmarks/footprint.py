@@ -1,7 +1,8 @@
 """What a run asks of each accelerator, in GB, and how long its steps take at best: formulas, not measurements.
 
-`python benchmarks/footprint.py` prints the tables of docs/scaling.md. tests/test_footprint.py holds `training_bytes`
-against the measured memory of a small model in float32; bfloat16, several ranks and times were never measured.
+`python benchmarks/footprint.py` prints the tables of docs/scaling.md. tests/trainer/test_footprint.py holds
+`training_bytes` against the measured memory of a small model in float32; bfloat16, several ranks and times were never
+measured.
 """
 
 from __future__ import annotations

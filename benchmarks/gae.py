@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from harness import parser_for, run, spread
 
-from turnppo_hf.advantages import token_gae, turn_gae
+from turnppo_hf.ppo.advantages import token_gae, turn_gae
 
 GAMMA, LAM = 0.99, 0.95
 

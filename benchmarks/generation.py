@@ -32,14 +32,14 @@ from harness import flat
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from turnppo_hf.agent import find_model
-from turnppo_hf.chat import Chat
 from turnppo_hf.environments import make_environment
 from turnppo_hf.generation.base import Completion, Generator
 from turnppo_hf.generation.self_check import logprob_gaps
 from turnppo_hf.generation.transformers_generator import TransformersGenerator
 from turnppo_hf.generation.vllm_colocate import CPU_BLOCK_SIZE, ColocatedEngine
 from turnppo_hf.generation.vllm_generator import VLLMGenerator
-from turnppo_hf.rollout import EnvironmentPool, Limits, Rollout, plan_episodes
+from turnppo_hf.rollout.chat import Chat
+from turnppo_hf.rollout.worker import EnvironmentPool, Limits, Rollout, plan_episodes
 from turnppo_hf.trajectory import Trajectory
 
 LIMITS = {  # what is to be reached

@@ -21,8 +21,8 @@ import torch
 from harness import parser_for, run
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from turnppo_hf.actor_critic import sampled_logprobs
-from turnppo_hf.batch import TurnBatch, stack
+from turnppo_hf.models.actor_critic import sampled_logprobs
+from turnppo_hf.ppo.batch import TurnBatch, stack
 from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
 

@@ -20,7 +20,7 @@ COMMANDS = {
     "empty_s": ["-c", "pass"],
     "import_s": ["-c", "import turnppo_hf"],
     "import_environments_s": ["-c", "import turnppo_hf.environments"],
-    "help_s": ["-c", "import sys; from turnppo_hf.cli import main; sys.argv[1:] = ['--help']; main()"],
+    "help_s": ["-c", "import sys; from turnppo_hf.cli.main import main; sys.argv[1:] = ['--help']; main()"],
     "trainer_s": ["-c", "from turnppo_hf import TurnPPOTrainer"],
     "trl_trainer_s": ["-c", "from trl import GRPOTrainer"],
 }

@@ -34,7 +34,7 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from workload import Script, Workload, make_actor, make_tokenizer, make_trainer, system_prompt, training_arguments
 
-from turnppo_hf.actor_critic import critic_from_actor
+from turnppo_hf.models.actor_critic import critic_from_actor
 
 PHASES = ("rollout", "scoring", "update")
 

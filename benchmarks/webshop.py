@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from turnppo_hf.environments.webshop import WebShop
-from turnppo_hf.environments.webshop_files import read_world
-from turnppo_hf.environments.webshop_pages import ShoppingSession, page_text
-from turnppo_hf.environments.webshop_rules import World
-from turnppo_hf.environments.webshop_world_file import write_world
+from turnppo_hf.environments.webshop.environment import WebShop
+from turnppo_hf.environments.webshop.files import read_world
+from turnppo_hf.environments.webshop.pages import ShoppingSession, page_text
+from turnppo_hf.environments.webshop.rules import World
+from turnppo_hf.environments.webshop.world_file import write_world
 
 LIMITS = {"step_ms": 1.0, "reset_ms": 5.0, "load_s": 2.0}  # the median of a step and of a reset; one load
 
@@ -73,7 +73,7 @@ def measure_loading(data: Path) -> dict[str, float]:
 def import_seconds() -> float:
     """Import the environment in a new process; without torch, or an error."""
     code = (
-        "import time; start = time.perf_counter(); import turnppo_hf.environments.webshop, sys; "
+        "import time; start = time.perf_counter(); import turnppo_hf.environments.webshop.environment, sys; "
         "assert 'torch' not in sys.modules; print(time.perf_counter() - start)"
     )
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)

@@ -9,9 +9,9 @@ from levels import judge_level, read_level, world_arguments
 from live import SOKOBAN, live_agents, play_live, world_of
 from player import moves_view, plan_view, read_replays
 
-from turnppo_hf.environments.sokoban import ACTIONS
-from turnppo_hf.environments.sokoban_rules import SokobanState
-from turnppo_hf.environments.sokoban_solver import best_plan
+from turnppo_hf.environments.sokoban.environment import ACTIONS
+from turnppo_hf.environments.sokoban.rules import SokobanState
+from turnppo_hf.environments.sokoban.solver import best_plan
 
 MY_LEVEL = "the level chosen under Live"
 BEST = "Best play"

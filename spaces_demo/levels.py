@@ -8,10 +8,10 @@ from importlib.resources import files
 from typing import Any, cast
 
 from turnppo_hf.environments import make_environment
-from turnppo_hf.environments.sokoban import Sokoban
-from turnppo_hf.environments.sokoban_rules import SokobanState
-from turnppo_hf.environments.sokoban_solver import SearchLimitError, pushes_to_nearest_target, shortest_solution
-from turnppo_hf.release import read_record
+from turnppo_hf.environments.sokoban.environment import Sokoban
+from turnppo_hf.environments.sokoban.rules import SokobanState
+from turnppo_hf.environments.sokoban.solver import SearchLimitError, pushes_to_nearest_target, shortest_solution
+from turnppo_hf.hub.agent_record import read_record
 
 MAX_SIDE, MAX_BOXES = 8, 3  # what the solver settles at once and a small model can read
 MAX_TEXT = MAX_SIDE * (MAX_SIDE + 2)  # characters

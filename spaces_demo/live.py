@@ -15,9 +15,9 @@ import gymnasium
 from player import episode_view
 from shop import shop_page
 
-from turnppo_hf.environments.webshop import WebShop
-from turnppo_hf.release import turn_discounts
-from turnppo_hf.replay import ending
+from turnppo_hf.environments.webshop.environment import WebShop
+from turnppo_hf.evaluation.replay import ending
+from turnppo_hf.hub.agent_record import turn_discounts
 from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
 if TYPE_CHECKING:

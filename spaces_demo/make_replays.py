@@ -20,11 +20,11 @@ from live import SYNTHETIC_NOTE, play_live
 from player import REPLAYS
 from transformers import AutoTokenizer
 
-from turnppo_hf.calibration import calibration_points, explained_variance, grouped_means
-from turnppo_hf.release import read_record, turn_discounts
-from turnppo_hf.report import ALGORITHM_NAMES, read_results
+from turnppo_hf.evaluation.calibration import calibration_points, explained_variance, grouped_means
+from turnppo_hf.evaluation.learning_curve import ALGORITHM_NAMES, read_results
+from turnppo_hf.hub.agent_record import read_record, turn_discounts
+from turnppo_hf.rollout.parquet import read_trajectories
 from turnppo_hf.trajectory import Trajectory
-from turnppo_hf.trajectory_log import read_trajectories
 
 SOLVED, FAILED, MIN_TURNS = 4, 2, 3
 SHOP_SEEDS = range(2_000_000, 2_000_200)

@@ -9,10 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from turnppo_hf.environments.sokoban import ACTIONS
-from turnppo_hf.environments.sokoban_rules import SokobanState
-from turnppo_hf.environments.sokoban_solver import Plan
-from turnppo_hf.replay import ending, sokoban_states
+from turnppo_hf.environments.sokoban.environment import ACTIONS
+from turnppo_hf.environments.sokoban.rules import SokobanState
+from turnppo_hf.environments.sokoban.solver import Plan
+from turnppo_hf.evaluation.replay import ending, sokoban_states
 from turnppo_hf.trajectory import Trajectory, Turn
 
 REPLAYS = Path(__file__).parent / "replays"
@@ -104,7 +104,7 @@ def realised_returns(trajectory: Trajectory, gamma: float) -> list[float | None]
     """
     Return the discounted return from each turn on, penalties included; None where a cut hides the rest.
 
-    As in `turnppo_hf.calibration.calibration_points`.
+    As in `turnppo_hf.evaluation.calibration.calibration_points`.
     """
     if trajectory.stop_reason.bootstraps:
         return [None] * len(trajectory.turns)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from turnppo_hf.environments.webshop_pages import PAGE_SIZE, SUB_PAGES, ShoppingSession
+from turnppo_hf.environments.webshop.pages import PAGE_SIZE, SUB_PAGES, ShoppingSession
 
 _LONGEST = 600  # characters of a description; products of the real shop have pages of them
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from turnppo_hf.environments.webshop_rules import shared_world
+from turnppo_hf.environments.webshop.rules import shared_world
 
 COUNT = 12
 

@@ -13,7 +13,7 @@ import pytest
 
 import turnppo_hf.models
 
-pytest_plugins = ["tests.hub.fixture"]
+pytest_plugins = ["tests.fake_hub.fixture"]
 
 EMBEDDED = Path(turnppo_hf.models.__file__).parent / "sokoban_tiny"
 
@@ -47,7 +47,7 @@ def embedded_actor() -> Any:
 @pytest.fixture
 def tiny_actor(tiny_tokenizer: Any) -> Any:
     """A random Llama of two layers, 32 wide, that reads `tiny_tokenizer`."""
-    from tests import tiny
+    from tests.helpers import tiny
 
     return tiny.tiny_actor(
         vocab_size=len(tiny_tokenizer),
@@ -62,7 +62,7 @@ def tiny_actor(tiny_tokenizer: Any) -> Any:
 @pytest.fixture
 def make_trainer(tmp_path: Path, tiny_actor: Any, tiny_tokenizer: Any) -> Any:
     """Build trainers of `tiny_actor` in a small game; keyword arguments go to `TurnPPOConfig`."""
-    from tests.scripted import CountingEnvironment
+    from tests.helpers.scripted import CountingEnvironment
     from turnppo_hf import TurnPPOConfig, TurnPPOTrainer
 
     def make(

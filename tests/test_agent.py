@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
-from tests.tiny import turn_logprobs
+from tests.helpers.tiny import turn_logprobs
 from turnppo_hf import TurnPPOAgent
-from turnppo_hf.actor_critic import ActorCritic, critic_from_actor
-from turnppo_hf.checkpoint import save_networks
 from turnppo_hf.environments import make_environment
-from turnppo_hf.release import ReleaseError
+from turnppo_hf.hub.exceptions import ReleaseError
+from turnppo_hf.models.actor_critic import ActorCritic, critic_from_actor
+from turnppo_hf.models.checkpoint import save_networks
 from turnppo_hf.trajectory import StopReason
 
 KWARGS = {"size": 5, "max_actions_per_turn": 2, "max_turns": 6, "max_actions": 12, "action_format": "bare"}

@@ -35,7 +35,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from turnppo_hf.advantages import token_gae, turn_gae
+from turnppo_hf.ppo.advantages import token_gae, turn_gae
 
 GAMMA, LAM = 1.0, 0.95
 NUM_TURNS, TURN_LENGTH = 3, 4

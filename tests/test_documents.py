@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 import yaml
 
-from turnppo_hf import TurnPPOConfig, metrics
-from turnppo_hf.cli import COMMANDS, build_parser
-from turnppo_hf.doctor import _EXTRAS
-from turnppo_hf.run_config import AdapterArguments, TaskArguments, parse_run
+from turnppo_hf import TurnPPOConfig
+from turnppo_hf.cli.doctor import _EXTRAS
+from turnppo_hf.cli.main import COMMANDS, build_parser
+from turnppo_hf.cli.train_arguments import AdapterArguments, TaskArguments, parse_run
+from turnppo_hf.trainer import metrics
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(

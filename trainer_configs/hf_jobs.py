@@ -14,7 +14,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
-from turnppo_hf.cli import main
+from turnppo_hf.cli.main import main
 
 if __name__ == "__main__":
     config, *flags = sys.argv[1:]

@@ -1,14 +1,17 @@
 """
 Turn-level PPO for multi-turn language agents.
 
-    environments   a text environment: observation out, completion in, one reward per turn
-    rollout        the actor plays episodes, token in, token out
-    trajectory     what happened: turns in order, and why the episode ended
-    batch          trajectories become rows of tokens and tables of turns
-    advantages     the critic's values at turn starts, generalized advantage estimation over turns
-    losses         one clipped ratio per turn for the actor, the lambda-return for the critic
-    trainer        collects, credits, updates and saves in TRL's style
-    evaluation     success and return on held-out seeds, with intervals, beside random and optimal play
+    trajectory     the record: turns in order, and why the episode ended
+    environments   the world: text in, text and one reward per turn out
+    generation     the sampler: token ids in, token ids and their log-probs out
+    rollout        episodes: environments and a sampler in, trajectories out
+    ppo            maths: trajectories become tensors, advantages over turns, losses
+    evaluation     judgement: success and return with intervals, pictures
+    hub            a released agent: what belongs to it, its record, its card, its place on the Hub
+    models         networks: actor, critic, adapters, how they are saved; the packaged agents
+    agent          `TurnPPOAgent`: load, act, play, push
+    trainer        the update: configuration, collection, optimizer steps, saving, in TRL's style
+    cli            the `turnppo` command
 """
 
 from __future__ import annotations
@@ -19,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from turnppo_hf.agent import TurnPPOAgent
-    from turnppo_hf.config import TurnPPOConfig
     from turnppo_hf.environments import check_environment, make_environment
-    from turnppo_hf.trainer import TurnPPOTrainer
+    from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
+    from turnppo_hf.trainer.turn_ppo_trainer import TurnPPOTrainer
     from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
 __version__ = version("turnppo-hf")
@@ -43,8 +46,8 @@ _HOMES = {
     "Trajectory": "trajectory",
     "Turn": "trajectory",
     "TurnPPOAgent": "agent",
-    "TurnPPOConfig": "config",
-    "TurnPPOTrainer": "trainer",
+    "TurnPPOConfig": "trainer.turn_ppo_config",
+    "TurnPPOTrainer": "trainer.turn_ppo_trainer",
     "check_environment": "environments",
     "make_environment": "environments",
 }

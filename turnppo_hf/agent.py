@@ -17,19 +17,21 @@ import torch
 from huggingface_hub import ModelHubMixin
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from turnppo_hf.actor_critic import ActorCritic
-from turnppo_hf.adapters import check_mergeable, is_adapted
-from turnppo_hf.batch import stack
-from turnppo_hf.card import prepare_release, render_card
-from turnppo_hf.chat import Chat, Message, Prompt
-from turnppo_hf.checkpoint import save_networks
-from turnppo_hf.credit import Credit, assign_credit, record_credit
 from turnppo_hf.environments import full_id, make_environment
 from turnppo_hf.generation.transformers_generator import TransformersGenerator
-from turnppo_hf.hub import create_repository, push_folder, read_card
-from turnppo_hf.model_folder import EMBEDDED_MODELS, find_model, load_agent_networks
-from turnppo_hf.release import CRITIC_FOLDER, EVIDENCE_FILES, ReleaseError, check_folder, read_record, turn_discounts
-from turnppo_hf.rollout import EnvironmentPool, Episode, Limits, collect_trajectories
+from turnppo_hf.hub.agent_record import read_record, turn_discounts
+from turnppo_hf.hub.card.card import prepare_release, render_card
+from turnppo_hf.hub.client import create_repository, push_folder, read_card
+from turnppo_hf.hub.exceptions import ReleaseError
+from turnppo_hf.hub.files import CRITIC_FOLDER, EVIDENCE_FILES, check_folder
+from turnppo_hf.models.actor_critic import ActorCritic
+from turnppo_hf.models.adapters import check_mergeable, is_adapted
+from turnppo_hf.models.checkpoint import save_networks
+from turnppo_hf.models.pretrained import EMBEDDED_MODELS, find_model, load_agent_networks
+from turnppo_hf.ppo.batch import stack
+from turnppo_hf.ppo.credit import Credit, assign_credit, record_credit
+from turnppo_hf.rollout.chat import Chat, Message, Prompt
+from turnppo_hf.rollout.worker import EnvironmentPool, Episode, Limits, collect_trajectories
 from turnppo_hf.trajectory import StopReason, Trajectory
 
 _DATA_ARGUMENTS = ("data", "levels")  # of environments that read files or datasets

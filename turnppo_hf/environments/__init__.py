@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-from turnppo_hf.environments.adapters import adapt, check_spaces
 from turnppo_hf.environments.checker import check_environment
+from turnppo_hf.environments.integrations.adapt import adapt, check_spaces
 
 if TYPE_CHECKING:
-    from turnppo_hf.environments.trl_classes import SokobanTools, WebShopTools
+    from turnppo_hf.environments.integrations.trl_classes import SokobanTools, WebShopTools
 
 __all__ = ["SokobanTools", "WebShopTools", "adapt", "check_environment", "full_id", "make_environment"]
 
@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
     # loaded at first use, so that the registration of the ids needs neither environment
     if name not in ("SokobanTools", "WebShopTools"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.trl_classes"), name)
+    return getattr(importlib.import_module(f"{__name__}.integrations.trl_classes"), name)
 
 
 def _register(name: str, entry_point: str, namespace: str = "turnppo_hf", **kwargs: Any) -> None:
@@ -34,10 +34,10 @@ def _register(name: str, entry_point: str, namespace: str = "turnppo_hf", **kwar
     )
 
 
-_register("Sokoban-v0", "turnppo_hf.environments.sokoban:Sokoban")
-_register("SokobanLarge-v0", "turnppo_hf.environments.sokoban:Sokoban", size=8, num_boxes=2)
-_register("WebShop-v0", "turnppo_hf.environments.webshop:WebShop")
-_register("Server-v0", "turnppo_hf.environments.openenv:OpenEnvSession", namespace="openenv")
+_register("Sokoban-v0", "turnppo_hf.environments.sokoban.environment:Sokoban")
+_register("SokobanLarge-v0", "turnppo_hf.environments.sokoban.environment:Sokoban", size=8, num_boxes=2)
+_register("WebShop-v0", "turnppo_hf.environments.webshop.environment:WebShop")
+_register("Server-v0", "turnppo_hf.environments.integrations.openenv:OpenEnvSession", namespace="openenv")
 
 
 def full_id(name: str) -> str:
@@ -74,7 +74,7 @@ def make_environment(name: str, **kwargs: Any) -> gymnasium.Env[str, str]:
             ) from error
     namespace, _, game = environment_id.rpartition("/")
     if namespace == "textarena" and environment_id not in gymnasium.registry:
-        _register(game, "turnppo_hf.environments.textarena:TextArenaGame", namespace, game=game)
+        _register(game, "turnppo_hf.environments.integrations.textarena:TextArenaGame", namespace, game=game)
     spec = gymnasium.registry.get(environment_id)
     if spec is None:
         own = _own_ids()

@@ -9,8 +9,8 @@ from typing import Any
 
 import gymnasium
 
-from turnppo_hf.environments.adapters import adapt
-from turnppo_hf.environments.tool_checker import check_tools, has_tools_only
+from turnppo_hf.environments.integrations.adapt import adapt
+from turnppo_hf.environments.integrations.tool_checker import check_tools, has_tools_only
 
 _TRUNCATIONS = ("task_budget", "time_limit")
 

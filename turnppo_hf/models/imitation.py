@@ -13,7 +13,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from turnppo_hf.release import RECORD_FILE, SCHEMA_VERSION
+from turnppo_hf.hub.agent_record import RECORD_FILE, SCHEMA_VERSION
 
 SPECIAL = ("<|unknown|>", "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 TEMPLATE = (

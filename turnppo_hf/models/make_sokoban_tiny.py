@@ -22,7 +22,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from turnppo_hf.environments import make_environment
-from turnppo_hf.environments.sokoban import Sokoban
+from turnppo_hf.environments.sokoban.environment import Sokoban
 from turnppo_hf.models.imitation import SPECIAL, chat_tokenizer, make_demonstrations, tiny_llama, write_actor
 
 TARGET = Path(__file__).parent / "sokoban_tiny"

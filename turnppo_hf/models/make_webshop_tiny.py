@@ -26,9 +26,9 @@ from tqdm.auto import tqdm
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup, set_seed
 
 from turnppo_hf.environments import make_environment
-from turnppo_hf.environments.webshop import WebShop
-from turnppo_hf.environments.webshop_catalogue import generate_world, words
-from turnppo_hf.environments.webshop_world_file import write_world
+from turnppo_hf.environments.webshop.catalogue import generate_world, words
+from turnppo_hf.environments.webshop.environment import WebShop
+from turnppo_hf.environments.webshop.world_file import write_world
 from turnppo_hf.models.imitation import SPECIAL, chat_tokenizer, make_demonstrations, tiny_llama, write_actor
 
 TARGET = Path(__file__).parent / "webshop_tiny"

@@ -1,0 +1,143 @@
+"""A person at the terminal plays, and what an agent played is shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from turnppo_hf.cli.main import main
+from turnppo_hf.cli.play import play_by_hand, render_episode
+from turnppo_hf.environments import full_id, make_environment
+from turnppo_hf.trajectory import StopReason, Trajectory, Turn
+
+SYNTHETIC = json.dumps({"data": "synthetic"})
+
+
+def typing(*lines: str, last: type[BaseException] = EOFError) -> Callable[[str], str]:
+    """What `input` does for somebody who types these lines and leaves."""
+    rest: Iterator[str] = iter(lines)
+
+    def read(_: str) -> str:
+        for line in rest:
+            return line
+        raise last
+
+    return read
+
+
+def written(*lines: str, seed: int = 3, last: type[BaseException] = EOFError) -> list[str]:
+    shown: list[str] = []
+    environment = make_environment("webshop", data="synthetic", action_format="bare", max_turns=4)
+    play_by_hand(environment, seed, typing(*lines, last=last), shown.append)
+    return shown
+
+
+def test_person_reads_what_the_model_reads_and_sees_the_score() -> None:
+    environment = make_environment("webshop", data="synthetic", action_format="bare", max_turns=4)
+    first, info = environment.reset(seed=3)
+    asin = info["goal"]["asin"].lower()
+    shown = written(f"search[{info['goal']['name']}]", f"click[{asin}]", "click[buy now]")
+    assert shown[0] == first
+    assert "You have bought" in shown[-2]
+    assert shown[-1].startswith(("over after 3 turns   return 0.", "solved after 3 turns   return 1"))
+
+
+def test_person_is_told_what_was_not_understood() -> None:
+    shown = written("open the door", "search[lamp]")
+    assert shown[1] == "(not understood: nothing happened)"
+    assert sum(text.startswith("(not understood") for text in shown) == 1
+    assert "2 turns left" in shown[-2]
+    assert shown[-1] == "left after 2 turns   return 0"
+
+
+@pytest.mark.parametrize("how", [EOFError, KeyboardInterrupt])
+def test_person_may_leave_at_once(how: type[BaseException]) -> None:
+    assert written(last=how)[-1] == "left after 0 turns   return 0"
+
+
+def test_turns_run_out() -> None:
+    shown = written("a", "b", "c", "d", "never read")
+    assert "out of turns" in shown[-2]
+    assert shown[-1] == "over after 4 turns   return 0"
+
+
+def test_command_without_a_model_lets_a_person_play(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("builtins.input", typing("search[lamp]"))
+    assert main(["play", "--environment", "webshop", "--environment_kwargs", SYNTHETIC, "--seed", "3"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("Wish: ")  # no tags for a person
+    assert "Results for lamp, page 1" in text
+    assert text.endswith("left after 1 turn   return 0\n")
+
+
+def test_sokoban_can_be_played_by_hand_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("builtins.input", typing("Up", "sing"))
+    assert main(["play", "--environment", "sokoban"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("(not understood: nothing happened)") == 1
+    assert "left after 2 turns" in text
+
+
+def test_nothing_to_play_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["play"]) == 2
+    assert "there is nothing to play" in capsys.readouterr().err
+    assert main(["play", "--environment", "webshopp"]) == 2
+    assert "did you mean 'turnppo_hf/WebShop-v0'" in capsys.readouterr().err
+
+
+def test_agent_is_watched(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["play", "tiny-webshop", "--seed", "1000001"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("turnppo_hf/WebShop-v0, seed 1000001")
+    assert "response  search[" in text
+
+
+def test_short_names_stand_for_ids() -> None:
+    assert full_id("webshop") == "turnppo_hf/WebShop-v0"
+    assert full_id("SokobanLarge") == "turnppo_hf/SokobanLarge-v0"
+    assert full_id("CartPole-v1") == "CartPole-v1"
+
+
+def test_world_is_prepared_and_played(
+    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = tmp_path / "ten.world"
+    source = str(shared_data / "webshop")
+    assert main(["webshop", "prepare", source, "--output", str(world), "--num_products", "10"]) == 0
+    text = capsys.readouterr().out
+    assert "checksum" in text
+    command = text.splitlines()[-1].split("play it with ")[1]
+    monkeypatch.setattr("builtins.input", typing("search[a]"))
+    kwargs = command.removeprefix("--environment_kwargs ").strip("'")
+    assert main(["play", "--environment", "webshop", "--environment_kwargs", kwargs]) == 0
+    assert "Results for a, page 1" in capsys.readouterr().out
+
+
+def test_mistake_in_prepare_ends_with_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "items_shuffle.json").write_text("[{")
+    for source in (tmp_path, tmp_path / "none"):
+        assert main(["webshop", "prepare", str(source), "--output", str(tmp_path / "w.world")]) == 2
+        captured = capsys.readouterr().err
+        assert captured.startswith("turnppo: error: ")
+        assert "Traceback" not in captured
+    assert not (tmp_path / "w.world").exists()
+
+
+def test_rendered_episode_tells_penalty_cut_and_failure() -> None:
+    turn = Turn(
+        prompt_ids=(1,), completion_ids=(2,), sampling_logprobs=(-1.0,), observation="a page", completion="click[",
+        action="", reward=0.0, penalty=-0.1, finish_reason="length", value=0.25,
+    )  # fmt: skip
+    text = render_episode(
+        Trajectory(task={}, environment="e", seed=1, turns=(turn,), stop_reason=StopReason.ERROR, error="it broke")
+    )
+    for words in ("critic's value 0.25", "(cut at its token limit)", "(none understood)", "format penalty -0.1",
+                  "The environment failed: it broke", "after 1 turn   return 0"):  # fmt: skip
+        assert words in text

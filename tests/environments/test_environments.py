@@ -1,0 +1,97 @@
+"""Registration and `make_environment`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import gymnasium
+import pytest
+
+from turnppo_hf.environments import make_environment
+from turnppo_hf.environments.sokoban.environment import Sokoban
+
+
+def test_make_environment_returns_the_bare_environment() -> None:
+    environment = make_environment("turnppo_hf/Sokoban-v0", size=5, max_turns=6)
+    assert type(environment) is Sokoban
+    assert (environment.size, environment.max_turns) == ((5, 5), 6)
+    assert environment.spec is not None and environment.spec.id == "turnppo_hf/Sokoban-v0"
+
+
+def test_large_preset_is_eight_by_eight_with_two_boxes() -> None:
+    environment = make_environment("turnppo_hf/SokobanLarge-v0")
+    assert isinstance(environment, Sokoban)
+    assert (environment.size, environment.num_boxes) == ((8, 8), 2)
+    environment.reset(seed=0)
+    assert environment.state.num_boxes == 2 and environment.state.board.height == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("turnppo_hf/Sokobann-v0", "'turnppo_hf/Sokoban-v0'"),
+        ("Sokoban-v0", "'turnppo_hf/Sokoban-v0'"),
+        ("sokobn", "'turnppo_hf/Sokoban-v0'"),
+        ("turnppo_hf/sokobanlarge-v0", "'turnppo_hf/SokobanLarge-v0'"),
+        ("turnppo_hf/Sokoban-v1", "'turnppo_hf/Sokoban-v0'"),
+        ("CartPol-v1", "'CartPole-v1'"),
+    ],
+)
+def test_unknown_name_gets_its_nearest_match(name: str, match: str) -> None:
+    with pytest.raises(ValueError, match=f"Unknown environment '{name}'; did you mean {match}"):
+        make_environment(name)
+
+
+@pytest.mark.parametrize(("name", "id"), [("sokoban", "Sokoban-v0"), ("webshop", "WebShop-v0")])
+def test_short_names_open_our_environments(name: str, id: str) -> None:
+    environment = make_environment(name)
+    assert environment.spec is not None and environment.spec.id == f"turnppo_hf/{id}"
+    environment.close()
+
+
+def test_unknown_name_without_a_match_lists_what_exists() -> None:
+    with pytest.raises(ValueError, match=r"Unknown environment 'zzzz'\. .*turnppo_hf/Sokoban-v0"):
+        make_environment("zzzz")
+    with pytest.raises(ValueError, match="module of the environment 'no_such_module:X-v0' cannot be imported"):
+        make_environment("no_such_module:X-v0")
+
+
+@pytest.mark.parametrize(("argument", "match"), [("num_box", "num_boxes"), ("maxturns", "max_turns")])
+def test_unknown_argument_gets_its_nearest_match(argument: str, match: str) -> None:
+    with pytest.raises(ValueError, match=f"Sokoban-v0 has no argument '{argument}'; did you mean '{match}'"):
+        make_environment("turnppo_hf/Sokoban-v0", **{argument: 1})
+
+
+def test_environment_without_text_is_refused() -> None:
+    with pytest.raises(TypeError, match="observation space of 'CartPole-v1' is Box"):
+        make_environment("CartPole-v1")
+
+
+def test_environment_of_another_module_is_found_by_module_and_id(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    (tmp_path / "my_world.py").write_text(
+        "import gymnasium\nfrom turnppo_hf.environments.sokoban.environment import Sokoban\n"
+        "def make(**kwargs):\n    return Sokoban(**kwargs)\n"
+        "gymnasium.register('my_world/Box-v0', make, max_episode_steps=2, kwargs={'size': 5})\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    environment = make_environment("my_world:my_world/Box-v0", num_boxes=1)
+    try:
+        assert isinstance(environment.unwrapped, Sokoban) and environment.unwrapped.size == (5, 5)
+        environment.reset(seed=0)
+        assert [environment.step("")[3] for _ in range(2)] == [False, True]  # its own TimeLimit stays
+    finally:
+        del gymnasium.registry["my_world/Box-v0"]
+
+
+def test_import_loads_neither_torch_nor_the_hub() -> None:
+    program = (
+        "import sys, turnppo_hf.environments, turnppo_hf.environments.sokoban.environment;"
+        "import turnppo_hf.environments.sokoban.solver;"
+        "heavy = {'torch', 'transformers', 'trl', 'datasets', 'huggingface_hub'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,187 @@
+"""The client of a vLLM server: whose answers are whose, faults, restarts; a real server has a file of its own."""
+
+import json
+import threading
+import uuid
+
+import pytest
+import torch
+
+from tests.helpers.fake_vllm import serving
+from tests.helpers.generators import drain, make_model
+from tests.helpers.launch import free_port, run_ranks
+from tests.trainer.test_turn_ppo_trainer import tasks, train_logs
+from turnppo_hf.generation import vllm_server
+from turnppo_hf.generation.vllm_generator import VLLMGenerator
+from turnppo_hf.generation.vllm_server import ServerEngine
+from turnppo_hf.trajectory import GenerationError
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(vllm_server, "_FIRST_PAUSE_S", 0.01)
+
+
+def connect(server, model=None, **changes):
+    engine = ServerEngine(server.url, model, **{"timeout_s": 5.0, "max_parallel_requests": 4, **changes})
+    return VLLMGenerator(engine, eos_token_ids=[])
+
+
+def submit(generator, episodes):
+    for episode in episodes:
+        generator.submit(episode, [10 + episode, 1, 2], max_new_tokens=4, seed=episode)
+
+
+def test_every_episode_gets_its_own_answer_also_beyond_the_connections():
+    with serving() as server:
+        generator = connect(server)
+        submit(generator, range(20))
+        answers = drain(generator, 20)
+        assert {episode: answer.completion_ids for episode, answer in answers.items()} == {
+            episode: (10 + episode,) * 2 for episode in range(20)
+        }
+        assert generator.max_context == 128
+        assert generator.collect() == []
+
+
+def test_sync_sends_every_weight_once_and_forgets_the_prefix_cache():
+    model = make_model(tie_word_embeddings=True)
+    with serving() as server:
+        connect(server, model).sync()
+        [sent] = server.weights
+        expected = dict(model.named_parameters())
+        assert set(sent) == set(expected)
+        assert all(torch.equal(weight, expected[name]) for name, weight in sent.items())
+        assert server.log.index("turnppo_load_weights") < server.log.index("/reset_prefix_cache")
+
+
+@pytest.mark.parametrize("fault", ["drop", "500", "hang"])
+def test_failed_requests_are_sent_again(fault):
+    with serving() as server:
+        generator = connect(server, make_model(), timeout_s=0.5 if fault == "hang" else 5.0)
+        generator.sync()
+        server.faults += [fault] * 2
+        submit(generator, range(6))
+        assert len(drain(generator, 6)) == 6
+        assert len(server.weights) == 1  # the server never went away
+        generator.reset()
+
+
+def test_request_that_fails_again_and_again_ends_the_batch():
+    with serving() as server:
+        generator = connect(server)
+        server.faults += ["500"] * 3
+        submit(generator, [0])
+        with pytest.raises(
+            GenerationError, match=r"failed 3 times, last with status 500.*`vllm_server_timeout` \(5 s\)"
+        ):
+            generator.collect()
+
+
+def test_refused_request_is_told_with_the_servers_words():
+    with serving() as server:
+        generator = connect(server)
+        server.faults += ["400"]
+        submit(generator, [0])
+        with pytest.raises(GenerationError, match=r"refuses a request .*made to fail.*--max_model_length"):
+            generator.collect()
+
+
+def test_server_that_is_gone_is_waited_for_and_then_given_up():
+    with serving() as server:
+        generator = connect(server, timeout_s=0.2)
+    submit(generator, range(3))
+    message = r"No vLLM server answers at http://127\.0\.0\.1:\d+ \(.*\), waited 0\.2 s.*`turnppo vllm-serve MODEL`"
+    with pytest.raises(GenerationError, match=message):
+        generator.collect()
+
+
+def test_address_without_a_server_is_told_at_the_start():
+    with pytest.raises(GenerationError, match=r"No vLLM server answers.*`vllm_server_base_url`"):
+        ServerEngine(f"http://127.0.0.1:{free_port()}", timeout_s=0.1)
+
+
+def test_server_that_takes_no_weights_is_for_generation_only():
+    with serving(takes_weights=False) as server:
+        generator = connect(server)
+        generator.sync()
+        submit(generator, [3])
+        assert drain(generator, 1)[3].completion_ids == (13, 13)
+        with pytest.raises(GenerationError, match=r"did not take the trainer's weights .*`turnppo vllm-serve MODEL`"):
+            connect(server, make_model())
+
+
+def test_restarted_server_gets_the_weights_before_the_requests_go_on():
+    model = make_model()
+    with serving() as first:
+        port = first.server_address[1]
+        generator = connect(first, model)
+        generator.sync()
+        first.faults += ["hang"] * 3
+        submit(generator, range(3))
+        answered = threading.Thread(target=first.release.wait)
+        answered.start()
+    answered.join()
+    with serving(port=port) as second:
+        assert len(drain(generator, 3)) == 3
+        assert len(second.weights) == 1
+        assert second.log.index("turnppo_load_weights") < second.log.index("/v1/completions")
+        generator.reset()
+
+
+def test_restart_that_no_request_met_is_noticed_at_the_end_of_the_batch():
+    with serving() as server:
+        generator = connect(server, make_model())
+        generator.sync()
+        submit(generator, [0])
+        drain(generator, 1)
+        server.instance = uuid.uuid4().hex
+        with pytest.raises(GenerationError, match=r"was started anew during the rollout.*not trained on"):
+            generator.reset()
+
+
+def test_wake_interrupts_the_waiting_for_a_server():
+    with serving() as server:
+        generator = connect(server)
+        server.faults += ["hang"]
+        submit(generator, [0])
+        wake = threading.Event()
+        threading.Timer(0.05, wake.set).start()
+        assert generator.collect(wake) == []
+        generator.release(0)
+        assert generator.collect() == []
+
+
+def test_ranks_with_unequal_live_counts_get_their_own_answers(tmp_path):
+    with serving() as server:
+        run_ranks("server_ranks.py", server.url, tmp_path)
+        assert len(server.weights) == 1  # the main rank's alone
+    for rank, expected in ((0, [30, 31, 32, 20, 21, 10]), (1, [110])):
+        answers = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert answers == [[episode, [episode] * 2] for episode in sorted(expected)]
+
+
+@pytest.mark.parametrize("dies_in", ["training", "evaluation"])
+def test_dead_server_stops_training_with_a_checkpoint_to_resume_from(make_trainer, tmp_path, monkeypatch, dies_in):
+    monkeypatch.setattr("turnppo_hf.trainer.collector.check_engine", lambda *_, **__: None)  # the fake samples nothing
+    with serving(max_model_len=256) as server:
+        settings = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": server.url, "max_steps": 4}
+        settings |= {"eval_strategy": "steps", "eval_steps": 2, "eval_dataset": tasks(4)}
+        trainer = make_trainer(vllm_server_timeout=1.0, **settings)
+        name = {"training": "training_step", "evaluation": "evaluate"}[dies_in]
+        whole = getattr(trainer, name)
+
+        def then_die(*args, **kwargs):
+            if trainer.state.global_step == 2:
+                server.faults += ["500"] * 1000
+            return whole(*args, **kwargs)
+
+        setattr(trainer, name, then_die)
+        message = r"failed 3 times.*A checkpoint of step 2 was saved in .*Resume from it with `resume_from_checkpoint`"
+        with pytest.raises(GenerationError, match=message):
+            trainer.train()
+        assert len(train_logs(trainer)) == 2  # nothing was trained on a part of a batch
+        server.faults.clear()
+        resumed = make_trainer(vllm_server_timeout=5.0, **settings)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+        assert resumed.state.global_step == 4

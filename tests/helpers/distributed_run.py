@@ -1,0 +1,132 @@
+"""Train the tiny actor for some steps, case by case, and write what every step did: by one process or by several."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from datasets import Dataset, IterableDataset
+from peft import LoraConfig
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
+from transformers import AutoTokenizer, TrainerCallback
+
+from tests.helpers.scripted import CountingEnvironment
+from turnppo_hf import TurnPPOConfig, TurnPPOTrainer
+from turnppo_hf.ppo.batch import TurnBatch
+from turnppo_hf.trainer import collector
+from turnppo_hf.trainer.distributed import leave_together, whole, whole_gradient
+from turnppo_hf.trajectory import StopReason
+
+EMBEDDED = Path(__file__).parents[2] / "turnppo_hf" / "models" / "sokoban_tiny"
+
+
+class Ragged(CountingEnvironment):
+    """Fails for the seeds given, so that ranks hold unequal shares or none."""
+
+    failing: frozenset[int] = frozenset()
+
+    def reset(self, *, seed=None, options=None):
+        if seed in self.failing:
+            raise RuntimeError("not this one")
+        return super().reset(seed=seed, options=options)
+
+
+class Recorder(TrainerCallback):
+    """Keeps each step's gradients, as the optimizer gets them."""
+
+    def __init__(self):
+        self.tensors = {}
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        for name, parameter in model.named_parameters():
+            gradient = whole_gradient(parameter)
+            if gradient is not None:
+                self.tensors[f"gradient.{state.global_step}.{name}"] = gradient.detach().clone()
+
+
+def seeds():
+    """The tasks that a run without a dataset makes itself, one at a time."""
+    for seed in range(1000):
+        yield {"seed": seed}
+
+
+def in_chunks(number):
+    return lambda batch, _: list(torch.arange(len(batch)).chunk(number)) if len(batch) else []
+
+
+def run(
+    folder,
+    name,
+    *,
+    failing=(),
+    micro_batches=None,
+    algorithm="turn_ppo",
+    resume=None,
+    stream=False,
+    lora=None,
+    **fields,
+):
+    """Train one case, with plain SGD where it does not say otherwise, and return what was recorded on the way."""
+    Ragged.failing = frozenset(failing)
+    cut = TurnBatch.micro_batches
+    if micro_batches:
+        TurnBatch.micro_batches = in_chunks(micro_batches)
+    settings = {
+        "num_generations": None if "ppo" in algorithm else 2,
+        "max_steps": 2,
+        "generation_batch_size": 8,
+        "optim": "sgd",
+        "learning_rate": 1e-3,
+        "max_turn_length": 4,
+        "max_turns": 2,
+        "shuffle_dataset": False,
+        "max_failed_share": 0.9,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+    }
+    if fields.get("use_vllm"):
+        collector.check_engine = lambda *_, **__: None  # the fake server computes nothing
+    recorder = Recorder()
+    trainer = TurnPPOTrainer(
+        model=str(EMBEDDED),
+        args=TurnPPOConfig(str(folder / name), algorithm=algorithm, **{**settings, **fields}),
+        processing_class=AutoTokenizer.from_pretrained(EMBEDDED),
+        callbacks=[recorder],
+        environment_factory=Ragged,
+        peft_config=LoraConfig(**lora) if lora else None,
+        train_dataset=IterableDataset.from_generator(seeds) if stream else None,
+    )
+    trainer.train(resume_from_checkpoint=None if resume is None else str(folder / resume))
+    TurnBatch.micro_batches = cut
+    tensors = recorder.tensors
+    for path, parameter in trainer.model.named_parameters():
+        with whole(parameter) as full:
+            tensors[f"weight.{path}"] = full.detach().clone()
+    tensors["cut"] = torch.tensor(all(isinstance(p, DTensor) for p in trainer.model.parameters()))
+    played = [item for item in trainer._last_trajectories if item.stop_reason is not StopReason.ERROR]
+    tensors["played"] = torch.tensor([len(trainer._last_trajectories), len(played)])
+    for entry in trainer.state.log_history:
+        for key in ("loss", "advantages/mean", "advantages/std", "grad_norm/actor", "grad_norm/critic"):
+            if key in entry:
+                tensors[f"log.{entry['step']}.{key}"] = torch.tensor(entry[key], dtype=torch.float64)
+    trainer.save_model()
+    scores = trainer.evaluate(Dataset.from_dict({"seed": range(100, 105)}))
+    tensors["log.eval"] = torch.tensor(scores["eval_reward"], dtype=torch.float64)
+    if trainer.accelerator.is_main_process:
+        save_file(tensors, folder / f"{name}.safetensors")
+    return tensors
+
+
+def main(folder: Path, cases: str) -> None:
+    """Train each case of a JSON list; the launch says over how many processes, and how they share the networks."""
+    for case in json.loads(cases):
+        run(folder, **case)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
+    leave_together()

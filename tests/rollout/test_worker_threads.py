@@ -1,0 +1,147 @@
+"""Environments step in threads: a slow one delays its own episode only, and nothing depends on who is first."""
+
+import threading
+
+import pytest
+
+from tests.helpers.scripted import CountingEnvironment, ScriptedEnvironment, ScriptedGenerator
+from turnppo_hf.environments.pool import EnvironmentPool
+from turnppo_hf.rollout.chat import Chat
+from turnppo_hf.rollout.worker import Episode, Limits, Rollout, plan_episodes
+from turnppo_hf.trajectory import GenerationError, StopReason
+
+GO_ON = ("next", -0.1, False, False, {})
+SOLVED = ("end", 1.0, True, False, {"solved": True})
+
+
+class Gated(ScriptedEnvironment):
+    """Answers its first step only when the gate is open."""
+
+    def __init__(self, replies, gate):
+        super().__init__(replies)
+        self.gate, self.is_reset = gate, threading.Event()
+
+    def reset(self, **kwargs):
+        self.is_reset.set()
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        assert self.gate.wait(20)
+        return super().step(action)
+
+
+def make_rollout(environments, generator, tokenizer, **changes):
+    """One environment an episode, in the order in which they are asked for."""
+    built = iter(environments)
+    return Rollout(EnvironmentPool({"e": lambda: next(built)}), generator, Chat(tokenizer), Limits(), **changes)
+
+
+def test_slow_environment_delays_its_own_episode_only(tiny_tokenizer):
+    gate, ended = threading.Event(), []
+    slow, fast = Gated([GO_ON, SOLVED], gate), ScriptedEnvironment([GO_ON, GO_ON, GO_ON, SOLVED])
+
+    def note(trajectory):
+        ended.append(len(trajectory.turns))
+        gate.set()  # the slow one answers only after the fast one has ended
+
+    rollout = make_rollout([slow, fast], ScriptedGenerator(tiny_tokenizer, ["Up"]), tiny_tokenizer, on_finished=note)
+    rollout.start([Episode({}, "e", seed=0)])
+    assert slow.is_reset.wait(20)  # the first episode has the slow environment
+    rollout.start([Episode({}, "e", seed=1)])
+    trajectories = rollout.collect()
+    rollout.close()
+    assert ended == [4, 2]
+    assert [len(item.turns) for item in trajectories] == [2, 4]  # still in the order of their start
+    assert rollout.timing.wait_s >= 0 and rollout.timing.num_tokens == sum(
+        len(turn.completion_ids) for item in trajectories for turn in item.turns
+    )
+
+
+def test_all_environments_are_at_work_at_once(tiny_tokenizer):
+    barrier = threading.Barrier(6, timeout=20)  # passes only if six are inside step together
+
+    class Meeting(CountingEnvironment):
+        def step(self, action):
+            barrier.wait()
+            return super().step(action)
+
+    rollout = make_rollout([Meeting() for _ in range(6)], ScriptedGenerator(tiny_tokenizer, ["Up"]), tiny_tokenizer)
+    rollout.start([Episode({}, "e", seed=number) for number in range(6)])
+    assert all(item.stop_reason is StopReason.SOLVED for item in rollout.collect())
+    rollout.close()
+
+
+def test_generator_that_gives_up_stops_the_rollout_and_leaves_nothing_running(tiny_tokenizer):
+    class Dying(ScriptedGenerator):
+        def collect(self, wake=None):
+            if len(self.prompts) >= 3:
+                raise GenerationError("gone")
+            return super().collect(wake)
+
+    generator = Dying(tiny_tokenizer, ["Left"])
+    environments = [ScriptedEnvironment([GO_ON]) for _ in range(3)]
+    rollout = make_rollout(environments, generator, tiny_tokenizer)
+    rollout.start([Episode({}, "e", seed=number) for number in range(3)])
+    with pytest.raises(GenerationError, match="gone"):
+        rollout.collect()
+    assert rollout.give_up() == 3 and rollout.num_running == 0
+    assert sorted(generator.released) == [0, 1, 2]
+    rollout.close()
+
+
+def test_environments_of_a_rollout_that_is_given_up_are_used_again(tiny_tokenizer):
+    built = []
+
+    def build():
+        built.append(ScriptedEnvironment([GO_ON]))
+        return built[-1]
+
+    pool = EnvironmentPool({"e": build})
+    for _ in range(2):
+        rollout = Rollout(pool, ScriptedGenerator(tiny_tokenizer, ["Left"]), Chat(tiny_tokenizer), Limits())
+        rollout.start([Episode({}, "e", seed=number) for number in range(3)])
+        assert rollout.give_up() == 3
+        rollout.close()
+    assert len(built) == 3
+
+
+@pytest.mark.parametrize("continues", [True, False])
+def test_batch_closes_when_enough_have_ended_and_the_rest_goes_on_or_is_dropped(tiny_tokenizer, continues):
+    class Numbered(ScriptedGenerator):
+        """Episode n takes n further turns; the one with the fewest turns so far is answered first."""
+
+        def collect(self, wake=None):
+            self.pending.sort(key=lambda item: sum(number == item.episode for number, _ in self.prompts), reverse=True)
+            return super().collect(wake)
+
+    answers = {number: ["Left"] * number + ["Up"] for number in range(6)}
+    generator = Numbered(tiny_tokenizer, answers)
+    pool = EnvironmentPool({"e": LongGame})
+    rollout = Rollout(pool, generator, Chat(tiny_tokenizer), Limits())
+    plan = plan_episodes([{"seed": seed} for seed in range(6)], key=(1,), default_environment="e")
+    rollout.start(plan)
+    first = rollout.collect(enough=4)
+    assert [item.seed for item in first] == [0, 1, 2, 3] and rollout.num_running == 2
+    if not continues:
+        assert rollout.give_up() == 2
+        assert {4, 5} <= set(generator.released)
+        rollout.close()
+        return
+    generator.reset()  # the trainer's weights change: what was under way is asked for again
+    rollout.sync()
+    rest = rollout.collect()
+    rollout.close()
+    assert [(item.seed, len(item.turns)) for item in rest] == [(4, 5), (5, 6)]
+    # the same episodes without a break in between
+    alone = Rollout(pool, Numbered(tiny_tokenizer, answers), Chat(tiny_tokenizer), Limits())
+    alone.start(plan)
+    assert alone.collect()[4:] == rest
+    alone.close()
+
+
+class LongGame(CountingEnvironment):
+    """Solved by "Up", never cut."""
+
+    def step(self, action):
+        observation, reward, terminated, _, _ = super().step(action)
+        return observation, reward, terminated, False, {"solved": terminated}

@@ -1,0 +1,133 @@
+"""The installation in, a page out: what is there, what was tried, what will run where, and how to get the rest."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+
+from packaging.markers import Marker
+from packaging.requirements import Requirement
+
+from turnppo_hf.hub.wheel import DISTRIBUTION
+
+_EXTRAS = {  # extra -> what it is for
+    "vllm": "sampling with vLLM (use_vllm: true)",
+    "peft": "LoRA adapters (use_peft: true)",
+    "quantization": "adapters on a base in four or eight bits (`load_in_4bit`)",
+    "deepspeed": "ZeRO over several accelerators (trainer_configs/accelerate)",
+    "openenv": "environments served by OpenEnv",
+    "textarena": "TextArena's games",
+    "space": "the demo Space (`turnppo space`)",
+    "report": "pictures: learning curves (`turnppo report`), calibration, replays",
+    "evaluate": "the metric `agent_episodes` of Hugging Face's evaluate",
+    "trackio": "experiment tracking (report_to: trackio)",
+    "test": "the tests",
+    "dev": "the tests and `make check`",
+}
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `turnppo doctor` found."""
+
+    page: str
+    healthy: bool  # every core package is there, in the range that was tried
+
+
+def diagnose() -> Diagnosis:
+    """Look at Python, the core packages, the extras and the devices; nothing is downloaded."""
+    requirements = [Requirement(line) for line in metadata.requires(DISTRIBUTION) or ()]
+    core = [requirement for requirement in requirements if requirement.marker is None]
+    states = [_state(requirement) for requirement in core]
+    rows = [("python", platform.python_version(), "tried with 3.11"), *(row for row, _ in states)]
+    extras = [_extra_row(extra, requirements) for extra in _EXTRAS]
+    sections = [
+        ("Core packages", rows),
+        ("What runs where", _devices()),
+        ("Extras", extras),
+    ]
+    page = "\n\n".join(f"{title}\n{columns(lines)}" for title, lines in sections)
+    return Diagnosis(page, all(fine for _, fine in states))
+
+
+def _state(requirement: Requirement) -> tuple[tuple[str, str, str], bool]:
+    tried = f"tried with {_range(requirement)}"
+    try:
+        installed = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return (requirement.name, "missing", f'{tried}: pip install "{requirement.name}{_range(requirement)}"'), False
+    if requirement.specifier.contains(installed, prereleases=True):
+        return (requirement.name, installed, tried), True
+    return (requirement.name, installed, f'NOT {tried}: pip install "{requirement.name}{_range(requirement)}"'), False
+
+
+def _range(requirement: Requirement) -> str:
+    return ",".join(sorted(map(str, requirement.specifier), reverse=True))
+
+
+def _extra_row(extra: str, requirements: list[Requirement]) -> tuple[str, str, str]:
+    missing = [
+        f'"{requirement.name}{_range(requirement)}"'
+        for requirement in requirements
+        if requirement.marker
+        and _belongs(requirement.marker, extra)
+        and requirement.name != DISTRIBUTION
+        and not _installed(requirement.name)
+    ]
+    if not missing:
+        return extra, "there", _EXTRAS[extra]
+    return extra, "missing", f"{_EXTRAS[extra]}: pip install {' '.join(missing)}"
+
+
+def _belongs(marker: Marker, extra: str) -> bool:
+    return marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""})
+
+
+def _installed(name: str) -> bool:
+    # vLLM's CPU build is a distribution of its own
+    for candidate in (name, f"{name}-cpu"):
+        try:
+            metadata.version(candidate)
+        except metadata.PackageNotFoundError:
+            continue
+        return True
+    return False
+
+
+def _devices() -> list[tuple[str, str, str]]:
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError as error:
+        return [("training", "not possible", f"torch cannot be imported: {error}")]
+    threads = f"{torch.get_num_threads()} threads of {os.cpu_count()} cores"
+    if not torch.accelerator.is_available():
+        where = ("training", "cpu", f"float32, {threads} (OMP_NUM_THREADS sets them)")
+        sampling = ("sampling", "cpu", "with the training weights, exact log-probs")
+    else:
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        bf16 = accelerator.type != "cuda" or torch.cuda.is_bf16_supported()
+        count = torch.accelerator.device_count()
+        name = torch.cuda.get_device_name() if accelerator.type == "cuda" else accelerator.type
+        precision = "bf16 autocast" if bf16 else "float32: no bf16 on this device"
+        where = ("training", accelerator.type, f"{count} x {name}, {precision}")
+        sampling = ("sampling", accelerator.type, "with the training weights")
+    vllm = ("vllm", *_vllm())
+    mode = "offline" if os.environ.get("HF_HUB_OFFLINE") == "1" else "allowed"
+    return [where, sampling, vllm, ("network", mode, "not needed for `model: tiny` on generated levels")]
+
+
+def _vllm() -> tuple[str, str]:
+    from turnppo_hf.generation.vllm_install import installed_vllm, vllm_problem
+
+    found = installed_vllm()
+    version = " ".join(found) if found else "missing"
+    return version, vllm_problem() or "use_vllm: true samples with it; a server works without it too"
+
+
+def columns(rows: list[tuple[str, str, str]]) -> str:
+    """Lay rows of a name, a finding and what it means out in columns."""
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    return "\n".join(f"  {row[0].ljust(widths[0])}  {row[1].ljust(widths[1])}  {row[2]}" for row in rows)

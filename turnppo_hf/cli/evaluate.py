@@ -1,0 +1,97 @@
+"""`turnppo evaluate`: an agent in, its score on held-out episodes out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from turnppo_hf.evaluation.summary import Summary
+    from turnppo_hf.trajectory import Trajectory
+from turnppo_hf.cli.common import _environment_of, _hide_loading_bars
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from turnppo_hf.agent import TurnPPOAgent
+    from turnppo_hf.cli.train_arguments import HELD_OUT_SEED
+    from turnppo_hf.evaluation.calibration import judge_critic
+    from turnppo_hf.evaluation.summary import reference_players, summarize
+    from turnppo_hf.hub.agent_record import turn_discounts
+
+    _hide_loading_bars()
+    if arguments.push:
+        _check_push_of_evaluation(arguments)
+    agent = TurnPPOAgent.from_pretrained(arguments.model, revision=arguments.revision)
+    defaults = {"episodes": 256, "seed": HELD_OUT_SEED, "temperature": 0.0, **agent.record.get("evaluation", {})}
+    chosen = {name: getattr(arguments, name) for name in ("episodes", "seed", "temperature")}
+    settings = {name: defaults[name] if value is None else value for name, value in chosen.items()}
+    if settings["episodes"] < 1:
+        raise ValueError(f"--episodes must be at least 1, got {settings['episodes']}: no episode would be played.")
+    name, environment = _environment_of(agent, arguments)
+    recorded = defaults.get("tasks") if arguments.seed is None and arguments.environment is None else None
+    tasks = recorded or [{"seed": settings["seed"] + number} for number in range(settings["episodes"])]
+    tasks = tasks[: settings["episodes"]]
+    with tqdm(total=len(tasks), unit=" episodes", disable=None) as bar:
+        trajectories = agent.score(
+            agent.play_tasks(
+                environment, tasks, temperature=settings["temperature"], name=name, on_finished=lambda _: bar.update()
+            )
+        )
+    players = {"model": summarize(trajectories), **reference_players(environment, tasks)}
+    critic = judge_critic(trajectories, turn_discounts(agent.record)[0])
+    head = {"model": arguments.model, "environment": name, "environment_kwargs": environment.keywords, **settings}
+    if arguments.json:
+        summaries = {player: summary.to_dict() for player, summary in players.items()}
+        print(json.dumps({**head, "players": summaries, "critic": critic}, indent=2))
+    else:
+        _print_evaluation(head, tasks[-1]["seed"], players, critic, trajectories)
+    if arguments.push:
+        from turnppo_hf.cli.publish import push_evaluation
+
+        protocol = f"seeds {tasks[0]['seed']} to {tasks[-1]['seed']}, temperature {settings['temperature']:g}"
+        commit = push_evaluation(arguments.model, players["model"], protocol=protocol, revision=arguments.revision)
+        print(commit.pr_url or commit.commit_url, file=sys.stderr if arguments.json else sys.stdout)
+    return 0
+
+
+def _check_push_of_evaluation(arguments: argparse.Namespace) -> None:
+    from turnppo_hf.cli.publish import check_pushable
+
+    if arguments.environment or arguments.environment_kwargs:
+        raise ValueError(
+            "--push adds the result to the agent's own benchmark, but --environment or --environment_kwargs plays "
+            "another one. Leave them out, or do not push."
+        )
+    check_pushable(arguments.model)
+
+
+def _print_evaluation(
+    head: Mapping[str, Any],
+    last_seed: int,
+    players: Mapping[str, Summary],
+    critic: Mapping[str, Any] | None,
+    trajectories: Sequence[Trajectory],
+) -> None:
+    from turnppo_hf.evaluation.summary import comparison_table
+
+    model = players["model"]
+    print(f"{head['model']} in {head['environment']} {json.dumps(head['environment_kwargs'])}")
+    print(
+        f"{model.episodes + model.failed} episodes, seeds {head['seed']} to {last_seed}, temperature "
+        f"{head['temperature']:g}\n"
+    )
+    print(comparison_table(players))
+    if critic is not None and critic["explained_variance"] is not None:
+        print(
+            f"\ncritic: explained variance {critic['explained_variance']:.3f} of the returns that followed its values "
+            f"before {critic['turns']} turns"
+        )
+    print("\nstop reasons: " + ", ".join(f"{why} {count}" for why, count in model.stop_reasons.items()))
+    if model.failed:
+        first = next(str(trajectory.error) for trajectory in trajectories if trajectory.error is not None)
+        print(f"{model.failed} episodes failed and are not in these figures; the first: {first}")

@@ -1,0 +1,44 @@
+"""The arguments of `turnppo openenv-serve` in, an environment behind OpenEnv's server out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from functools import partial
+
+from turnppo_hf.environments import make_environment
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare which environment is served, and where."""
+    parser.add_argument("environment", metavar="ID", help="Gymnasium id, such as sokoban")
+    parser.add_argument("--environment_kwargs", metavar="JSON", help="arguments of the environment (default: none)")
+    parser.add_argument("--host", default="127.0.0.1", help="who reaches it may play (%(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="(%(default)s)")
+    parser.add_argument("--max_sessions", type=int, default=256, help="episodes at a time (%(default)s)")
+
+
+def serve_environment(arguments: argparse.Namespace) -> int:
+    """
+    Serve until interrupted.
+
+    Raises:
+        `ValueError`: the environment cannot be made as asked.
+        `ImportError`: OpenEnv is not installed.
+    """
+    from turnppo_hf.environments.integrations.openenv_server import serve
+
+    text = arguments.environment_kwargs or "{}"
+    try:
+        kwargs = json.loads(text)
+    except json.JSONDecodeError as error:
+        kwargs = error
+    if not isinstance(kwargs, dict):
+        raise ValueError(
+            f"--environment_kwargs is {text!r}, which is no JSON object, so no argument can be read from it. Write "
+            "for example '{\"size\": 6}'."
+        )
+    make = partial(make_environment, arguments.environment, **kwargs)
+    make().close()  # a wrong id or argument is told here, not to the first client
+    serve(arguments.environment, make, arguments.host, arguments.port, arguments.max_sessions)
+    return 0

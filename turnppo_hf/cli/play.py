@@ -1,0 +1,113 @@
+"""One trajectory in, what a reader of the terminal sees out; or a person at the terminal plays."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import gymnasium
+
+from turnppo_hf.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    import gymnasium
+
+    from turnppo_hf.trajectory import Trajectory
+from turnppo_hf.cli.common import _environment_of, _hide_loading_bars
+
+_WIDTH = 72
+
+
+def render_episode(trajectory: Trajectory) -> str:
+    """
+    Return an episode as text: each turn's observation, response, action, reward, penalty and value, and the ending.
+
+    Args:
+        trajectory (`Trajectory`): Its turns show `value` where a critic scored them.
+    """
+    lines = [f"{trajectory.environment}, seed {trajectory.seed}"]
+    for number, turn in enumerate(trajectory.turns, start=1):
+        value = "" if turn.value is None else f"critic's value {turn.value:.2f} "
+        lines += [f"-- turn {number} {value}".ljust(_WIDTH, "-"), turn.observation, "", f"response  {turn.completion}"]
+        if turn.finish_reason == "length":
+            lines.append("          (cut at its token limit)")
+        if turn.action != turn.completion:
+            lines.append(f"action    {turn.action or '(none understood)'}")
+        penalty = f"   format penalty {turn.penalty:g}" if turn.penalty else ""
+        lines.append(f"reward    {turn.reward:g}{penalty}")
+    lines.append("-" * _WIDTH)
+    if trajectory.error is not None:
+        lines.append(f"The environment failed: {trajectory.error}")
+    turns = "1 turn" if len(trajectory.turns) == 1 else f"{len(trajectory.turns)} turns"
+    lines.append(
+        f"{trajectory.stop_reason.value} after {turns}   return {trajectory.total_reward:g}   "
+        f"format penalties {trajectory.total_penalty:g}"
+    )
+    return "\n".join(lines)
+
+
+def play_by_hand(
+    environment: gymnasium.Env[str, str], seed: int, read: Callable[[str], str], write: Callable[[str], object]
+) -> None:
+    """
+    Let a person play one episode, with the texts and by the rules that a model gets.
+
+    Args:
+        environment (`gymnasium.Env`): With Text spaces.
+        seed (`int`): The environment is reset with it.
+        read (`Callable`): Shows a prompt and returns a line, as `input` does; the end of the input, or an interrupt,
+            leaves the game.
+        write (`Callable`): Shows a text, as `print` does.
+    """
+    observation, info = environment.reset(seed=seed)
+    total, num_turns, over = 0.0, 0, False
+    while not over:
+        write(observation)
+        try:
+            line = read("> ")
+        except (EOFError, KeyboardInterrupt):
+            break
+        observation, reward, terminated, truncated, info = environment.step(line)
+        total, num_turns, over = total + float(reward), num_turns + 1, terminated or truncated
+        if not info.get("action", line):
+            write("(not understood: nothing happened)")
+        write("-" * _WIDTH)
+    ending = "left"
+    if over:
+        write(observation)
+        ending = "solved" if info.get("solved") else "over"
+    write(f"{ending} after {num_turns} turn{'s' * (num_turns != 1)}   return {total:g}")
+
+
+def _play(arguments: argparse.Namespace) -> int:
+    if arguments.model is None:
+        return _play_by_hand(arguments)
+    from turnppo_hf.agent import TurnPPOAgent
+    from turnppo_hf.cli.play import render_episode
+
+    _hide_loading_bars()
+    agent = TurnPPOAgent.from_pretrained(arguments.model)
+    name, environment = _environment_of(agent, arguments)
+    tasks = [{"seed": arguments.seed}]
+    played = agent.play_tasks(environment, tasks, temperature=arguments.temperature, name=name)
+    print(render_episode(agent.score(played)[0]))
+    return 0
+
+
+def _play_by_hand(arguments: argparse.Namespace) -> int:
+    from turnppo_hf.cli.play import play_by_hand
+    from turnppo_hf.cli.train_arguments import read_json_object
+    from turnppo_hf.environments import make_environment
+
+    if arguments.environment is None:
+        raise ValueError(
+            "Neither a model nor an environment is given, so there is nothing to play. Pass --environment webshop to "
+            "play yourself, or a model to watch it."
+        )
+    kwargs = read_json_object("environment_kwargs", arguments.environment_kwargs)
+    environment = make_environment(arguments.environment, **kwargs)
+    if "action_format" not in kwargs and hasattr(environment.unwrapped, "action_format"):
+        environment = make_environment(arguments.environment, **kwargs, action_format="bare")  # a person types no tags
+    play_by_hand(environment, arguments.seed, input, print)
+    return 0

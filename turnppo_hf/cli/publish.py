@@ -1,0 +1,171 @@
+"""What `turnppo card`, `turnppo push` and `turnppo evaluate --push` do: an agent's folder in, a release out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import CommitInfo, HfApi, eval_result_entries_to_yaml
+
+from turnppo_hf.evaluation.summary import Summary
+from turnppo_hf.hub.background import stage
+from turnppo_hf.hub.card.card import eval_results, prepare_release
+from turnppo_hf.hub.client import is_writable, push_folder, read_account, read_card, with_retries
+from turnppo_hf.hub.exceptions import ReleaseError
+from turnppo_hf.hub.files import check_folder
+from turnppo_hf.hub.run_record import RunRecord, add_comparison, read_run
+from turnppo_hf.hub.trajectory_dataset import push_dataset, write_dataset
+from turnppo_hf.models.pretrained import EMBEDDED_MODELS, find_model
+
+
+def make_card(folder: str, *, repo_id: str | None, compare: Sequence[str]) -> Path:
+    """
+    Write card, pictures and evaluation results of a run into its folder.
+
+    Args:
+        folder (`str`): Of a run, or of a checkpoint.
+        repo_id (`str`, *optional*): Where it will go, for the commands in the card.
+        compare (`Sequence[str]`): Folders of runs on the same held-out tasks, such as baselines; they stay in the
+            run's results.
+
+    Returns:
+        `Path`: the card.
+
+    Raises:
+        `ReleaseError`: no agent, or runs that do not compare.
+    """
+    path = _local(folder)
+    if compare:
+        add_comparison(path, compare)
+    prepare_release(path, repo_id)
+    return path / "README.md"
+
+
+def push_run(
+    model: str,
+    repo_id: str,
+    *,
+    message: str,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    episodes: str | None = None,
+    collection: str | None = None,
+) -> list[CommitInfo]:
+    """
+    Push an agent as a release, and its held-out episodes as a dataset where asked.
+
+    Args:
+        model (`str`): Folder of a run or checkpoint, or the name of an actor in the package.
+        repo_id (`str`): `"name"` or `"namespace/name"`.
+        message (`str`): Title of the commit.
+        private (`bool`, *optional*): Of repositories that are created.
+        revision (`str`, *optional*): Branch.
+        create_pr (`bool`, *optional*): Open a pull request instead.
+        episodes (`str`, *optional*): Dataset repository for the held-out episodes.
+        collection (`str`, *optional*): Title or slug of a collection that shows them together; created by its title
+            in the agent's namespace where it is missing.
+
+    Returns:
+        `list[CommitInfo]`: of the model, and of the dataset.
+
+    Raises:
+        `ReleaseError`: it is no agent, or has no recorded episodes.
+        `PushError`: nothing was committed; the message says why.
+    """
+    source = find_model(model) if model in EMBEDDED_MODELS else _local(model)
+    check_folder(source, model)
+    run = read_run(source)
+    if episodes is not None and not run.episodes:
+        raise ReleaseError(
+            f"{model!r} holds no episodes, so there is no dataset to push. `turnppo train` records the held-out ones; "
+            "push the folder of a finished run."
+        )
+    if "/" not in repo_id:
+        repo_id = f"{read_account()['name']}/{repo_id}"
+    if episodes is not None and "/" not in episodes:
+        episodes = f"{repo_id.partition('/')[0]}/{episodes}"
+    commits = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = source
+        if model in EMBEDDED_MODELS:  # the installed package stays as it is
+            folder = Path(scratch, "agent")
+            stage(source, folder)
+        prepare_release(folder, repo_id, dataset=episodes, published=read_card(repo_id, revision=revision))
+        where: dict[str, Any] = {"private": private, "revision": revision, "create_pr": create_pr}
+        commits.append(push_folder(folder, repo_id, message=message, release=True, **where))
+        if episodes is not None:
+            data = Path(scratch, "episodes")
+            kwargs = run.record.get("evaluation", {}).get("environment_kwargs", {})
+            write_dataset(run.episodes, data, agent=repo_id, repo_id=episodes, environment_kwargs=kwargs)
+            commits.append(push_dataset(data, episodes, private=private))
+    if collection is not None:
+        _collect(collection, repo_id, episodes, private)
+    return commits
+
+
+def check_pushable(repo_id: str) -> None:
+    """
+    Check before an evaluation that its result can be pushed.
+
+    Raises:
+        `ReleaseError`: it is no repository on the Hub.
+        `PushError`: there is no token, or the Hub does not accept it.
+    """
+    if Path(repo_id).is_dir() or repo_id in EMBEDDED_MODELS:
+        raise ReleaseError(
+            f"{repo_id!r} is no repository on the Hub, so there is nothing to add an evaluation to. Push the agent "
+            "first: turnppo push FOLDER NAME."
+        )
+    read_account()
+
+
+def push_evaluation(repo_id: str, summary: Summary, *, protocol: str, revision: str | None = None) -> CommitInfo:
+    """
+    Add an evaluation to a released agent: a commit in an own repository, a pull request in another's.
+
+    Args:
+        repo_id (`str`): The agent that was evaluated.
+        summary (`Summary`): Its result.
+        protocol (`str`): How it was made, such as "seeds 5 to 12, temperature 0".
+        revision (`str`, *optional*): That was evaluated.
+
+    Raises:
+        `PushError`: nothing was committed; the message says why.
+    """
+    account = read_account()
+    run: RunRecord = read_run(find_model(repo_id, revision=revision))
+    entries = eval_results(summary.to_dict(), run, f"{repo_id}-episodes", protocol)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, ".eval_results", f"turnppo-{account['name']}.yaml")
+        file.parent.mkdir()
+        file.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), encoding="utf-8")
+        return push_folder(
+            folder, repo_id, message=f"Evaluation by {account['name']}", create_pr=not is_writable(repo_id)
+        )
+
+
+def _collect(collection: str, model: str, dataset: str | None, private: bool | None) -> None:
+    """Show the agent, and its episodes, in a collection; what it shows already stays once."""
+    api = HfApi()
+    namespace = model.partition("/")[0]
+
+    def add() -> None:
+        slug = collection
+        if "/" not in collection:
+            slug = api.create_collection(collection, namespace=namespace, private=bool(private), exists_ok=True).slug
+        api.add_collection_item(slug, model, "model", exists_ok=True)
+        if dataset is not None:
+            api.add_collection_item(slug, dataset, "dataset", exists_ok=True)
+
+    with_retries(add, f"The agent is pushed, but was not added to the collection {collection!r}")
+
+
+def _local(folder: str) -> Path:
+    path = Path(folder)
+    if not path.is_dir():
+        raise ReleaseError(f"There is no folder {folder!r}. Name the `output_dir` of a run, or a checkpoint in it.")
+    return path

@@ -1,0 +1,304 @@
+"""What `turnppo train` does: say what will run, evaluate, train, evaluate what was saved, write `results.json`."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import gymnasium
+import torch
+from accelerate.utils import gather_object
+
+from turnppo_hf.agent import TurnPPOAgent
+from turnppo_hf.cli.train_arguments import RunConfig, RunConfigError, TaskArguments
+from turnppo_hf.environments import make_environment
+from turnppo_hf.evaluation.calibration import judge_critic
+from turnppo_hf.evaluation.learning_curve import RESULTS_FILE
+from turnppo_hf.evaluation.replay import describe_replay, shown_episode
+from turnppo_hf.evaluation.summary import Summary, comparison_table, reference_players, summarize, wilson_interval
+from turnppo_hf.hub.agent_record import turn_discounts
+from turnppo_hf.hub.files import CRITIC_FOLDER
+from turnppo_hf.hub.run_record import EPISODES_FILE, TRAIN_CONFIG, package_version
+from turnppo_hf.models.adapters import ADAPTER_CONFIG, is_adapted, trained
+from turnppo_hf.models.pretrained import EMBEDDED_MODELS, find_model
+from turnppo_hf.rollout.parquet import save_trajectories
+from turnppo_hf.trainer.turn_ppo_trainer import TurnPPOTrainer
+from turnppo_hf.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """What is trained on and what is held out."""
+
+    train: list[dict[str, Any]]  # rows; `seed` resets the environment, other columns are the reset's options
+    held_out: list[dict[str, Any]]
+    held_out_kwargs: dict[str, Any]  # arguments of the held-out environment
+
+
+def choose_tasks(task: TaskArguments) -> Tasks:
+    """
+    Lay out training and held-out tasks.
+
+    Raises:
+        `RunConfigError`: the dataset cannot be read, or has no split `train`.
+    """
+    assert isinstance(task.environment_kwargs, dict) and isinstance(task.eval_environment_kwargs, dict)
+    train: list[dict[str, Any]] = [{"seed": seed} for seed in range(task.num_tasks)]
+    seeds = range(task.eval_seed_start, task.eval_seed_start + task.eval_episodes)
+    held_out: list[dict[str, Any]] = [{"seed": seed} for seed in seeds]
+    if task.dataset is not None:
+        splits = _load_splits(task.dataset)
+        train = _rows(splits["train"])
+        if "test" in splits:
+            held_out = _rows(splits["test"])[: task.eval_episodes]
+    return Tasks(train, held_out, {**task.environment_kwargs, **task.eval_environment_kwargs})
+
+
+def run_training(run: RunConfig) -> dict[str, Any]:
+    """
+    Train and evaluate.
+
+    Args:
+        run ([`RunConfig`]): The task and the trainer's configuration.
+
+    Returns:
+        `dict`: what `results.json` in the output folder holds; on every rank.
+    """
+    start = time.perf_counter()
+    args = run.training
+    is_main = args.process_index == 0
+    tasks = choose_tasks(run.task)
+    held_out_environment = partial(make_environment, run.task.environment, **tasks.held_out_kwargs)
+    trainer = make_trainer(run, tasks, held_out_environment)
+    if is_main:
+        print(describe_run(run, tasks, trainer), flush=True)
+
+    play = partial(_play_held_out, trainer, held_out_environment, tasks.held_out)
+    rows = {"before": summarize(play())}
+    if is_main:
+        rows |= reference_players(held_out_environment, tasks.held_out)
+        print(f"\nHeld out, before training\n{comparison_table(rows)}\n", flush=True)
+    training_start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    training_s = time.perf_counter() - training_start
+    trainer.save_model(args.output_dir, _internal_call=True)  # else it would push, before the results are there
+    trainer.accelerator.wait_for_everyone()
+    episodes = play()
+    rows = {"before": rows.pop("before"), "after": summarize(episodes), **rows}
+
+    results = _results(run, tasks, trainer, rows, episodes)
+    results["duration_s"] = {"training": round(training_s, 1), "total": round(time.perf_counter() - start, 1)}
+    if is_main:
+        _write_results(Path(args.output_dir), run, results, episodes)
+        trainer.save_state()
+        print(f"\nHeld out, before and after {trainer.state.global_step} steps\n{comparison_table(rows)}\n")
+        print(
+            f"trained in {training_s:.0f} s, {results['duration_s']['total']:.0f} s with both evaluations; model and "
+            f"{RESULTS_FILE} in {args.output_dir}"
+        )
+    if args.push_to_hub:
+        trainer.push_to_hub()
+        if is_main:
+            print(f"pushed to {trainer.hub_model_id}")
+    return results
+
+
+def make_trainer(run: RunConfig, tasks: Tasks, held_out_environment: Callable[[], gymnasium.Env]) -> TurnPPOTrainer:
+    """Build the trainer of a run, with the held-out tasks as its evaluation and in the record of what it saves."""
+    task, args = run.task, run.training
+    assert isinstance(task.environment_kwargs, dict)
+    folder = find_model(task.model)
+    is_adapter = (folder / ADAPTER_CONFIG).exists()
+    held_out_name = f"{task.environment} (held out)"
+    trainer = TurnPPOTrainer(
+        model=str(folder) if task.model in EMBEDDED_MODELS or is_adapter else task.model,
+        args=args,
+        train_dataset=datasets.Dataset.from_list(tasks.train),
+        eval_dataset=datasets.Dataset.from_list([{**row, "environment": held_out_name} for row in tasks.held_out]),
+        environment_factory={
+            task.environment: partial(make_environment, task.environment, **task.environment_kwargs),
+            held_out_name: held_out_environment,
+        },
+        value_model=_known_critic(run, folder, is_adapter=is_adapter),
+        **run.adapter_configs(),
+    )
+    trainer.environment_record["evaluation"] = _held_out_record(run, tasks)
+    return trainer
+
+
+def _known_critic(run: RunConfig, folder: Path, *, is_adapter: bool) -> str | None:
+    """Name the critic that came with the model, where the run can go on with it."""
+    critic = folder / CRITIC_FOLDER
+    if not run.training.uses_critic or not critic.is_dir():
+        return None
+    if is_adapter or (run.training.critic == "separate" and not run.adapters.use_peft):
+        return str(critic)
+    warnings.warn(
+        f"{run.task.model} comes with a critic of its own weights, which a critic on the actor's weights cannot go on "
+        "with: it starts with a head of zero. Train whole networks (`critic: separate`) to keep it.",
+        stacklevel=2,
+    )
+    return None
+
+
+def _results(
+    run: RunConfig,
+    tasks: Tasks,
+    trainer: TurnPPOTrainer,
+    rows: Mapping[str, Summary],
+    episodes: Sequence[Trajectory],
+) -> dict[str, Any]:
+    """What `results.json` holds, but for the times."""
+    shown = shown_episode(episodes)
+    data = trainer.environment_record.get("data")
+    return {
+        "schema_version": 1,
+        "config": Path(run.path).name if Path(run.path).is_absolute() else run.path,
+        "command": run.command,
+        "package": package_version(),
+        "model": run.task.model,
+        "algorithm": run.training.algorithm,
+        "environment": run.task.environment,
+        "environment_kwargs": run.task.environment_kwargs,
+        **({"data": data} if data else {}),
+        "seed": run.training.seed,
+        "train_tasks": len(tasks.train),
+        "held_out": trainer.environment_record["evaluation"],
+        **{name: summary.to_dict() for name, summary in rows.items()},
+        "critic": judge_critic(episodes, turn_discounts(trainer.make_record())[0]),
+        **({"shown_episode": describe_replay(shown)} if shown is not None else {}),
+        "learning_curve": _learning_curve(
+            trainer.state.log_history, rows, trainer.state.global_step, len(tasks.held_out)
+        ),
+    }
+
+
+def describe_run(run: RunConfig, tasks: Tasks, trainer: TurnPPOTrainer) -> str:
+    """Return what will run, one line an aspect."""
+    task, args = run.task, run.training
+    networks = ", ".join(
+        f"{name} {sum(parameter.numel() for parameter in network.parameters()) / 1e6:.2f} M parameters"
+        + (f" ({trained(network.parameters()) / 1e6:.3f} M trained)" if is_adapted(trainer.model.actor) else "")
+        for name, network in trainer.model.networks.items()
+    )
+    batches = math.ceil(args.max_steps / args.updates_per_batch) if args.max_steps > 0 else args.num_train_epochs
+    unit = "rollout batches" if args.max_steps > 0 else "epochs"
+    gamma, lam = (args.token_gamma, args.token_lam) if args.algorithm == "token_ppo" else (args.gamma, args.lam)
+    details = f"gamma {gamma:g}, lam {lam:g}, " if args.uses_critic else f"{args.num_generations} episodes a task, "
+    device = args.device.type
+    data = trainer.environment_record.get("data")
+    lines = {
+        "model": f"{task.model} ({type(trainer.model.actor).__name__}): {networks}",
+        "environment": f"{task.environment} {json.dumps(task.environment_kwargs)}",
+        **({"data": data} if data else {}),
+        "algorithm": f"{args.algorithm}: {details}ratio per {args.importance_sampling_level}, "
+        f"learning rate {args.learning_rate:g}"
+        + (f" (critic {args.learning_rate * args.critic_lr_multiplier:g})" if args.uses_critic else ""),
+        "episodes": f"{args.generation_batch_size} in each of {batches:g} {unit} on {len(tasks.train)} tasks, "
+        f"{args.updates_per_batch} updates a batch",
+        "held out": f"{len(tasks.held_out)} episodes {json.dumps(task.eval_environment_kwargs)}",
+        "device": f"{args.world_size} x {device}, {'bf16' if args.bf16 else 'float32'}"
+        + (f", {torch.get_num_threads()} threads" if device == "cpu" else ""),
+        **({"sampling": f"vLLM, {args.vllm_mode}"} if args.use_vllm else {}),
+        "output": args.output_dir,
+    }
+    return "\n".join([f"turnppo train {run.path}", *(f"  {name:<12}{text}" for name, text in lines.items())])
+
+
+def _load_splits(name: str) -> Mapping[str, datasets.Dataset]:
+    try:
+        if Path(name).is_file():
+            return datasets.load_dataset("json", data_files={"train": name})
+        loaded = (
+            datasets.load_from_disk(name) if Path(name, "dataset_dict.json").exists() else datasets.load_dataset(name)
+        )
+    except Exception as error:  # each storage and format has errors of its own
+        reason = f"{type(error).__name__}: {error}" if str(error) else "it seems to be empty"
+        raise RunConfigError(
+            f"`dataset` {name!r} cannot be read ({reason}). Name a dataset on the Hub, a "
+            "folder that load_dataset reads, or a file with one JSON row a line."
+        ) from error
+    if "train" not in loaded:
+        raise RunConfigError(
+            f"`dataset` {name!r} has no split `train`, only {', '.join(loaded)}: nothing to train on."
+        )
+    return loaded
+
+
+def _rows(dataset: datasets.Dataset) -> list[dict[str, Any]]:
+    return [{"seed": number, **row} for number, row in enumerate(dataset)]
+
+
+def _play_held_out(
+    trainer: TurnPPOTrainer, environment: Callable[[], gymnasium.Env], tasks: Sequence[Mapping[str, Any]]
+) -> list[Trajectory]:
+    """Play the held-out tasks with the trainer's networks as they are, shared out over the ranks, and score them."""
+    args = trainer.args
+    with trainer.whole_networks(*trainer.model.networks) as networks:
+        agent = TurnPPOAgent(networks.actor, trainer.processing_class, networks.critic, trainer.make_record())
+        mine = agent.play_tasks(
+            environment,
+            tasks[args.process_index :: args.world_size],
+            temperature=args.eval_temperature,
+            max_parallel_episodes=args.max_parallel_episodes,
+            name=str(trainer.environment_record["environment"]),
+        )
+        scored = agent.score(mine)
+    return [trajectory for share in gather_object([scored]) for trajectory in share]
+
+
+def _held_out_record(run: RunConfig, tasks: Tasks) -> dict[str, Any]:
+    """What `turnppo evaluate` needs to play the same episodes again."""
+    return {
+        "environment_kwargs": tasks.held_out_kwargs,
+        "episodes": len(tasks.held_out),
+        "seed": tasks.held_out[0]["seed"],
+        "temperature": run.training.eval_temperature,
+        # seeds alone do not make a dataset's tasks again
+        **({} if run.task.dataset is None else {"tasks": tasks.held_out}),
+    }
+
+
+def _learning_curve(
+    history: Sequence[Mapping[str, Any]], rows: Mapping[str, Summary], last_step: int, episodes: int
+) -> list[dict[str, Any]]:
+    """Success and return over steps: the evaluations of the run, with those before and after it at the ends."""
+    between = [entry for entry in history if "eval_reward" in entry and 0 < entry["step"] < last_step]
+    points = [_point(0, rows["before"])]
+    for entry in between:
+        played = episodes - int(entry["eval_episodes/failed"])
+        defined = rows["before"].success_rate is not None
+        success = entry["eval_success"] if defined else None
+        low, high = wilson_interval(round(success * played), played) if success is not None else (None, None)
+        points.append(
+            {
+                "step": entry["step"],
+                "episodes": played,
+                "success_rate": success,
+                "success_low": low,
+                "success_high": high,
+                "mean_return": entry["eval_reward"],
+                "return_error": entry["eval_reward_std"] / math.sqrt(played - 1) if played > 1 else None,
+            }
+        )
+    return [*points, _point(last_step, rows["after"])]
+
+
+def _point(step: int, summary: Summary) -> dict[str, Any]:
+    names = ("episodes", "success_rate", "success_low", "success_high", "mean_return", "return_error")
+    values = summary.to_dict()
+    return {"step": step, **{name: values[name] for name in names}}
+
+
+def _write_results(folder: Path, run: RunConfig, results: Mapping[str, Any], episodes: Sequence[Trajectory]) -> None:
+    (folder / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (folder / TRAIN_CONFIG).write_text(run.again(), encoding="utf-8")
+    save_trajectories(episodes, folder / EPISODES_FILE)

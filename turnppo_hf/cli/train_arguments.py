@@ -1,0 +1,366 @@
+"""A YAML file and command line flags in, the task and a checked `TurnPPOConfig` out; mistakes come with a hint."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+import os
+import shlex
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+
+from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
+
+HELD_OUT_SEED = 1_000_000  # the first held-out seed, far above any training seed
+
+_ALIASES = {"lambda": "lam"}  # a keyword of Python, so the field has TRL's name
+
+
+class RunConfigError(ValueError):
+    """A config file or a flag that cannot be understood."""
+
+
+@dataclass
+class TaskArguments:
+    """
+    What is trained, where, and on which levels it is judged.
+
+    Parameters:
+        model (`str`):
+            Model id on the Hub, a folder, or `"tiny"` for the Sokoban actor that comes with the package.
+        environment (`str`):
+            Gymnasium id of a text environment, such as `"turnppo_hf/Sokoban-v0"`.
+        environment_kwargs (`dict` or `str`, *optional*):
+            Arguments of the environment; JSON on the command line.
+        eval_environment_kwargs (`dict` or `str`, *optional*):
+            What changes in them for the held-out episodes, such as `{"split": "test"}`.
+        num_tasks (`int`, *optional*, defaults to `4096`):
+            Training tasks: the environment is reset with the seeds from 0 to `num_tasks` - 1.
+        eval_episodes (`int`, *optional*, defaults to `256`):
+            Held-out episodes, the same before and after training.
+        eval_seed_start (`int`, *optional*, defaults to `1000000`):
+            The held-out seeds count up from here.
+        dataset (`str`, *optional*):
+            Dataset on the Hub, or a folder or JSON file, whose rows are the tasks instead of seeds: its split `train`
+            is trained on, its split `test` is held out where it has one. A row's columns but `seed` are the reset's
+            options.
+    """
+
+    model: str = field(metadata={"help": "Model id, folder, or `tiny` for the Sokoban actor in the package."})
+    environment: str = field(metadata={"help": "Gymnasium id of a text environment."})
+    environment_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of the environment, as JSON."}
+    )
+    eval_environment_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "What changes in them for held-out episodes, as JSON."}
+    )
+    num_tasks: int = field(default=4096, metadata={"help": "Training tasks: seeds 0 to num_tasks - 1."})
+    eval_episodes: int = field(default=256, metadata={"help": "Held-out episodes, before and after training."})
+    eval_seed_start: int = field(default=HELD_OUT_SEED, metadata={"help": "First held-out seed."})
+    dataset: str | None = field(default=None, metadata={"help": "Dataset whose rows are the tasks, instead of seeds."})
+
+    def __post_init__(self) -> None:
+        self.environment_kwargs = read_json_object("environment_kwargs", self.environment_kwargs)
+        self.eval_environment_kwargs = read_json_object("eval_environment_kwargs", self.eval_environment_kwargs)
+        for name in ("num_tasks", "eval_episodes"):
+            if getattr(self, name) < 1:
+                raise RunConfigError(
+                    f"`{name}` must be at least 1, got {getattr(self, name)}: no episode would be played."
+                )
+        seeds_overlap = self.eval_seed_start < self.num_tasks and self.eval_seed_start + self.eval_episodes > 0
+        if self.dataset is None and not self.eval_environment_kwargs and seeds_overlap:
+            raise RunConfigError(
+                f"The held-out seeds start at {self.eval_seed_start}, inside the training seeds 0 to "
+                f"{self.num_tasks - 1}. The score would be that of levels seen in training. Raise `eval_seed_start`."
+            )
+
+
+# TRL's fields of adapters and quantized models, under its names and with its defaults
+_OF_ADAPTERS = ("use_", "lora_", "load_in_", "bnb_")
+AdapterArguments = make_dataclass(
+    "AdapterArguments",
+    [
+        (item.name, get_type_hints(ModelConfig)[item.name], copy.copy(item))
+        for item in fields(ModelConfig)
+        if item.name.startswith(_OF_ADAPTERS) and item.name != "lora_task_type"
+    ],
+)
+_KINDS = (TaskArguments, TurnPPOConfig, AdapterArguments)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run: `turnppo train PATH` with its flags applied."""
+
+    path: str
+    task: TaskArguments
+    training: TurnPPOConfig
+    adapters: Any = field(default_factory=AdapterArguments)
+    settings: Mapping[str, Any] = field(default_factory=dict)  # what the file and the flags set, and nothing else
+    flags: Sequence[str] = ()  # as they were typed
+
+    @property
+    def command(self) -> str:
+        """What was typed, without places and tokens of this machine; of a file elsewhere only its name."""
+        path = Path(self.path)
+        words = [path.name if path.is_absolute() or ".." in path.parts else self.path]
+        local = False
+        for word in self.flags:
+            if word.startswith("--"):
+                local = _is_local(word[2:].partition("=")[0].replace("-", "_"))
+            words += [] if local else [word]
+        return shlex.join(["turnppo", "train", *words])
+
+    def adapter_configs(self) -> dict[str, Any]:
+        """Return `peft_config` and `quantization_config` of the trainer, each None where it is not asked for."""
+        dtype = "bfloat16" if self.training.bf16 else "float32"
+        asked = ModelConfig(**vars(self.adapters), dtype=dtype)
+        return {"peft_config": get_peft_config(asked), "quantization_config": get_quantization_config(asked)}
+
+    def again(self) -> str:
+        """Return a YAML file that trains the same again elsewhere: without places, tokens and trackers of this run."""
+        kept = {name: value for name, value in self.settings.items() if not _is_local(name)}
+        return yaml.safe_dump(
+            {**kept, "output_dir": f"runs/{Path(str(self.training.output_dir)).name}"}, sort_keys=False
+        )
+
+
+def read_json_object(name: str, value: Mapping[str, Any] | str | None) -> dict[str, Any]:
+    """
+    Read a dictionary that may be written as JSON.
+
+    Raises:
+        `RunConfigError`: it is no JSON object.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise RunConfigError(
+                f"`{name}` is no JSON: {error}. It is read as a JSON object. Write for example "
+                f"--{name} '{{\"size\": 5}}', in single quotes."
+            ) from error
+    if not isinstance(value, Mapping | None):
+        raise RunConfigError(f'`{name}` must be a JSON object such as {{"size": 5}}, got {value!r}.')
+    return dict(value or {})
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """
+    Read a config file.
+
+    Raises:
+        `RunConfigError`: it is missing, no YAML, or no mapping.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunConfigError(
+            f"The config file {path!r} cannot be read: {error.strerror}.{_near_file(path)}"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunConfigError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict):
+        raise RunConfigError(
+            f"{path} must be a mapping of field names to values, got {type(content).__name__}. Write one "
+            "`field: value` a line."
+        )
+    return content
+
+
+def parse_run(arguments: Sequence[str]) -> RunConfig:
+    """
+    Parse what stands behind `turnppo train`.
+
+    Args:
+        arguments (`Sequence[str]`): The path of a YAML file, or `--config PATH`, then flags that override its fields.
+
+    Returns:
+        [`RunConfig`]
+
+    Raises:
+        `RunConfigError`: an unknown field or flag (with the nearest match), a wrong type, an unreadable file.
+        `ValueError`: a value out of range.
+    """
+    path, typed = _split_path(arguments)
+    hints = _field_types()
+    values = _checked_values(path, read_yaml(path), hints)
+    flags = _checked_flags(typed, hints)
+    os.environ.update({name: str(value) for name, value in values.pop("env", {}).items()})
+    parser = build_parser()
+    parser.set_defaults_with_config(**values)
+    *arguments_of_run, remaining = parser.parse_args_into_dataclasses(
+        flags, return_remaining_strings=True, look_for_args_file=False
+    )
+    if remaining:
+        raise RunConfigError(
+            f"{remaining[0]!r} belongs to no flag. Flags are written --field value; quote a value with spaces."
+        )
+    task, training, adapters = arguments_of_run
+    named = [flag[2:].partition("=")[0] for flag in flags if flag.startswith("--")]
+    set_by_flag = [name if name in hints else name.removeprefix("no_") for name in named]
+    parsed = {
+        name: next(getattr(part, name) for part in arguments_of_run if hasattr(part, name)) for name in set_by_flag
+    }
+    changed = {name: value.value if isinstance(value, Enum) else value for name, value in parsed.items()}
+    settings = {**values, **changed}
+    _check_adapters(adapters, settings)
+    return RunConfig(path, task, training, adapters, settings, typed)
+
+
+def _check_adapters(adapters: Any, settings: Mapping[str, Any]) -> None:
+    idle = [name for name, value in settings.items() if hasattr(adapters, name) and value]
+    if idle and not adapters.use_peft:
+        raise RunConfigError(
+            f"`{idle[0]}` is set without `use_peft`, so no adapter would be trained. Set `use_peft: true`, or drop "
+            f"`{idle[0]}`."
+        )
+
+
+def build_parser() -> TrlParser:
+    """Return the parser of `turnppo train`, for `--help` and for `parse_run`."""
+    return _Parser(
+        _KINDS,
+        prog="turnppo train",
+        usage="turnppo train CONFIG.yaml [--field value ...]",
+        description="Train an actor and a critic; every field below is a key of the YAML file and a flag. `lambda` is "
+        "another name of `lam`.",
+        allow_abbrev=False,
+    )
+
+
+class _Parser(TrlParser):  # type: ignore[misc]
+    """TRL's parser, with errors as exceptions instead of a usage message of three hundred lines."""
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("the following arguments are required: "):
+            names = ", ".join(f"`{name.split('/')[0].lstrip('-')}`" for name in message.split(": ", 1)[1].split(", "))
+            raise RunConfigError(f"The run does not say its {names}. Set it in the config file or by its flag.")
+        raise RunConfigError(f"{message[:1].upper()}{message[1:]}.")
+
+
+def _is_local(name: str) -> bool:
+    places = ("output_dir", "logging_dir", "resume_from_checkpoint", "push_to_hub", "report_to", "run_name", "env")
+    return name in places or name.startswith(("hub_", "trackio_")) or name.endswith("_token")
+
+
+def _split_path(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    rest = list(arguments)
+    if rest and not rest[0].startswith("-"):
+        return rest[0], rest[1:]
+    if "--config" in rest[:-1]:
+        position = rest.index("--config")
+        return rest[position + 1], rest[:position] + rest[position + 2 :]
+    raise RunConfigError(
+        "`turnppo train` needs a config file, such as trainer_configs/sokoban_cpu.yaml, before its flags."
+    )
+
+
+def _field_types() -> dict[str, Any]:
+    return {item.name: get_type_hints(kind)[item.name] for kind in _KINDS for item in fields(kind) if item.init}
+
+
+def _checked_values(path: str, values: Mapping[str, Any], hints: Mapping[str, Any]) -> dict[str, Any]:
+    """Map aliases, refuse unknown keys and values of a wrong type."""
+    checked: dict[str, Any] = {}
+    for key, value in values.items():
+        name = _ALIASES.get(str(key), str(key))
+        if name in checked:
+            raise RunConfigError(f"{path} sets `{name}` twice, as {' and '.join(_names_of(name))}. Keep one of them.")
+        if name == "env":
+            if not isinstance(value, dict):
+                raise RunConfigError(f"{path}: `env` must be a mapping of variable names to values, got {value!r}.")
+        elif name not in hints:
+            raise RunConfigError(f"{path}: `{name}` is no field.{_did_you_mean(name, [*hints, *_ALIASES])}")
+        elif not _fits(value, hints[name]):
+            raise RunConfigError(
+                f"{path}: `{name}` must be {_describe(hints[name])}, got {value!r} ({type(value).__name__})."
+                + (
+                    " YAML reads bare yes, no, on and off as true and false: quote it."
+                    if isinstance(value, bool)
+                    else ""
+                )
+            )
+        checked[name] = value
+    return checked
+
+
+def _checked_flags(flags: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
+    """Map aliases and refuse unknown flags."""
+    checked = []
+    for flag in flags:
+        if flag.startswith("--"):
+            name, equals, value = flag[2:].partition("=")
+            name = name.replace("-", "_")
+            name = _ALIASES.get(name, name)
+            if name not in hints and name.removeprefix("no_") not in hints:
+                near = _did_you_mean(name, [*hints, *_ALIASES], prefix="--")
+                raise RunConfigError(f"`{flag.partition('=')[0]}` is no flag.{near}")
+            flag = f"--{name}{equals}{value}"
+        checked.append(flag)
+    return checked
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a YAML value may stand for a field of this type; strings may, where they convert."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, option) for option in get_args(hint))
+    if origin is Literal:
+        return value in get_args(hint)
+    if hint is Any:
+        return True
+    if hint is type(None):
+        return value is None
+    if hint is bool:
+        return isinstance(value, bool)
+    if hint in (int, float):
+        return not isinstance(value, bool) and _converts(value, hint)
+    kind = origin or hint
+    if isinstance(kind, type) and issubclass(kind, str):  # enumerations of names too
+        return isinstance(value, str)
+    return not isinstance(kind, type) or isinstance(value, (kind, str))
+
+
+def _converts(value: Any, kind: type[int] | type[float]) -> bool:
+    if isinstance(value, str):
+        try:
+            kind(value)
+        except ValueError:
+            return False
+        return True
+    return isinstance(value, int) or (kind is float and isinstance(value, float))
+
+
+def _describe(hint: Any) -> str:
+    if get_origin(hint) in (Union, types.UnionType):
+        options = [_describe(option) for option in get_args(hint) if option is not type(None)]
+        return " or ".join(dict.fromkeys(options)) + (" or null" if type(None) in get_args(hint) else "")
+    words = {bool: "true or false", int: "an integer", float: "a number", str: "a string", dict: "a mapping"}
+    kind = get_origin(hint) or hint
+    return words.get(kind, "a list" if kind is list else "a string")
+
+
+def _names_of(name: str) -> list[str]:
+    return [f"`{alias}`" for alias, target in _ALIASES.items() if target == name] + [f"`{name}`"]
+
+
+def _did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    hint = f" Did you mean `{prefix}{near[0]}`?" if near else ""
+    return f"{hint} `turnppo train --help` lists all fields."
+
+
+def _near_file(path: str) -> str:
+    folder = Path(path).parent
+    names = [item.name for item in folder.glob("*.y*ml")] if folder.is_dir() else []
+    near = difflib.get_close_matches(Path(path).name, names, n=1, cutoff=0.6)
+    return f" Did you mean {str(folder / near[0])!r}?" if near else ""

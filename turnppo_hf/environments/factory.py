@@ -1,0 +1,103 @@
+"""What a user passes as `environment_factory` in, a pool of environments and what a checkpoint records of them out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from turnppo_hf.environments import adapt, make_environment
+from turnppo_hf.environments.integrations.tools import ToolEnvironment
+from turnppo_hf.environments.pool import Environment, EnvironmentPool
+
+# key of the record -> attribute by which an environment describes itself
+_SELF_DESCRIPTION = {"environment_version": "version", "action_grammar": "action_grammar", "data": "data_label"}
+
+EnvironmentFactory = str | Callable[[], Any]
+
+
+def open_environments(
+    factory: EnvironmentFactory | Mapping[str, EnvironmentFactory] | None,
+    tools: Sequence[Callable[..., Any]] = (),
+    *,
+    needs_environment: bool = True,
+) -> tuple[EnvironmentPool, list[str], dict[str, Any]]:
+    """
+    Build the pool and try one environment of each name.
+
+    Args:
+        factory (`str`, `Callable` or `dict`, *optional*): What the user passed.
+        tools (`Sequence[Callable]`, *optional*): Functions offered in conversations with tools.
+        needs_environment (`bool`, *optional*, defaults to `True`):
+            Whether there must be a factory. Without one a task is its prompt, answered with the help of `tools`.
+
+    Returns:
+        `tuple`: the pool, its names with the default first, and what a checkpoint records: `environment`,
+        `environment_kwargs` of the default environment where Gymnasium knows them, the names of a tool environment's
+        `tools`, and what the environment says of itself in its attributes `version`, `action_grammar` and
+        `data_label`.
+
+    Raises:
+        `ValueError`: no factory where one is needed, an unknown Gymnasium id, or tools that no environment offers.
+        `TypeError`: what a factory is or returns cannot be played, see
+            [`~turnppo_hf.environments.integrations.adapt.adapt`].
+    """
+    if factory is None and not needs_environment:
+        factory = {"tools" if tools else "prompts": ToolEnvironment}
+    if factory is None or factory == {}:
+        raise ValueError(
+            '`environment_factory` is missing, so there is nothing to play. Pass a Gymnasium id such as "turnppo_hf/'
+            'Sokoban-v0", a callable that returns an environment, or a dict of these. Without an environment, pass '
+            "`reward_funcs` and a dataset of prompts."
+        )
+    named = dict(factory) if isinstance(factory, Mapping) else {_name_of(factory): factory}
+    routed = isinstance(factory, Mapping)
+    pool = EnvironmentPool({name: _callable(item, tools, routed) for name, item in named.items()})
+    record: dict[str, Any] = {"environment": None, "environment_kwargs": {}, "environment_name": next(iter(named))}
+    for number, name in enumerate(named):
+        environment = pool.take(name)
+        spec = getattr(environment, "spec", None)
+        if isinstance(environment, ToolEnvironment):
+            pool.of_tools[name] = environment.tools
+            if number == 0:
+                record["tools"] = [tool.__name__ for tool in environment.tools]
+        elif number == 0 and spec is not None:
+            record = {"environment": spec.id, "environment_kwargs": dict(spec.kwargs)}
+            for key, attribute in _SELF_DESCRIPTION.items():
+                if text := getattr(environment.unwrapped, attribute, ""):
+                    record[key] = str(text)
+        pool.give_back(name, environment)
+    if tools and not pool.of_tools:
+        raise ValueError(
+            "`tools` are given, but every environment of `environment_factory` is played by text, not by tool calls, "
+            "so they would have no effect. Leave them out, or make them the environment's actions."
+        )
+    return pool, list(named), record
+
+
+def _name_of(factory: EnvironmentFactory) -> str:
+    if isinstance(factory, str):
+        return factory
+    return getattr(factory, "__name__", None) or type(factory).__name__
+
+
+def _callable(
+    factory: EnvironmentFactory, tools: Sequence[Callable[..., Any]], routed: bool
+) -> Callable[[], Environment]:
+    if isinstance(factory, str):
+        return lambda: make_environment(factory)
+    if not callable(factory):
+        raise TypeError(
+            f"`environment_factory` is or holds a {type(factory).__name__}, which cannot be called. Episodes run side "
+            "by side, each in an environment of its own. Pass a class or function that returns a new one, or an id."
+        )
+    if factory is ToolEnvironment:
+        return lambda: ToolEnvironment(None, tools)
+
+    def build() -> Environment:
+        environment = adapt(factory())
+        if isinstance(environment, ToolEnvironment):
+            environment.add_tools(tools)
+            environment.routed = routed
+        return environment
+
+    return build

@@ -1,0 +1,1 @@
+"""Environments of others made playable: Gymnasium, TRL classes and tools, OpenEnv, TextArena."""

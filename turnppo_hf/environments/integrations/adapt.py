@@ -1,0 +1,76 @@
+"""What a user's factory built goes in, one that can be played comes out: Gymnasium, OpenEnv, TextArena, TRL."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import gymnasium
+
+from turnppo_hf.environments.integrations.tools import ToolEnvironment, is_tool_environment
+
+
+def adapt(environment: Any) -> gymnasium.Env[str, str] | ToolEnvironment:
+    """
+    Makes what a user's factory returned playable.
+
+    Args:
+        environment (`Any`):
+            A Gymnasium environment with Text spaces, or anything with Gymnasium's `reset` and `step`: returned as it
+            is. An OpenEnv client: see [`~turnppo_hf.environments.integrations.openenv.OpenEnvSession`]. A TextArena
+            game: see [`~turnppo_hf.environments.integrations.textarena.TextArenaGame`]. What else has a `reset`
+            follows TRL's protocol: see [`~turnppo_hf.environments.integrations.tools.ToolEnvironment`].
+    Returns:
+        `gymnasium.Env` or `ToolEnvironment`: one that can be reset again and again.
+    Raises:
+        `TypeError`: it is none of these, or its spaces are not Text.
+    """
+    if isinstance(environment, gymnasium.Env):
+        check_spaces(environment, type(environment.unwrapped).__name__)
+        return environment
+    # who holds an object of theirs has imported their library, so neither is imported here to find out
+    if _is_instance(environment, "openenv.core.env_client", "EnvClient") or _is_instance(
+        environment, "openenv.core.sync_client", "SyncEnvClient"
+    ):
+        from turnppo_hf.environments.integrations.openenv import OpenEnvSession
+
+        return OpenEnvSession(environment)
+    if _is_instance(environment, "textarena.core", "Env"):
+        from turnppo_hf.environments.integrations.textarena import TextArenaGame
+
+        return TextArenaGame(environment)
+    if is_tool_environment(environment):
+        return ToolEnvironment(environment)
+    has_both = callable(getattr(environment, "reset", None)) and callable(getattr(environment, "step", None))
+    if has_both and not isinstance(environment, type):
+        return environment  # type: ignore[no-any-return]
+    raise TypeError(
+        f"An environment factory returned {_describe(environment)}, which has no reset() and step(). Nothing can be "
+        "played in it. Return a gymnasium.Env with Text spaces, an OpenEnv client, a TextArena game, or an "
+        "object with reset() whose other methods are tools."
+    )
+
+
+def check_spaces(environment: gymnasium.Env[Any, Any], name: str) -> None:
+    """
+    Look at the spaces that an environment declares; one that declares none is taken at its word.
+
+    Raises:
+        `TypeError`: one of them is not `gymnasium.spaces.Text`.
+    """
+    for kind in ("observation", "action"):
+        space = getattr(environment, f"{kind}_space", None)
+        if space is not None and not isinstance(space, gymnasium.spaces.Text):
+            raise TypeError(
+                f"The {kind} space of {name!r} is {type(space).__name__}, not gymnasium.spaces.Text. A language model "
+                "reads and writes text. Wrap the environment so that both spaces are Text."
+            )
+
+
+def _is_instance(thing: object, module: str, name: str) -> bool:
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(thing, kind)
+
+
+def _describe(thing: object) -> str:
+    return f"the class {thing.__name__}, not an object" if isinstance(thing, type) else type(thing).__name__

@@ -1,0 +1,115 @@
+"""An old card and a new one in; the new one with what the old one's owner wrote in it out."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TEMPLATE = Path(__file__).parent / "template.md"
+
+_OURS = "Written by `turnppo card`"
+_HEADING = re.compile(r"^## +(.+?) *$", re.MULTILINE)
+_KEEP = re.compile(r"<!--\s*keep: *true\s*-->")
+_FRONT = re.compile(r"\A---[ \t]*\n(.*?)^---[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
+# what looks like a heading inside of these is none
+_CODE = re.compile(r"^[ \t]*(`{3,}|~{3,})[^\n]*\n.*?^[ \t]*\1[`~]*[ \t]*$", re.MULTILINE | re.DOTALL)
+_HIDDEN = re.compile(r"<!--.*?-->|<details\b.*?</details>", re.DOTALL | re.IGNORECASE)
+_ALWAYS_OURS = ("metrics", "model-index")  # absent where the new card has none
+_BEFORE = "as written before"
+
+logger = logging.getLogger(__name__)
+
+
+def merge_cards(old: str, new: str) -> str:
+    """
+    Put the user's sections, and the user's keys of the front matter, of an old card into a new one.
+
+    A section (of the second level) is the user's where its heading is none of the template's, or where it holds
+    `<!-- keep: true -->`; it comes after the section that it followed. Of a card that is none of ours everything is
+    the user's: sections under our headings, and what stands before the first, are kept under headings that say so.
+
+    Args:
+        old (`str`): A card, of whatever form.
+        new (`str`): A card from the template.
+    """
+    stale, old_body = read_front_matter(old)
+    fresh, new_body = read_front_matter(new)
+    opening, sections = cut_sections(new_body)
+    names = {heading for heading, _ in sections}
+    previous = None
+    for heading, text in _users_view(old_body):
+        if heading in _template_headings() and not _KEEP.search(text):
+            previous = heading
+            continue
+        headings = [name for name, _ in sections]
+        if heading in names and heading in _template_headings():
+            sections[headings.index(heading)] = (heading, text)
+        elif (heading, text.strip()) not in [(name, item.strip()) for name, item in sections]:
+            last = len(headings) - 1 - headings[::-1].index(previous) if previous in headings else len(headings) - 1
+            sections.insert(last + 1, (heading, text))
+        previous = heading
+    front = yaml.safe_dump(_merge_data(stale, fresh), sort_keys=False, allow_unicode=True, width=10_000).strip()
+    body = "\n\n".join([opening.strip(), *(text.strip() for _, text in sections)])
+    return f"---\n{front}\n---\n{body}\n"
+
+
+def read_front_matter(card: str) -> tuple[dict[str, Any], str]:
+    """Cut a card into its data and its text; data that is no mapping counts as none, with a warning."""
+    text = card.replace("\r\n", "\n").lstrip("\ufeff")
+    found = _FRONT.match(text)
+    if found is None:
+        return {}, text
+    try:
+        data = yaml.safe_load(found.group(1))
+    except yaml.YAMLError as error:
+        data = error
+    if not isinstance(data, Mapping):
+        if data is not None:
+            logger.warning("The front matter of the card that is there is no mapping of YAML, so it is not kept.")
+        data = {}
+    return {str(name): value for name, value in data.items()}, text[found.end() :]
+
+
+def cut_sections(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """Cut a card at its headings of the second level; those inside of code, comments and details are none."""
+    masked = text
+    for pattern in (_CODE, _HIDDEN):
+        masked = pattern.sub(lambda block: re.sub(r"[^\n]", " ", block.group()), masked)
+    starts = [(match.start(), match.group(1)) for match in _HEADING.finditer(masked)]
+    if not starts:
+        return text, []
+    ends = [start for start, _ in starts[1:]] + [len(text)]
+    return text[: starts[0][0]], [(name, text[start:end]) for (start, name), end in zip(starts, ends, strict=True)]
+
+
+def _users_view(body: str) -> list[tuple[str, str]]:
+    """The sections of an old card; those of a card that is none of ours get headings that ours do not have."""
+    opening, sections = cut_sections(body)
+    if _OURS in body or not body.strip():
+        return sections
+    renamed = []
+    if opening.strip():
+        renamed.append((f"About, {_BEFORE}", f"## About, {_BEFORE}\n\n{opening.strip()}\n"))
+    for heading, text in sections:
+        if heading in _template_headings():
+            text = text.replace(f"## {heading}", f"## {heading}, {_BEFORE}", 1)
+            heading = f"{heading}, {_BEFORE}"
+        renamed.append((heading, text))
+    return renamed
+
+
+def _merge_data(stale: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
+    theirs = stale.get("tags") or []
+    theirs = [theirs] if isinstance(theirs, str) else theirs if isinstance(theirs, list) else []
+    tags = dict.fromkeys(tag for tag in [*fresh.get("tags", []), *theirs] if isinstance(tag, str))
+    users = {name: value for name, value in stale.items() if name not in (*_ALWAYS_OURS, *fresh)}
+    return {**fresh, "tags": list(tags), **users}
+
+
+def _template_headings() -> set[str]:
+    return set(_HEADING.findall(TEMPLATE.read_text(encoding="utf-8")))

@@ -1,0 +1,321 @@
+"""A folder in, a commit on the Hub out, and back: with retries, and with errors that say what to do."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from huggingface_hub import CommitInfo, HfApi, get_session, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    RevisionResolutionError,
+)
+
+from turnppo_hf.hub.exceptions import PushError, ReleaseError
+from turnppo_hf.hub.files import OWNED_FILES, PRIVATE_FILES, PUBLIC_FILES, PUBLISHED_FILES, UNREAD_FOLDERS, check_names
+from turnppo_hf.hub.http_errors import (
+    HUB_ERRORS,
+    REQUEST_TIMEOUT_S,
+    asked_wait,
+    cause_and_remedy,
+    explain,
+    is_transient,
+    redact,
+)
+
+RETRY_WAITS_S = (2.0, 8.0, 30.0)  # before the second, third and fourth attempt
+
+
+logger = logging.getLogger(__name__)
+
+
+def create_repository(
+    repo_id: str,
+    *,
+    token: str | None = None,
+    private: bool | None = None,
+    repo_type: str = "model",
+    retry: bool = True,
+    **space: Any,
+) -> str:
+    """
+    Create a repository, or find that it exists.
+
+    Args:
+        repo_id (`str`): `"name"` in the namespace of the token, or `"namespace/name"`.
+        token (`str`, *optional*): Defaults to the one that `hf auth login` or `HF_TOKEN` gives.
+        private (`bool`, *optional*): The Hub's default otherwise; of no effect where it exists.
+        repo_type (`str`, *optional*, defaults to `"model"`): `"model"`, `"dataset"` or `"space"`.
+        retry (`bool`, *optional*, defaults to `True`): Try again where it fails for a reason that passes.
+        space: Further arguments of `HfApi.create_repo`.
+
+    Returns:
+        `str`: its full id.
+
+    Raises:
+        `PushError`: the Hub refuses, or does not answer.
+    """
+
+    def create() -> str:
+        created = HfApi(token=token).create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, **space)
+        return str(created.repo_id)
+
+    waits = RETRY_WAITS_S if retry else ()
+    return str(with_retries(create, f"The repository {repo_id!r} was not created", token=token, waits=waits))
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    message: str,
+    repo_type: str = "model",
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    path_in_repo: str | None = None,
+    ignore_patterns: tuple[str, ...] = PRIVATE_FILES,
+    replace: bool = False,
+    release: bool = False,
+    called: str | None = None,
+    **space: Any,
+) -> CommitInfo:
+    """
+    Create the repository where it is missing and upload a folder as one commit.
+
+    What fails for a reason that passes (rate limits, a failing or busy Hub, a broken connection) is tried again after
+    `RETRY_WAITS_S`; an upload that was cut goes on with the files that are missing.
+
+    Args:
+        folder (`str` or `Path`): What to upload.
+        repo_id (`str`): `"name"` in the namespace of the token, or `"namespace/name"`.
+        message (`str`): Title of the commit.
+        repo_type (`str`, *optional*, defaults to `"model"`): `"model"`, `"dataset"` or `"space"`.
+        private (`bool`, *optional*): Of a repository that is created; the Hub's default otherwise.
+        token (`str`, *optional*): Defaults to the one that `hf auth login` or `HF_TOKEN` gives.
+        revision (`str`, *optional*): Branch, created where it is missing; or a pull request, `"refs/pr/1"`.
+        create_pr (`bool`, *optional*): Open a pull request instead. A broken connection is not tried again then,
+            because the request may have been opened.
+        path_in_repo (`str`, *optional*): Where in the repository.
+        ignore_patterns (`tuple[str, ...]`, *optional*): What stays here; by default pickles and the trainer's state.
+        replace (`bool`, *optional*, defaults to `False`): Delete what is in its place there and not in the folder.
+        release (`bool`, *optional*, defaults to `False`): Upload only what belongs to a release, and delete what an
+            earlier one left of it.
+        called (`str`, *optional*): The folder's name in messages, where it is a copy; its path by default.
+        space: Further arguments of `HfApi.create_repo`.
+
+    Returns:
+        [`~huggingface_hub.CommitInfo`]
+
+    Raises:
+        `PushError`: nothing was committed; the message says why and what to do.
+    """
+    if not Path(folder).is_dir():
+        raise PushError(
+            f"{str(folder)!r} is no folder, so there is nothing to push. Check the path.", is_transient=False
+        )
+    api = HfApi(token=token)
+
+    def push() -> CommitInfo:
+        target = repo_id
+        if not create_pr:
+            target = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, **space).repo_id
+            if revision is not None and revision != "main" and not revision.startswith("refs/"):
+                api.create_branch(target, branch=revision, repo_type=repo_type, exist_ok=True)
+        return api.upload_folder(
+            repo_id=target,
+            folder_path=folder,
+            path_in_repo=path_in_repo,
+            repo_type=repo_type,
+            commit_message=message,
+            revision=revision,
+            create_pr=create_pr,
+            ignore_patterns=list(ignore_patterns),
+            allow_patterns=list(PUBLISHED_FILES) if release else None,
+            delete_patterns=list(OWNED_FILES) if release else "*" if replace else None,
+        )
+
+    return with_retries(
+        push, f"{called or folder} was not pushed to {repo_id!r}", token=token, repeatable=not create_pr
+    )
+
+
+def with_retries(
+    action: Callable[[], Any],
+    what_failed: str,
+    *,
+    token: str | None = None,
+    waits: Sequence[float] | None = None,
+    repeatable: bool = True,
+) -> Any:
+    """
+    Run a request to the Hub, again where it fails for a reason that passes.
+
+    Args:
+        action (`Callable`): Makes the request.
+        what_failed (`str`): Beginning of the error, such as "The folder was not pushed".
+        token (`str`, *optional*): That must not stand in a message.
+        waits (`Sequence[float]`, *optional*): Seconds before each further attempt, `RETRY_WAITS_S` by default. Where
+            the Hub names a longer time it is waited for, up to `MAX_WAIT_S`.
+        repeatable (`bool`, *optional*, defaults to `True`): Whether a request may be sent again of which nobody knows
+            whether it arrived.
+
+    Raises:
+        `PushError`: it failed for good.
+    """
+    waits = RETRY_WAITS_S if waits is None else waits
+    for attempt, pause in enumerate((*waits, None), start=1):
+        try:
+            _bound_waiting()
+            return action()
+        except (PushError, ReleaseError):
+            raise
+        except HUB_ERRORS as error:
+            transient = is_transient(error)
+            if pause is None or not transient or not (repeatable or isinstance(error, HfHubHTTPError)):
+                attempts = f", after {attempt} attempts" if attempt > 1 else ""
+                reason = redact(explain(error), token)
+                raise PushError(f"{what_failed}{attempts}: {reason}", is_transient=transient) from None
+            pause = max(pause, asked_wait(error))
+            reason = redact(cause_and_remedy(error)[0], token)
+            coming = f"Attempt {attempt + 1} of {len(waits) + 1} follows in {pause:g} s."
+            logger.warning("%s yet: %s %s", what_failed, reason, coming)
+            time.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+def fetch(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+) -> Path:
+    """
+    Download what an agent consists of, all of one commit.
+
+    Args:
+        repo_id (`str`): Model on the Hub.
+        revision (`str`, *optional*): Branch, tag or commit; the main branch by default.
+        token, cache_dir, force_download, local_files_only: As in [`~huggingface_hub.snapshot_download`].
+
+    Returns:
+        `Path`: the local copy.
+
+    Raises:
+        `ReleaseError`: it has to be refused, or cannot be had; the message says why.
+    """
+    reason: Exception | None = None
+    try:
+        pinned = revision
+        if not local_files_only:
+            try:
+                pinned = _check_listing(repo_id, revision, token, cache_dir)
+            except (OSError, httpx2.HTTPError, RevisionResolutionError) as error:
+                if not is_transient(error) and not isinstance(error, OfflineModeIsEnabled):
+                    raise
+                # the cache holds what was checked before; the Hub may be back by now, with names that were not
+                local_files_only, reason = True, error
+        return Path(
+            snapshot_download(
+                repo_id,
+                revision=pinned,
+                token=token,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                allow_patterns=list(PUBLIC_FILES),
+                ignore_patterns=list(UNREAD_FOLDERS),
+            )
+        )
+    except ReleaseError:
+        raise
+    except LocalEntryNotFoundError as error:
+        why = "no request was allowed." if reason is None else explain(reason)
+        raise ReleaseError(f"{repo_id!r} is not, or not wholly, in the cache, and {redact(why)}") from error
+    except HUB_ERRORS as error:
+        raise ReleaseError(f"{repo_id!r} could not be had from the Hub: {redact(explain(error))}") from error
+
+
+def read_card(repo_id: str, *, token: str | None = None, revision: str | None = None) -> str | None:
+    """
+    Return the card that a repository shows now, with what its owner wrote there; `None` where there is none.
+
+    A branch that does not exist yet will begin as the main one, and so does its card.
+
+    Raises:
+        `PushError`: nobody knows what it shows, so that a push might overwrite it.
+    """
+
+    def read() -> str | None:
+        # a cache of its own: where the Hub fails, the client would take an older card for the one shown now
+        with tempfile.TemporaryDirectory() as scratch:
+            for at in dict.fromkeys((revision, None)):
+                try:
+                    path = hf_hub_download(repo_id, "README.md", token=token, revision=at, cache_dir=scratch)
+                    return Path(path).read_text(encoding="utf-8")
+                except RevisionNotFoundError:
+                    continue
+                except (RepositoryNotFoundError, EntryNotFoundError) as error:
+                    if isinstance(error, GatedRepoError | LocalEntryNotFoundError):
+                        raise
+                    return None
+        return None
+
+    found: str | None = with_retries(read, f"The card of {repo_id!r} was not read", token=token)
+    return found
+
+
+def read_account(token: str | None = None) -> dict[str, Any]:
+    """
+    Ask the Hub whose the token is: its answer with `name` and `orgs`.
+
+    Raises:
+        `PushError`: there is no token, or the Hub does not say whose it is.
+    """
+    api = HfApi(token=token)
+    return dict(with_retries(api.whoami, "The Hub was not asked who pushes", token=token))
+
+
+def is_writable(repo_id: str, *, token: str | None = None) -> bool:
+    """
+    Whether the token's user, or an organisation of theirs, owns a repository.
+
+    Raises:
+        `PushError`: the Hub does not say who that is.
+    """
+    account = read_account(token)
+    namespaces = {account["name"], *(org["name"] for org in account.get("orgs", ()))}
+    return repo_id.partition("/")[0] in namespaces
+
+
+def _check_listing(repo_id: str, revision: str | None, token: str | bool | None, cache_dir: str | Path | None) -> str:
+    """Check the names of a repository's files at the commit that a revision names; return that, for the download."""
+    _bound_waiting()
+    api = HfApi(token=token)
+    # the cache remembers by it what the branch was, for a reload without a connection
+    pinned = api.resolve_revision(repo_id, revision=revision, cache_dir=cache_dir)
+    info = api.model_info(repo_id, revision=pinned.resolved)
+    check_names([item.rfilename for item in info.siblings or ()], repo_id)
+    return pinned
+
+
+def _bound_waiting() -> None:
+    """Give the client a time-out where neither it nor the user has set one."""
+    session = get_session()
+    if session.timeout == httpx2.Timeout(None):
+        session.timeout = httpx2.Timeout(REQUEST_TIMEOUT_S)

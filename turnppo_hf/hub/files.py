@@ -1,0 +1,199 @@
+"""The folder of an agent in; what belongs to its release, and whether it is safe to load, out. Nothing is executed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from turnppo_hf.hub.exceptions import ReleaseError
+
+CRITIC_FOLDER = "critic"
+
+# a pickle runs code where it is read; the rest is the trainer's own state, or other people's cache
+PRIVATE_FILES = (
+    *("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt"),
+    *("_*", "checkpoint-*", "rollout_*.safetensors", "trajectories/*", ".cache/*", ".git/*"),
+)
+# what loading and republishing an agent read of a repository
+PUBLIC_FILES = (
+    *("*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "*.model"),
+    *("README.md", "LICENSE", "*.yaml", "*.webp", "assets/*"),
+)
+# what tells of an agent's training and judgement: it goes with the agent wherever it is saved
+EVIDENCE_FILES = (
+    *("README.md", "LICENSE", "results.json", "trainer_state.json", "training_config.json", "train_config.yaml"),
+    *("*.webp", "assets/*.png", ".eval_results/*.yaml"),
+)
+# what a push uploads of a run's folder, pictures that a user's section may show among it
+PUBLISHED_FILES = (
+    *PUBLIC_FILES,
+    *(".eval_results/*.yaml", "wheels/*.whl", "runs/*"),
+    *("*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.mp4"),
+)
+# what a push deletes where the new release has none, so that no file of another agent speaks for this one; `*` stands
+# for folders, too, and checkpoints in folders of their own stay
+OWNED_FILES = (
+    *("critic/*", "model*.safetensors", "model.safetensors.index.json", "adapter_*", "config.json"),
+    *("turnppo.json", "results.json", "trainer_state.json", "training_config.json", "train_config.yaml"),
+    *(".eval_results/turnppo.yaml", "replay*.webp", "assets/learning_curve-*.png", "assets/calibration-*.png"),
+    "wheels/*.whl",
+)
+UNREAD_FOLDERS = ("checkpoint-*", "last-checkpoint/*")
+
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+
+
+def is_private(name: str) -> bool:
+    """Whether a file (relative, with `/`) never leaves the machine."""
+    return any(fnmatch(name, pattern) for pattern in PRIVATE_FILES)
+
+
+def check_names(names: Iterable[str], where: str) -> None:
+    """
+    Refuse a repository by the names of its files, before one is downloaded.
+
+    Args:
+        names (`Iterable[str]`): Relative paths as the Hub lists them.
+        where (`str`): Whose they are, for the message.
+
+    Raises:
+        `ReleaseError`: a name that leaves the folder, or weights that exist only as pickles.
+    """
+    listed = list(names)
+    for name in listed:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name or re.match(r"[A-Za-z]:", name):
+            raise ReleaseError(
+                f"{where} lists a file named {name!r}, which would be written outside of its own folder. Nothing "
+                "was downloaded. Do not use this repository."
+            )
+    in_root = [name for name in listed if "/" not in name]
+    pickles = [name for name in in_root if name.endswith(_PICKLES) and name != "training_args.bin"]
+    if pickles and not any(name.endswith(".safetensors") for name in in_root):
+        raise ReleaseError(
+            f"{where} has its weights in {pickles[0]!r}, a pickle, which can run code when it is read. It was not "
+            "read. Ask its author for safetensors, or convert it on a machine that you can lose."
+        )
+
+
+def check_is_model(folder: Path, where: str) -> None:
+    """
+    Check that a folder holds a model at all.
+
+    Raises:
+        `ReleaseError`: it has neither a configuration nor that of an adapter.
+    """
+    if not (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
+        raise ReleaseError(
+            f"{where!r} holds no config.json, so it is no model. Name the folder that a run saved (its `output_dir`, "
+            "or a checkpoint in it), or a repository that holds an agent."
+        )
+
+
+def check_folder(folder: Path, where: str | None = None) -> None:
+    """
+    Check an agent's folder before anything of it is loaded.
+
+    Args:
+        folder (`Path`): Local copy.
+        where (`str`, *optional*): What the user named, for messages.
+
+    Raises:
+        `ReleaseError`: no configuration or weights, weights in pickles, a wish for remote code, an index of weights
+            that leaves the folder, or a critic that does not belong to the actor.
+    """
+    where = where or str(folder)
+    check_is_model(folder, where)
+    check_names([path.relative_to(folder).as_posix() for path in folder.glob("*") if path.is_file()], where)
+    for part in (folder, folder / CRITIC_FOLDER):
+        if part.is_dir():
+            _check_part(part, where)
+    _check_adapters(folder, where)
+    critic, actor = folder / CRITIC_FOLDER / "config.json", folder / "config.json"
+    if critic.exists() and actor.exists():
+        check_critic(read_json(critic), read_json(actor), f"The critic of {where}")
+
+
+def _check_part(part: Path, where: str) -> None:
+    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+        settings = read_json(part / name) if (part / name).exists() else {}
+        if settings.get("auto_map") or settings.get("custom_pipelines"):
+            raise ReleaseError(
+                f"{where} asks in {name} for code of its own (`auto_map`), which would run with your rights. None was "
+                "run. If you trust it, load it with transformers and `trust_remote_code=True`, and pass actor and "
+                "tokenizer to TurnPPOAgent."
+            )
+    weights = list(part.glob("*.safetensors"))
+    if not weights:
+        raise ReleaseError(
+            f"{where} holds no weights in safetensors{' for its critic' if part.name == CRITIC_FOLDER else ''}, and "
+            "no other kind is loaded. Save the model again with `save_pretrained`, or wait for its upload to finish."
+        )
+    for index in part.glob("*.safetensors.index.json"):
+        for shard in set(read_json(index).get("weight_map", {}).values()):
+            if not isinstance(shard, str) or Path(shard).name != shard:
+                raise ReleaseError(
+                    f"{where} says in {index.name} that weights lie in {shard!r}, outside of its own folder. Nothing "
+                    "was loaded. Do not use this repository."
+                )
+
+
+def _check_adapters(folder: Path, where: str) -> None:
+    """Adapters of both networks sit on one base model, which this machine can find."""
+    files = [path for part in (folder, folder / CRITIC_FOLDER) if (path := part / "adapter_config.json").exists()]
+    bases = [str(read_json(path).get("base_model_name_or_path")) for path in files]
+    if len(set(bases)) > 1:
+        raise ReleaseError(
+            f"{where} has an actor on the base model {bases[0]!r} and a critic on {bases[1]!r}. A critic reads the "
+            "actor's own tokens; save both on one base."
+        )
+    for base in bases[:1]:
+        if (Path(base).is_absolute() or base.startswith(".")) and not Path(base).is_dir():
+            raise ReleaseError(
+                f"{where} holds adapters for the base model {base!r}, a folder that is not on this machine. Save them "
+                "on a base model that has an id on the Hub, or merge them into it."
+            )
+
+
+def check_critic(critic: Mapping[str, Any], actor: Mapping[str, Any], what: str) -> None:
+    """
+    Check by their configurations that a critic reads the actor's tokens and gives one number for each.
+
+    Raises:
+        `ReleaseError`: several labels, or another vocabulary.
+    """
+    named = critic.get("id2label")
+    labels = len(named) if isinstance(named, Mapping) and named else critic.get("num_labels", 2)
+    sizes = labels, _text_config(critic).get("vocab_size")
+    vocabulary = _text_config(actor).get("vocab_size")
+    if sizes != (1, vocabulary):
+        raise ReleaseError(
+            f"{what} has {sizes[0]} labels and a vocabulary of {sizes[1]}, but it must have 1 and the actor's "
+            f"{vocabulary}: it reads the actor's own tokens and says one value. It belongs to another base model; "
+            "train or take one of the same family."
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """
+    Read a file that holds one JSON object.
+
+    Raises:
+        `ReleaseError`: it does not.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # wrong bytes, no JSON, numbers or nesting without end
+        raise ReleaseError(f"{path} cannot be read as JSON ({error}). Download or save it again.") from error
+    if not isinstance(content, dict):
+        raise ReleaseError(f"{path} holds {type(content).__name__}, not a JSON object. Download or save it again.")
+    return content
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    inner = config.get("text_config")
+    return inner if isinstance(inner, Mapping) else config

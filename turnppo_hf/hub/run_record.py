@@ -1,0 +1,201 @@
+"""The folder of an agent in, the facts that its card may tell out; what was not recorded is absent, never guessed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from turnppo_hf.evaluation.learning_curve import RESULTS_FILE
+from turnppo_hf.hub.agent_record import RECORD_FILE, read_record
+from turnppo_hf.hub.exceptions import ReleaseError
+from turnppo_hf.hub.files import CRITIC_FOLDER, is_private, read_json
+from turnppo_hf.hub.wheel import DISTRIBUTION
+from turnppo_hf.rollout.parquet import read_trajectories
+from turnppo_hf.trajectory import Trajectory
+
+TRAIN_CONFIG = "train_config.yaml"  # what `turnppo train` needs to train the agent again
+EPISODES_FILE = "trajectories/held_out.parquet"  # the episodes behind the results, with the critic's values
+EMISSIONS_FILE = "emissions.csv"  # CodeCarbon's, where its callback ran
+
+# what another run must share with this one, so that their results compare
+_COMPARABLE = ("environment", "held_out")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What is known of an agent. Mappings are empty and numbers `None` where nothing was recorded."""
+
+    name: str  # of its folder
+    record: Mapping[str, Any]  # turnppo.json
+    results: Mapping[str, Any]  # results.json of `turnppo train`
+    training: Mapping[str, Any]  # training_config.json: every argument of the trainer
+    log_history: Sequence[Mapping[str, Any]]  # trainer_state.json
+    model_type: str | None  # architecture, such as "llama"
+    is_adapter: bool
+    sizes: Mapping[str, int]  # network -> number of parameters
+    has_train_config: bool
+    emissions_g: float | None  # grams of CO2 equivalents, by CodeCarbon
+    episodes: Sequence[Trajectory] = field(default=(), repr=False)  # held out, after training
+    steps: int | None = None  # optimizer steps of the weights that are here
+
+    @property
+    def algorithm(self) -> str | None:
+        """None where the record does not say that it was trained with one of ours."""
+        return self.record.get("algorithm")
+
+    @property
+    def is_playable(self) -> bool:
+        """Whether the record names an environment of this package, so that strangers can play it by a command."""
+        return str(self.record.get("environment")).startswith("turnppo_hf/")
+
+    @property
+    def comparison(self) -> Sequence[Mapping[str, Any]]:
+        """Results of other runs on the same held-out tasks, as `add_comparison` put them in."""
+        found: Sequence[Mapping[str, Any]] = self.results.get("comparison", ())
+        return found
+
+
+def read_run(folder: str | Path) -> RunRecord:
+    """
+    Read the facts of an agent.
+
+    Args:
+        folder (`str` or `Path`): That the trainer saved, or a copy of a release.
+
+    Raises:
+        `ReleaseError`: it holds no agent, or a damaged file.
+    """
+    path = Path(folder)
+    if not (path / RECORD_FILE).exists():
+        raise ReleaseError(
+            f"{str(folder)!r} holds no {RECORD_FILE}, so nothing is known of how it was trained. Name the "
+            "`output_dir` of a run, or a checkpoint in it."
+        )
+    sizes = {"actor": count_parameters(path), "critic": count_parameters(path / CRITIC_FOLDER)}
+    config = path / "config.json"
+    state = _read_if_there(path / "trainer_state.json")
+    training = _read_if_there(path / "training_config.json")
+    episodes = path / EPISODES_FILE
+    return RunRecord(
+        name=path.resolve().name,
+        record=read_record(path),
+        results=_read_if_there(path / RESULTS_FILE),
+        training=training,
+        log_history=state.get("log_history", []),
+        steps=_steps(state, training),
+        model_type=read_json(config).get("model_type") if config.exists() else None,
+        is_adapter=(path / "adapter_config.json").exists(),
+        sizes={name: size for name, size in sizes.items() if size},
+        has_train_config=(path / TRAIN_CONFIG).exists(),
+        emissions_g=_read_emissions(path / EMISSIONS_FILE),
+        episodes=read_trajectories(episodes) if episodes.exists() else (),
+    )
+
+
+def add_comparison(folder: str | Path, others: Sequence[str | Path]) -> None:
+    """
+    Write the results of other runs into this one's `results.json`, for its card and its curves.
+
+    Args:
+        folder (`str` or `Path`): The run that is told of.
+        others (`Sequence`): Folders of runs, such as baselines or other seeds.
+
+    Raises:
+        `ReleaseError`: a run without results, or one that was judged on other tasks.
+    """
+    file = Path(folder) / RESULTS_FILE
+    results = _need_results(folder)
+    entries = []
+    for other in others:
+        theirs = _need_results(other)
+        for key in _COMPARABLE:
+            if theirs.get(key) != results.get(key):
+                raise ReleaseError(
+                    f"{str(other)!r} and {str(folder)!r} differ in `{key}`, so their figures do not compare. Evaluate "
+                    "both on the same held-out tasks."
+                )
+        kept = ("algorithm", "seed", "model", "command", "package", "after", "learning_curve", "duration_s")
+        entries.append({name: theirs[name] for name in kept if name in theirs})
+    file.write_text(json.dumps({**results, "comparison": entries}, indent=2) + "\n", encoding="utf-8")
+
+
+def count_parameters(folder: Path) -> int:
+    """Count the numbers in a folder's safetensors, by their headers alone; tied weights are stored once."""
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        if is_private(file.name):  # a rollout batch under way
+            continue
+        try:
+            with safe_open(file, framework="numpy") as opened:
+                total += sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())
+        except (OSError, SafetensorError) as error:
+            raise ReleaseError(f"{file} cannot be read ({error}). Download or save it again.") from error
+    return total
+
+
+def package_version() -> dict[str, str]:
+    """Return the installed version, and the commit where the installation knows it."""
+    found = {"name": DISTRIBUTION, "version": metadata.version(DISTRIBUTION)}
+    direct = metadata.distribution(DISTRIBUTION).read_text("direct_url.json") or "{}"
+    commit = json.loads(direct).get("vcs_info", {}).get("commit_id") or _commit_of_checkout()
+    return {**found, "commit": commit} if commit else found
+
+
+def _commit_of_checkout() -> str:
+    """Return the commit of the checkout that the package lies in, with a `+` where files were changed since."""
+    package = Path(__file__).parents[1]
+    if not (package.parent / ".git").exists():  # another project's repository may lie around an installed package
+        return ""
+    git = ["git", "-C", str(package)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return commit + ("+" if changed.strip() else "")
+
+
+def _need_results(folder: str | Path) -> dict[str, Any]:
+    found = _read_if_there(Path(folder) / RESULTS_FILE)
+    if not found:
+        raise ReleaseError(
+            f"{str(folder)!r} holds no {RESULTS_FILE}, so there is nothing to compare. `turnppo train` writes it at "
+            "its end."
+        )
+    return found
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _steps(state: Mapping[str, Any], training: Mapping[str, Any]) -> int | None:
+    """Steps of the last entry; of the best checkpoint where the trainer went back to it."""
+    if training.get("load_best_model_at_end") and state.get("best_global_step"):
+        return int(state["best_global_step"])
+    return max((entry["step"] for entry in state.get("log_history", ()) if "step" in entry), default=None)
+
+
+def _read_emissions(path: Path) -> float | None:
+    """CodeCarbon's total, in grams: its column `emissions` is in kilograms, one row a run."""
+    if not path.exists():
+        return None
+    with path.open(newline="", encoding="utf-8") as opened:
+        rows = list(csv.DictReader(opened))
+    try:
+        return sum(float(row["emissions"]) for row in rows) * 1000
+    except (KeyError, TypeError, ValueError) as error:
+        raise ReleaseError(
+            f"{path} is no file of CodeCarbon: no number in its column `emissions`. Remove it."
+        ) from error

@@ -1,0 +1,210 @@
+"""The demo Space: an agent's name in; the page on this machine, or a Space on the Hub that shows it, out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from functools import partial
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from huggingface_hub import CommitInfo, HfApi
+from packaging.requirements import Requirement
+
+from turnppo_hf.hub.client import create_repository, push_folder, with_retries
+from turnppo_hf.hub.exceptions import ReleaseError
+from turnppo_hf.hub.wheel import build_wheel
+
+SpaceKind = Literal["zero_gpu", "cpu", "static"]
+
+HARDWARE = {"zero_gpu": "zero-a10g", "cpu": "cpu-basic"}
+ZERO_GPU_TORCH = "2.11.0"  # the newest one that ZeroGPU runs; the package itself was tried with later ones
+PYTHON = "3.12"  # on Spaces; their default is too old for TRL and transformers
+
+_SOURCES = ("README.md", "*.py", "assets/*", "replays/*", "static/*")
+_UNSHOWN = ("turnppo_hf/models/*/trajectories/*",)  # evidence of the packaged agents, which their releases hold
+_FRONT_MATTER = "---\n"
+
+
+def run_space(*, agent: str | None = None, revision: str | None = None, port: int | None = None) -> int:
+    """
+    Serve the page on this machine until it is interrupted.
+
+    Args:
+        agent (`str`, *optional*): Folder of a run or model on the Hub that plays in the Live tab, first of all.
+        revision (`str`, *optional*): Of the agent.
+        port (`int`, *optional*): The first free one from 7860 on by default.
+
+    Returns:
+        `int`: the page's exit status.
+
+    Raises:
+        `ImportError`: Gradio is missing.
+        `ReleaseError`: the page's files are.
+    """
+    if find_spec("gradio") is None:
+        raise ImportError(
+            "Gradio is not installed. The page is drawn and served with it. Install it: "
+            'pip install "turnppo-hf[space]".'
+        )
+    named = {"AGENT_REPO": agent, "AGENT_REVISION": revision, "GRADIO_SERVER_PORT": port}
+    variables = {name: str(value) for name, value in named.items() if value is not None}
+    page = subprocess.Popen([sys.executable, str(find_space() / "app.py")], env={**os.environ, **variables})
+    try:
+        return page.wait()
+    except KeyboardInterrupt:  # the page gets it, too, and ends by itself
+        return page.wait()
+
+
+def push_space(
+    repo_id: str,
+    kind: SpaceKind,
+    *,
+    agent: str | None = None,
+    revision: str | None = None,
+    private: bool | None = None,
+    secrets: Sequence[str] = (),
+    token: str | None = None,
+) -> CommitInfo:
+    """
+    Create or update a Space on the Hub.
+
+    The package's wheel lies unpacked beside `app.py`, as `pip install --no-deps --target .` would leave it: the
+    package is on no index, and what a Space installs is in its requirements, torch as ZeroGPU runs it among them.
+
+    Args:
+        repo_id (`str`): `"name"` or `"namespace/name"`.
+        kind (`"zero_gpu"`, `"cpu"` or `"static"`): The hardware of a Space that is created; `"static"` shows recorded
+            episodes without a server.
+        agent (`str`, *optional*): Model on the Hub that plays in the Live tab; the tiny one in the package by default.
+        revision (`str`, *optional*): Of the agent.
+        private (`bool`, *optional*): Of a Space that is created.
+        secrets (`Sequence[str]`): Names of environment variables of this machine that the Space gets as secrets, such
+            as the `HF_TOKEN` that reads a private agent.
+        token (`str`, *optional*): Defaults to the one that `hf auth login` or `HF_TOKEN` gives.
+
+    Raises:
+        `PushError`: nothing was committed; the message says why.
+        `ValueError`: a secret that is not set here, or an agent for a static Space.
+    """
+    missing = [name for name in secrets if not os.environ.get(name)]
+    if missing:
+        raise ValueError(
+            f"The environment variable {missing[0]} is not set here, so the Space would get an empty secret. Set it, "
+            "or leave --secret out."
+        )
+    if kind == "static" and (agent or secrets):
+        raise ValueError(
+            "A static Space has no server: it shows recorded episodes, and no agent plays there. Leave --agent and "
+            "--secret out, or push a Space with --cpu or --zero_gpu."
+        )
+    sdk: dict[str, Any] = {"space_sdk": "static"}
+    if kind != "static":
+        sdk = {"space_sdk": "gradio", "space_hardware": HARDWARE[kind]}
+    with tempfile.TemporaryDirectory() as folder:
+        write_space(Path(folder), kind, agent=agent)
+        space = create_repository(repo_id, token=token, private=private, repo_type="space", **sdk)
+        api = HfApi(token=token)
+        for name, value in {"AGENT_REPO": agent, "AGENT_REVISION": revision}.items():
+            if value is not None:
+                set_variable = partial(api.add_space_variable, space, name, value)
+                with_retries(set_variable, f"The variable {name} of {space!r} was not set")
+        for name in secrets:
+            set_secret = partial(api.add_space_secret, space, name, os.environ[name])
+            with_retries(set_secret, f"The secret {name} of {space!r} was not set")
+        return push_folder(
+            folder,
+            space,
+            message="Update the playground",
+            repo_type="space",
+            token=token,
+            ignore_patterns=_UNSHOWN,
+            **sdk,
+        )
+
+
+def write_space(folder: Path, kind: SpaceKind, *, agent: str | None = None) -> None:
+    """
+    Write everything that a Space consists of.
+
+    Args:
+        folder (`Path`): Empty; it becomes the Space's repository.
+        kind (`"zero_gpu"`, `"cpu"` or `"static"`): See `push_space`.
+        agent (`str`, *optional*): Model on the Hub, for the card.
+
+    Raises:
+        `ReleaseError`: the page's files are not there.
+    """
+    source = find_space()
+    about, text = _read_card(source / "README.md")
+    if kind == "static":
+        subprocess.run([sys.executable, str(source / "static_page.py"), str(folder)], check=True)
+        about = {**about, "sdk": "static", "app_file": "index.html"}
+        for name in ("sdk_version", "python_version", "suggested_hardware"):
+            about.pop(name, None)
+    else:
+        for pattern in _SOURCES:
+            for path in sorted(source.glob(pattern)):
+                target = folder / path.relative_to(source)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+        with zipfile.ZipFile(build_wheel(folder)) as wheel:
+            wheel.extractall(folder)
+        for packed in folder.glob("*.whl"):
+            packed.unlink()
+        (folder / "requirements.txt").write_text("\n".join([*requirements(kind), ""]), encoding="utf-8")
+        about |= {
+            "sdk_version": metadata.version("gradio"),
+            "python_version": PYTHON,
+            "suggested_hardware": HARDWARE[kind],
+        }
+        if agent is not None:
+            about |= {"models": [agent], "preload_from_hub": [agent]}
+    head = yaml.safe_dump(about, sort_keys=False, allow_unicode=True)
+    (folder / "README.md").write_text(f"{_FRONT_MATTER}{head}{_FRONT_MATTER}{text}", encoding="utf-8")
+
+
+def requirements(kind: SpaceKind) -> list[str]:
+    """
+    Return what a Space installs: what the package needs, pinned to what is installed here.
+
+    Gradio is not among it, as the Space's `sdk_version` installs it. ZeroGPU gets the newest torch that it runs.
+    """
+    lines = []
+    for requirement in map(Requirement, metadata.requires("turnppo-hf") or ()):
+        if requirement.marker is None:
+            version = metadata.version(requirement.name).partition("+")[0]
+            if requirement.name == "torch" and kind == "zero_gpu":
+                version = ZERO_GPU_TORCH
+            lines.append(f"{requirement.name}=={version}")
+    return sorted(lines)
+
+
+def find_space() -> Path:
+    """
+    Return the folder of the page's files: in the checkout, or where an installation put it.
+
+    Raises:
+        `ReleaseError`: it is in neither.
+    """
+    candidates = (Path(__file__).parents[2] / "spaces_demo", Path(sys.prefix) / "share" / "turnppo_hf" / "spaces_demo")
+    for folder in candidates:
+        if (folder / "app.py").is_file():
+            return folder
+    raise ReleaseError(
+        f"The page's files are not in {candidates[0]}. They are a folder of the repository and not of the package. "
+        "Install the package from its checkout: pip install -e ."
+    )
+
+
+def _read_card(file: Path) -> tuple[dict[str, Any], str]:
+    _, head, text = file.read_text(encoding="utf-8").split(_FRONT_MATTER, 2)
+    return dict(yaml.safe_load(head)), text

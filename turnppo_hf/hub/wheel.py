@@ -1,0 +1,61 @@
+"""The installed package in, a wheel of it out: what is on no index yet can be installed from beside an agent."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import time
+import zipfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+DISTRIBUTION = "turnppo-hf"
+_PACKAGE = Path(__file__).parents[1]
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the same installation makes the same bytes, so that pushing it again changes nothing
+
+
+def build_wheel(folder: str | Path) -> Path:
+    """
+    Pack the installed package, editable or not, into a wheel.
+
+    Args:
+        folder (`str` or `Path`): Where to write it; older wheels of this package there are removed.
+
+    Returns:
+        `Path`: `turnppo_hf-<version>-py3-none-any.whl`.
+    """
+    installed = metadata.distribution(DISTRIBUTION)
+    stem = f"{DISTRIBUTION.replace('-', '_')}-{installed.version}"
+    target = Path(folder) / f"{stem}-py3-none-any.whl"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    info = f"{stem}.dist-info"
+    records = []
+    unfinished = target.with_suffix(f".{os.getpid()}-{time.monotonic_ns()}")  # another push may read the target
+    with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive:
+
+        def add(name: str, content: bytes) -> None:
+            digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+            records.append(f"{name},sha256={digest},{len(content)}")
+            archive.writestr(zipfile.ZipInfo(name, _EPOCH), content, zipfile.ZIP_DEFLATED)
+
+        for path in _package_files():
+            add(f"{_PACKAGE.name}/{path.relative_to(_PACKAGE).as_posix()}", path.read_bytes())
+        # an installation that is run from its checkout finds the build's name of the same file first
+        about = installed.read_text("METADATA") or installed.read_text("PKG-INFO") or ""
+        add(f"{info}/METADATA", about.encode())
+        add(f"{info}/WHEEL", b"Wheel-Version: 1.0\nGenerator: turnppo-hf\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        add(f"{info}/entry_points.txt", (installed.read_text("entry_points.txt") or "").encode())
+        archive.writestr(zipfile.ZipInfo(f"{info}/RECORD", _EPOCH), "\n".join([*records, f"{info}/RECORD,,", ""]))
+    os.replace(unfinished, target)
+    for old in target.parent.glob(f"{DISTRIBUTION.replace('-', '_')}-*.whl"):
+        if old != target:
+            old.unlink()
+    return target
+
+
+def _package_files() -> Iterator[Path]:
+    for path in sorted(_PACKAGE.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            yield path

@@ -1,0 +1,342 @@
+"""Actor and critic as one module: a forward gives log-probs and entropies at sampled tokens, or values everywhere."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForTokenClassification, PreTrainedModel
+
+from turnppo_hf._trl import disable_dropout_in_model
+from turnppo_hf.models.adapters import share_weights, unadapted
+from turnppo_hf.ppo.batch import TurnBatch
+
+# Entries of the table of sampled tokens x vocabulary that exist at a time, 128 MiB in float32.
+_MAX_LOGITS = 2**25
+# settings of models that change logits after the head: these keep their own forward's
+_RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+class ActorCritic(nn.Module):
+    """
+    The module that is prepared, optimised and saved as one.
+
+    Args:
+        actor ([`~transformers.PreTrainedModel`]): Causal language model.
+        critic ([`~transformers.PreTrainedModel`], *optional*): Token classifier with one label; absent for baselines
+            without a critic.
+        trunk_gradient (`float`, *optional*): Where the critic is a head on the actor's own trunk, the share of its
+            gradient that enters the trunk.
+    """
+
+    _keys_to_ignore_on_save = None
+
+    def __init__(
+        self, actor: PreTrainedModel, critic: PreTrainedModel | None, trunk_gradient: float | None = None
+    ) -> None:
+        super().__init__()
+        self.trunk_gradient = trunk_gradient
+        self.actor = actor
+        self.critic = critic
+        self.config = actor.config
+        self.name_or_path = actor.name_or_path
+        # what is gathered at a time: a block of layers, and of what is left a network, so that it runs by itself, too
+        self._no_split_modules = [
+            name
+            for network in self.networks.values()
+            for name in (*(getattr(network, "_no_split_modules", None) or ()), type(network).__name__)
+        ]
+
+    def forward(self, mode: str, batch: TurnBatch, temperature: float = 1.0, *, entropy_gradient: bool = False) -> Any:
+        """
+        Run one network over a batch.
+
+        Args:
+            mode (`str`): `"actor"` or `"critic"`.
+            batch (`TurnBatch`): `R` rows of `T` tokens.
+            temperature (`float`, *optional*, defaults to `1.0`): Scales the actor's logits as in sampling.
+            entropy_gradient (`bool`, *optional*, defaults to `False`): See `sampled_logprobs`.
+
+        Returns:
+            `"actor"`: `(logprobs, entropies)`, both `(R, T)` float32 and 0.0 where nothing was sampled.
+            `"critic"`: values `(R, T)` float32; index `t` is V of the state that ends *with* the token at `t`.
+        """
+        if mode == "actor":
+            return sampled_logprobs(self.actor, batch, temperature, entropy_gradient=entropy_gradient)
+        assert self.critic is not None
+        critic, trunk_gradient = self.critic, self.trunk_gradient
+
+        def value(input_ids: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+            if trunk_gradient is None:
+                return critic(input_ids=input_ids, use_cache=False).logits[..., 0].float()
+            with torch.no_grad() if trunk_gradient == 0.0 else nullcontext():
+                hidden = critic.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+            if hidden.requires_grad:
+                hidden.register_hook(lambda gradient: gradient * trunk_gradient)
+            return _head_of(critic)(hidden)[..., 0].float()
+
+        return over_rows(critic, batch, value)
+
+    @property
+    def networks(self) -> dict[str, PreTrainedModel]:
+        """The networks by name, in the order of a step."""
+        return {"actor": self.actor} if self.critic is None else {"critic": self.critic, "actor": self.actor}
+
+    @property
+    def parameter_sets(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by network, each once: what both hold, a frozen base or a trunk, is the actor's."""
+        sets: dict[str, list[nn.Parameter]] = {name: [] for name in self.networks}
+        for path, parameter in self.named_parameters():
+            sets[path.partition(".")[0]].append(parameter)
+        return sets
+
+    def parameter_groups(
+        self, decays: set[str], learning_rate: float, critic_lr_multiplier: float, weight_decay: float
+    ) -> list[dict[str, Any]]:
+        """
+        Split the trainable parameters by network and by whether they decay; the actor's groups come first.
+
+        Args:
+            decays (`set[str]`): Names of the parameters that decay.
+            learning_rate (`float`): The actor's; the critic's is `critic_lr_multiplier` times it.
+            critic_lr_multiplier (`float`): See `learning_rate`.
+            weight_decay (`float`): Of the parameters in `decays`.
+        """
+        groups = []
+        for name, rate in (("actor", learning_rate), ("critic", learning_rate * critic_lr_multiplier)):
+            for decay in (True, False):
+                parameters = [
+                    parameter
+                    for path, parameter in self.named_parameters()
+                    if path.startswith(f"{name}.") and parameter.requires_grad and (path in decays) is decay
+                ]
+                if parameters:
+                    groups.append({"params": parameters, "lr": rate, "weight_decay": weight_decay if decay else 0.0})
+        return groups
+
+    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """
+        Check that an optimizer moves both networks.
+
+        Raises:
+            `ValueError`: it lacks a trainable parameter.
+        """
+        known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        forgotten = [name for name, item in self.named_parameters() if item.requires_grad and id(item) not in known]
+        if forgotten:
+            raise ValueError(
+                f"The optimizer passed in `optimizers` lacks {len(forgotten)} trainable parameters, such as "
+                f"{forgotten[0]!r}, which would never move. Build it on `trainer.model`, or leave it to the trainer."
+            )
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether any network recomputes its activations."""
+        return any(network.is_gradient_checkpointing for network in self.networks.values())
+
+    is_activation_checkpointing = is_gradient_checkpointing
+
+    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+        """Switch activation checkpointing on in both networks."""
+        for network in self.networks.values():
+            network.gradient_checkpointing_enable(**kwargs)
+        self._let_gradients_through()
+
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        """Do the same under the name that transformers 5.23 introduced."""
+        for network in self.networks.values():
+            network.activation_checkpointing_enable(**kwargs)
+        self._let_gradients_through()
+
+    def _let_gradients_through(self) -> None:
+        """Recomputed blocks need an input with a gradient, which frozen embeddings do not give."""
+        for network in self.networks.values():
+            if not all(parameter.requires_grad for parameter in network.get_input_embeddings().parameters()):
+                network.enable_input_require_grads()
+
+
+def sampled_logprobs(
+    model: nn.Module, batch: TurnBatch, temperature: float = 1.0, *, entropy_gradient: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Score the sampled tokens of a batch; the head runs at these positions only.
+
+    Where their table of logits would be large, a part of it exists at a time and the backward pass makes each part
+    anew.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: log-probs and entropies in nats, `(R, T)` float32, 0.0 where
+        `completion_mask` is 0. Both are of the full distribution at `temperature`. Without `entropy_gradient` the
+        entropies are constants, which saves a table of sampled tokens x vocabulary in the backward pass.
+    """
+
+    def score(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        distribution = torch.log_softmax(logits.float() / temperature, dim=-1)  # (tokens, V)
+        chosen = distribution.gather(-1, tokens[:, None])[:, 0]
+        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+            entropies = -(distribution.exp() * distribution).sum(-1)
+        return torch.stack([chosen, entropies])  # (2, tokens)
+
+    def forward(input_ids: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
+        predicting = sampled.roll(-1, dims=1)  # the position before a token predicts it
+        predicting[:, -1] = False
+        tokens = input_ids[sampled]
+        with _head_only_at(model, predicting, tokens, score) as scored:
+            logits = model(input_ids=input_ids, use_cache=False).logits
+        if scored and logits is not scored[0]:  # the model does something to logits that no setting told of
+            with _head_only_at(model, predicting) as scored:
+                logits = model(input_ids=input_ids, use_cache=False).logits
+        chosen, entropies = scored[0].T if scored else score(logits, tokens)
+        zeros = chosen.new_zeros(sampled.shape)
+        return torch.stack([zeros.masked_scatter(sampled, chosen), zeros.masked_scatter(sampled, entropies)])
+
+    logprobs, entropies = over_rows(model, batch, forward)
+    return logprobs, entropies
+
+
+def over_rows(
+    model: nn.Module, batch: TurnBatch, forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """
+    Run a causal network over a batch, rows of similar length together where that saves much padding.
+
+    No attention mask is made: padding is on the right, where no real token sees it.
+
+    Args:
+        model (`nn.Module`): The network. One that is shared out over ranks takes all rows at once, since every rank
+            must call it equally often.
+        batch (`TurnBatch`): `R` rows of `T` tokens.
+        forward (`Callable`): Takes `input_ids` and `completion_mask` of `r` rows cut to `t` tokens, and returns tables
+            `(..., r, t)`.
+
+    Returns:
+        `torch.Tensor` of shape `(..., R, T)`: 0 beyond a row's group.
+    """
+    is_shared_out = any(
+        hasattr(parameter, "device_mesh") or hasattr(parameter, "ds_id") for parameter in model.parameters()
+    )
+    groups = [] if is_shared_out else batch.rows_by_length()
+    if len(groups) < 2:
+        return forward(batch.input_ids, batch.completion_mask.bool())
+    parts = []
+    for rows, width in groups:
+        table = forward(batch.input_ids[rows, :width], batch.completion_mask[rows, :width].bool())
+        parts.append(nn.functional.pad(table, (0, batch.input_ids.shape[1] - width)))
+    return torch.cat(parts, dim=-2)[..., torch.cat([rows for rows, _ in groups]).argsort(), :]
+
+
+@contextmanager
+def _head_only_at(
+    model: nn.Module,
+    positions: torch.Tensor,
+    tokens: torch.Tensor | None = None,
+    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+) -> Iterator[list[torch.Tensor]]:
+    """
+    Let the language-model head see only these positions.
+
+    The model's own forward still applies whatever it does to logits (soft-capping, scaling), element by element, which
+    calling the head by hand would leave out. Given `tokens` and `score`, a head whose table would be large gives the
+    scores `(tokens, 2)` in place of logits, part by part; the list that the context gives then holds them.
+    """
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    before, plain, made = vars(head).get("forward"), head.forward, []
+    config = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    per_part = max(_MAX_LOGITS // config.vocab_size, 1)
+    rescales = any(getattr(config, name, None) not in (None, 1.0) for name in _RESCALED_LOGITS)
+    # ZeRO's third stage hands a module its weights for the forward only, not for making a part anew
+    at_once = rescales or any(hasattr(parameter, "ds_id") for parameter in head.parameters())
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        if tokens is None or score is None or len(tokens) <= per_part or at_once:
+            return plain(hidden[positions])
+
+        def score_part(states: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+            return score(plain(states), part).T
+
+        parts = zip(hidden[positions].split(per_part), tokens.split(per_part), strict=True)
+        made.append(torch.cat([checkpoint(score_part, *part, use_reentrant=False) for part in parts]))
+        return made[0]
+
+    head.forward = forward
+    try:
+        yield made
+    finally:
+        del head.forward
+        if before is not None:  # somebody else, such as accelerate's hooks, had put one in place
+            head.forward = before
+
+
+def critic_from_actor(actor: PreTrainedModel, kind: str = "separate") -> PreTrainedModel:
+    """
+    Build a critic on the actor's backbone.
+
+    Dropout is off, since a noisy baseline adds variance to every advantage, and the head is zero, so that the first
+    advantages are plain returns.
+
+    Args:
+        actor ([`~transformers.PreTrainedModel`]): Causal language model, with adapters of PEFT or not.
+        kind (`str`, *optional*, defaults to `"separate"`): `"separate"`: on a copy of the backbone, without adapters.
+            `"lora"`: on the same layers in memory, without adapters. `"shared"`: on the actor's backbone itself.
+
+    Raises:
+        `ValueError`: transformers has no token classifier for this architecture.
+    """
+    plain = unadapted(actor)
+    config = copy.deepcopy(plain.config)
+    config.num_labels = 1
+    config.dtype = actor.dtype  # else the copy would pass through the dtype of the file
+    is_copy = kind == "separate" and plain is actor
+    try:
+        with nullcontext() if is_copy else torch.device("meta"):
+            critic = AutoModelForTokenClassification.from_config(config)
+    except ValueError as error:
+        raise ValueError(
+            f"transformers has no token classifier for {config.model_type!r}, which the critic is. Pass a "
+            "`value_model`, or take an architecture that has one (Llama, Qwen2, Qwen3, Gemma, ...)."
+        ) from error
+    if is_copy:
+        critic.base_model.load_state_dict(actor.base_model.state_dict())
+    else:
+        _stand_on(critic, plain, kind)
+    with torch.no_grad():
+        for parameter in _head_of(critic).parameters():
+            parameter.zero_()
+    disable_dropout(critic)
+    if is_copy:
+        critic.to(dtype=actor.dtype, device=actor.device)
+    return critic
+
+
+def _stand_on(critic: PreTrainedModel, actor: PreTrainedModel, kind: str) -> None:
+    """Give a critic without memory the actor's layers, and a head in float32."""
+    critic.name_or_path = actor.name_or_path  # where its adapter says that its base is
+    if kind == "shared":
+        setattr(critic, critic.base_model_prefix, actor.base_model)
+    else:
+        share_weights(critic.base_model, actor.base_model)
+    if kind == "separate":
+        setattr(critic, critic.base_model_prefix, copy.deepcopy(critic.base_model))
+    head = _head_of(critic)
+    head.to_empty(device=actor.device).float()
+    head.register_forward_pre_hook(lambda module, inputs: (inputs[0].to(module.weight.dtype),))
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Switch off dropout layers, and the rates that modules such as attention keep as plain numbers."""
+    disable_dropout_in_model(model)
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def _head_of(critic: PreTrainedModel) -> nn.Module:
+    heads = [module for name, module in critic.named_children() if name in ("score", "classifier")]
+    assert len(heads) == 1, f"unknown token classification head in {type(critic).__name__}"
+    return heads[0]

@@ -1,0 +1,1 @@
+"""Episodes: environments and a sampler in, trajectories out."""

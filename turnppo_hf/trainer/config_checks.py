@@ -1,0 +1,156 @@
+"""Values of `TurnPPOConfig` in, one clear error out for the first that cannot work."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+ALGORITHMS = ("turn_ppo", "token_ppo", "grpo", "rloo")
+CRITICS = ("separate", "lora", "shared")
+IMPORTANCE_SAMPLING_LEVELS = ("turn", "turn_geometric", "token")
+LOSS_AGGREGATIONS = ("trajectory_tokens", "batch_tokens", "turns")
+WHITENING = ("turns", "tokens", "none")
+KL_ESTIMATORS = ("k1", "k2", "k3")
+VLLM_MODES = ("colocate", "server")
+CORRECTIONS = ("turn_truncate", "token_truncate")
+
+
+def check_choices(config: Any) -> None:
+    """Refuse values outside a list, and pairs of choices that exclude each other."""
+    if config.remove_unused_columns:
+        raise ValueError(
+            "`remove_unused_columns` is True, but a row's columns select and configure the environment. Drop it."
+        )
+    if config.fp16:
+        raise ValueError(
+            "`fp16` is True, but its loss scaling does not survive two losses with a clip per network. Use "
+            "`bf16`, or float32."
+        )
+    for name, choices in (
+        ("algorithm", ALGORITHMS),
+        ("critic", CRITICS),
+        ("importance_sampling_level", IMPORTANCE_SAMPLING_LEVELS),
+        ("loss_aggregation", LOSS_AGGREGATIONS),
+        ("whiten_advantages", WHITENING),
+        ("kl_estimator", KL_ESTIMATORS),
+        ("vllm_mode", VLLM_MODES),
+        ("vllm_importance_sampling_mode", CORRECTIONS),
+        ("oversampling_rest", ("continue", "drop")),
+    ):
+        value = getattr(config, name)
+        if value not in choices:
+            raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
+    if config.algorithm == "token_ppo" and config.importance_sampling_level != "token":
+        raise ValueError(
+            f"`importance_sampling_level` is {config.importance_sampling_level!r}, but token_ppo has another "
+            'advantage at every token of a turn, so no ratio per turn exists. Set it to "token".'
+        )
+    if config.algorithm == "token_ppo" and config.whiten_advantages == "turns":
+        raise ValueError(
+            '`whiten_advantages` is "turns", but token_ppo has no advantage per turn. Use "tokens" or "none".'
+        )
+
+
+def check_ranges(config: Any) -> None:
+    """Refuse numbers outside their range, and numbers that the algorithm cannot use."""
+    unit = "it discounts what comes later"
+    for name, low, high, why in (
+        ("gamma", 0.0, 1.0, unit),
+        ("lam", 0.0, 1.0, unit),
+        ("token_gamma", 0.0, 1.0, unit),
+        ("token_lam", 0.0, 1.0, unit),
+        ("critic_lr_multiplier", 1e-12, math.inf, "the critic would not learn"),
+        ("critic_warmup_steps", 0, math.inf, "it counts optimizer steps"),
+        ("critic_trunk_gradient", 0.0, 1.0, "it is a share"),
+        ("epsilon", 1e-12, 1.0, "the clip range would be empty or reach a negative ratio"),
+        ("epsilon_high", 1e-12, math.inf, "the clip range would be empty"),
+        ("entropy_coef", 0.0, math.inf, "a negative bonus would be a penalty on exploration"),
+        ("beta", 0.0, math.inf, "a negative KL penalty drives the actor away from the reference"),
+        ("num_iterations", 1, math.inf, "no update would be made"),
+        ("num_minibatches", 1, math.inf, "no update would be made"),
+        ("num_generations", 1, math.inf, "no episode would be played"),
+        ("generation_batch_size", 1, math.inf, "no episode would be played"),
+        ("learning_rate", 0.0, math.inf, "a negative rate would worsen the policy"),
+        ("max_tokens_per_micro_batch", 1, math.inf, "no token would fit"),
+        ("max_failed_share", 0.0, 1.0, "it is a share"),
+        ("max_turns", 1, math.inf, "no turn would be sampled, so no gradient exists"),
+        ("max_turn_length", 1, math.inf, "no token would be sampled, so no gradient exists"),
+        ("max_tool_calling_iterations", 0, math.inf, "it counts rounds of tool calls"),
+        ("max_completion_length", 1, math.inf, "no token would be sampled, so no gradient exists"),
+        ("temperature", 1e-6, math.inf, "a deterministic policy has no gradient"),
+        ("top_p", 1e-6, 1.0, "it is a share of probability"),
+        ("top_k", 0, math.inf, "it counts tokens, 0 for off"),
+        ("max_parallel_episodes", 1, math.inf, "no episode would be played"),
+        ("eval_temperature", 0.0, math.inf, "0 is greedy"),
+        ("cliprange_value", 1e-12, math.inf, "the value could not move"),
+        ("oversampling_factor", 1.0, math.inf, "a batch would never be full"),
+        ("vllm_gpu_memory_utilization", 1e-6, 1.0, "it is a share of memory"),
+        ("vllm_max_model_length", 2, math.inf, "no prompt and response would fit"),
+        ("vllm_server_port", 1, 65535, "it is a TCP port"),
+        ("vllm_server_timeout", 1e-6, math.inf, "no answer would be waited for"),
+        ("vllm_importance_sampling_clip_max", 1.0, math.inf, "even exact samples would be weighed down"),
+    ):
+        value = getattr(config, name)
+        if value is not None and not low <= value <= high:
+            raise ValueError(
+                f"`{name}` must be {_describe(low, high)}, got {value}: {why}. Set `{name}` in TurnPPOConfig."
+            )
+    if not config.uses_critic and config.critic_warmup_steps:
+        raise ValueError(
+            f"`critic_warmup_steps` is {config.critic_warmup_steps}, but {config.algorithm} has no critic, so these "
+            "steps would train nothing. Set it to 0."
+        )
+    if config.algorithm in ("grpo", "rloo") and config.num_generations < 2:  # type: ignore[operator]
+        raise ValueError(
+            f"`num_generations` must be at least 2 for {config.algorithm}, got {config.num_generations}: its baseline "
+            "is the mean over the other episodes of the same task. Set it to 8, or use an algorithm with a critic."
+        )
+
+
+def check_critic_kind(config: Any) -> None:
+    """Refuse settings of a critic that the algorithm or the kind of critic does not have."""
+    if not config.uses_critic and config.critic != "separate":
+        raise ValueError(
+            f'`critic` is "{config.critic}", but {config.algorithm} has no critic, so it would have no effect. Leave '
+            "it out."
+        )
+    if config.critic_trunk_gradient and config.critic != "shared":
+        raise ValueError(
+            f'`critic_trunk_gradient` is {config.critic_trunk_gradient:g}, but `critic` is "{config.critic}", whose '
+            'gradient never meets the actor\'s weights. Set critic="shared", or leave it out.'
+        )
+    if config.critic_trunk_gradient and config.critic_warmup_steps:
+        raise ValueError(
+            f"`critic_warmup_steps` is {config.critic_warmup_steps}, but with `critic_trunk_gradient` the value loss "
+            "moves the actor's trunk in these steps, and the policy drifts. Set one of them to 0."
+        )
+
+
+def check_vllm(config: Any) -> None:
+    """Refuse settings of vLLM that would have no effect or cannot be had."""
+    rules = ("vllm_structured_outputs_regex", "vllm_structured_outputs_choice")
+    needs = [name for name in (*rules, "generation_kwargs") if getattr(config, name)]
+    if needs and not config.use_vllm:
+        raise ValueError(f"`{needs[0]}` is set without `use_vllm`, so it would have no effect. Set both or neither.")
+    if all(getattr(config, name) for name in rules):
+        raise ValueError(f"`{rules[0]}` and `{rules[1]}` are both set, but a response follows one rule. Keep one.")
+    if config.vllm_enable_sleep_mode and config.vllm_mode == "server":
+        raise ValueError("`vllm_enable_sleep_mode` is True, but a server keeps its memory. Leave it out.")
+    if config.vllm_importance_sampling_mode == "token_truncate" and config.importance_sampling_level != "token":
+        raise ValueError(
+            f'`vllm_importance_sampling_mode` is "token_truncate", but `importance_sampling_level` is '
+            f"{config.importance_sampling_level!r}: a ratio per turn has no terms of its tokens to weigh. Set it to "
+            '"turn_truncate".'
+        )
+    if config.oversampling_factor > 1.0 and config.num_generations > 1:  # type: ignore[operator]
+        raise ValueError(
+            f"`oversampling_factor` is {config.oversampling_factor:g} with `num_generations` "
+            f"{config.num_generations}: a batch would close on parts of groups, whose baseline is the whole group. "
+            "Set one of them to 1."
+        )
+
+
+def _describe(low: float, high: float) -> str:
+    if high == math.inf:
+        return "positive" if 0 < low < 1 else f"at least {low:g}"
+    return f"above 0 and at most {high:g}" if 0 < low < 1 else f"between {low:g} and {high:g}"

@@ -1,0 +1,280 @@
+"""
+Every logged number: its name, its formula and its healthy range.
+
+`python -m turnppo_hf.trainer.metrics` prints the page.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from turnppo_hf._trl import print_prompt_completions_sample
+from turnppo_hf.trajectory import StopReason, Trajectory
+
+
+class Metric(NamedTuple):
+    """One line of the page."""
+
+    name: str
+    formula: str
+    healthy: str
+
+
+METRICS = (
+    Metric("reward", "mean over episodes of the summed environment reward, without penalties", "rises"),
+    Metric("reward_std", "standard deviation of the same", "above 0: without spread there is nothing to learn"),
+    Metric("reward/<environment>", "mean reward of one environment's episodes, where a batch mixes several", "rises"),
+    Metric("success/<environment>", "share of its episodes that ended with `solved`", "rises"),
+    Metric(
+        "rewards/<function>/mean", "mean of one reward function, where it gave a reward, before its weight", "rises"
+    ),
+    Metric("rewards/<function>/std", "standard deviation of the same", "above 0"),
+    Metric("tools/call_frequency", "tool calls per episode of environments with tools", "task-dependent"),
+    Metric("tools/failure_frequency", "share of tool calls that failed", "falls"),
+    Metric("penalty", "mean over episodes of the summed format penalty", "goes to 0"),
+    Metric("success", "share of episodes that ended with `solved`", "rises"),
+    Metric("turns/mean", "mean number of turns per episode", "task-dependent; falls where shorter is better"),
+    Metric("turns/invalid_share", "share of turns with a penalty", "falls below 0.05"),
+    Metric("turns/no_action_share", "share of turns that executed nothing", "falls below 0.05"),
+    Metric(
+        "completions/mean_length", "mean sampled tokens per turn", "steady; a steep rise or fall announces collapse"
+    ),
+    Metric(
+        "completions/max_length",
+        "longest response of a batch, tokens (mean over a log)",
+        "below `max_turn_length`",
+    ),
+    Metric("completions/clipped_ratio", "share of turns cut at a token limit", "below 0.05"),
+    Metric("episodes/truncated_share", "share of episodes that did not end by themselves", "falls"),
+    Metric("episodes/bootstrapped_share", "share of episodes whose last turn was bootstrapped", "0 for task budgets"),
+    Metric("episodes/failed", "episodes dropped because their environment failed", "0"),
+    Metric("episodes/distinct_tasks", "distinct tasks in the rollout batch", "all of them, for PPO"),
+    Metric("synthetic", "share of episodes on generated stand-in data, where the environment says", "0 in a result"),
+    Metric("stop/<reason>", "share of episodes that ended for that reason", "task-dependent"),
+    Metric("value/mean", "mean V over decisions", "near the mean return"),
+    Metric("value/turn_<n>", "mean V of the states that turn n starts from (turn PPO)", "ordered as the returns are"),
+    Metric("returns/mean", "mean lambda-return over decisions", "rises"),
+    Metric("explained_variance", "1 - Var(returns - values) / Var(returns) over decisions", "above 0 soon, then to 1"),
+    Metric("value_return_correlation", "Pearson correlation of values and returns", "above 0 soon"),
+    Metric("advantages/mean", "mean advantage before whitening", "near 0"),
+    Metric("advantages/std", "standard deviation of the advantage before whitening", "shrinks as the critic learns"),
+    Metric("loss", "policy loss + value loss", "no trend is expected"),
+    Metric("grad_norm", "the actor's gradient norm before its clip", "steady"),
+    Metric("learning_rate", "the actor's current learning rate", "as scheduled"),
+    Metric("policy_loss", "the clipped surrogate with its sign turned", "no trend is expected"),
+    Metric("value_loss", "half the mean squared error of V, clipped where asked", "falls"),
+    Metric("entropy", "mean entropy per sampled token, nats", "falls slowly, stays above 0"),
+    Metric("approx_kl", "k3 of old against new policy, mean per sampled token, nats", "below 0.02"),
+    Metric("ref_kl", "KL to the initial model, mean per sampled token, nats", "below 1"),
+    Metric("clip_fraction", "share of turns (at token level: tokens) outside the clip range", "below 0.3"),
+    Metric("log_ratio/mean", "mean log-ratio per turn (at token level: per token)", "near 0"),
+    Metric("log_ratio/std", "standard deviation of the same", "below the clip range"),
+    Metric("grad_norm/actor", "the actor's gradient norm before its clip", "steady"),
+    Metric("grad_norm/critic", "the critic's gradient norm before its clip", "falls"),
+    Metric("learning_rate_critic", "the critic's current learning rate", "`critic_lr_multiplier` x the actor's"),
+    Metric(
+        "sampling/logprob_gap_mean",
+        "mean |log-prob at sampling - the trainer's before the update| per token of the batch's first update, nats",
+        "below 1e-4 in float32, below 0.05 in bf16",
+    ),
+    Metric("sampling/logprob_gap_max", "largest such gap, nats", "below 1e-3 in float32, below 1 in bf16"),
+    Metric(
+        "sampling/ratio_outside_share",
+        "share of these tokens whose trainer / sampler probability is outside [0.9, 1.1]",
+        "0 in float32, below 0.1 in bf16",
+    ),
+    Metric("sampling/tokens_per_s", "tokens sampled on all ranks per second of collecting the batch", "-"),
+    Metric("padding_share", "share of the positions that an update computes which hold no token", "below 0.1"),
+    Metric("num_tokens", "tokens of all rows trained on so far, prompts included", "rises"),
+    Metric("time/rollout_s", "seconds of collecting the rollout batch", "-"),
+    Metric("time/generate_s", "of these, inside the generator (the slowest rank's)", "most of them"),
+    Metric("time/environment_s", "inside environments, added over their threads (the slowest rank's)", "-"),
+    Metric("time/wait_s", "waiting for environments with nothing to generate (the slowest rank's)", "near 0"),
+    Metric("time/sync_s", "handing the weights to the generator (the slowest rank's)", "small"),
+    Metric("time/update_s", "seconds of the optimizer step's passes", "-"),
+)
+
+
+def explained_variance(returns: torch.Tensor, values: torch.Tensor) -> float:
+    """Return 1 - Var(returns - values) / Var(returns) of 1-D tensors; NaN where the returns are all equal."""
+    variance = returns.double().var(correction=0)
+    if not len(returns) or variance == 0:
+        return math.nan
+    return float(1.0 - (returns.double() - values.double()).var(correction=0) / variance)
+
+
+def rollout_metrics(
+    trajectories: Sequence[Trajectory], *, bootstrap_truncated: bool | None = None
+) -> dict[str, float]:
+    """Describe a rollout batch; failed episodes are counted and enter nothing else."""
+    played = [trajectory for trajectory in trajectories if trajectory.stop_reason is not StopReason.ERROR]
+    metrics = {"episodes/failed": float(len(trajectories) - len(played))}
+    if not played:
+        return metrics
+    turns = [turn for trajectory in played for turn in trajectory.turns]
+    rewards = torch.tensor([trajectory.total_reward for trajectory in played], dtype=torch.float64)
+    lengths = [len(turn.completion_ids) for turn in turns]
+    stops = Counter(trajectory.stop_reason for trajectory in played)
+
+    def share(count: float) -> float:
+        return count / len(played)
+
+    metrics |= {
+        "reward": float(rewards.mean()),
+        "reward_std": float(rewards.std(correction=0)),
+        "penalty": share(sum(trajectory.total_penalty for trajectory in played)),
+        "success": share(stops[StopReason.SOLVED]),
+        "turns/mean": share(len(turns)),
+        "turns/invalid_share": sum(turn.penalty < 0 for turn in turns) / len(turns),
+        "turns/no_action_share": sum(not turn.action for turn in turns) / len(turns),
+        "completions/mean_length": sum(lengths) / len(turns),
+        "completions/max_length": float(max(lengths)),
+        "completions/clipped_ratio": sum(turn.finish_reason == "length" for turn in turns) / len(turns),
+        "episodes/truncated_share": share(sum(trajectory.stop_reason.truncated for trajectory in played)),
+        "episodes/bootstrapped_share": share(sum(item.is_bootstrapped(bootstrap_truncated) for item in played)),
+        "episodes/distinct_tasks": float(len({(item.environment, item.seed, str(item.task)) for item in played})),
+    }
+    if any("synthetic" in trajectory.metrics for trajectory in played):
+        metrics["synthetic"] = share(sum(trajectory.metrics.get("synthetic", 0.0) for trajectory in played))
+    metrics |= _by_environment(played) | _tools(played) | _by_function(played)
+    # absent reasons too: a mean over several batches must count their zeros
+    reasons = [reason for reason in StopReason if reason is not StopReason.ERROR]
+    return metrics | {f"stop/{reason.value}": share(stops[reason]) for reason in reasons}
+
+
+def _by_environment(played: Sequence[Trajectory]) -> dict[str, float]:
+    names = sorted({trajectory.environment for trajectory in played})
+    metrics: dict[str, float] = {}
+    for name in names if len(names) > 1 else ():
+        theirs = [trajectory for trajectory in played if trajectory.environment == name]
+        metrics[f"reward/{name}"] = sum(trajectory.total_reward for trajectory in theirs) / len(theirs)
+        metrics[f"success/{name}"] = sum(trajectory.solved for trajectory in theirs) / len(theirs)
+    return metrics
+
+
+def _tools(played: Sequence[Trajectory]) -> dict[str, float]:
+    calls = [trajectory.metrics["tool_calls"] for trajectory in played if "tool_calls" in trajectory.metrics]
+    if not calls:
+        return {}
+    failures = sum(trajectory.metrics.get("tool_failures", 0.0) for trajectory in played)
+    frequency = failures / sum(calls) if sum(calls) else 0.0
+    return {"tools/call_frequency": sum(calls) / len(calls), "tools/failure_frequency": frequency}
+
+
+def _by_function(played: Sequence[Trajectory]) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for name in sorted({name for trajectory in played for name in trajectory.metrics if name.startswith("rewards/")}):
+        values = torch.tensor([item.metrics[name] for item in played if name in item.metrics], dtype=torch.float64)
+        metrics |= {f"{name}/mean": float(values.mean()), f"{name}/std": float(values.std(correction=0))}
+    return metrics
+
+
+def credit_metrics(credit: Mapping[str, torch.Tensor], *, with_critic: bool) -> dict[str, float]:
+    """
+    Describe what the decisions of a rollout batch were worth.
+
+    Args:
+        credit (`Mapping[str, torch.Tensor]`): 1-D `advantages`, `returns`, `values` and `turns` (the decision's turn,
+            from 0, or -1 where decisions are tokens), over all ranks.
+        with_critic (`bool`): Whether `values` are a critic's.
+    """
+    advantages, returns, values = (credit[name].double() for name in ("advantages", "returns", "values"))
+    if not len(advantages):
+        return {}
+    metrics = {"advantages/mean": float(advantages.mean()), "advantages/std": float(advantages.std(correction=0))}
+    if not with_critic:
+        return metrics
+    metrics |= {
+        "value/mean": float(values.mean()),
+        "returns/mean": float(returns.mean()),
+        "explained_variance": explained_variance(returns, values),
+    }
+    spread = values.std(correction=0) * returns.std(correction=0)
+    if spread > 0:
+        joint = ((values - values.mean()) * (returns - returns.mean())).mean()
+        metrics["value_return_correlation"] = float(joint / spread)
+    for turn in range(int(credit["turns"].max()) + 1):
+        at_turn = values[credit["turns"] == turn]
+        if len(at_turn):
+            metrics[f"value/turn_{turn + 1}"] = float(at_turn.mean())
+    return metrics
+
+
+def sampling_metrics(gaps: torch.Tensor) -> dict[str, float]:
+    """
+    Say how well the sampler's log-probs are the trainer's.
+
+    Args:
+        gaps (`torch.Tensor` of shape `(tokens,)`): Trainer's log-prob minus sampler's, over all ranks, nats.
+    """
+    if not len(gaps):
+        return {}
+    ratios = gaps.double().exp()
+    return {
+        "sampling/logprob_gap_mean": float(gaps.double().abs().mean()),
+        "sampling/logprob_gap_max": float(gaps.abs().max()),
+        "sampling/ratio_outside_share": float(((ratios < 0.9) | (ratios > 1.1)).double().mean()),
+    }
+
+
+def update_metrics(sums: Mapping[str, float], num_tokens: float) -> dict[str, float]:
+    """Turn the update's sums over all ranks into means; see [`~turnppo_hf.trainer.update.Update.actor_pass`]."""
+    metrics = {name: sums[name] for name in ("policy_loss", "value_loss") if name in sums}
+    metrics |= {name: sums[name] / num_tokens for name in ("entropy", "approx_kl", "ref_kl") if name in sums}
+    if sums.get("positions"):
+        metrics["padding_share"] = 1.0 - sums["row_tokens"] / sums["positions"]
+    if sums.get("decisions"):
+        mean = sums["log_ratio"] / sums["decisions"]
+        variance = sums["log_ratio_squared"] / sums["decisions"] - mean**2
+        metrics["clip_fraction"] = sums["clipped"] / sums["decisions"]
+        metrics["log_ratio/mean"] = mean
+        metrics["log_ratio/std"] = math.sqrt(max(variance, 0.0))
+    return metrics
+
+
+def page() -> str:
+    """Return docs/metrics.md."""
+    rows: list[Any] = [f"| `{metric.name}` | {metric.formula} | {metric.healthy} |" for metric in METRICS]
+    head = [
+        "# Metrics",
+        "",
+        "Generated by `python -m turnppo_hf.trainer.metrics > docs/metrics.md`. Training logs these names; evaluation "
+        "logs",
+        "`eval_` + `success`, `reward`, `reward_std`, `penalty`, `turns/mean` and the other episode metrics.",
+        "",
+        "| name | formula | healthy |",
+        "|---|---|---|",
+    ]
+    return "\n".join([*head, *rows])
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write(page() + "\n")
+
+
+def print_turns(trajectories: Sequence[Trajectory], step: int, num_rows: int | None = None) -> None:
+    """
+    Print turns as TRL's table of completions.
+
+    Args:
+        trajectories (`Sequence[Trajectory]`): Whose turns are shown.
+        step (`int`): Optimizer step, for the title.
+        num_rows (`int`, *optional*): Draw that many turns; all by default.
+    """
+    turns = [turn for trajectory in trajectories for turn in trajectory.turns]
+    scored = bool(turns) and all(turn.advantage is not None for turn in turns)
+    print_prompt_completions_sample(
+        [turn.observation for turn in turns],
+        [turn.completion for turn in turns],
+        {"reward": [turn.reward for turn in turns], "penalty": [turn.penalty for turn in turns]},
+        [turn.advantage or 0.0 for turn in turns] if scored else None,
+        step,
+        num_rows,
+    )

@@ -1,0 +1,208 @@
+"""Model ids or models in, checked at the door; actor and critic out."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedModel
+
+from turnppo_hf._trl import create_model_from_path
+from turnppo_hf.hub.files import check_critic, read_json
+from turnppo_hf.models.actor_critic import ActorCritic, critic_from_actor, disable_dropout
+from turnppo_hf.models.adapters import (
+    ADAPTER_CONFIG,
+    add_adapter,
+    check_adapted,
+    check_mergeable,
+    critic_config,
+    in_float32,
+    is_adapted,
+    keep_layout,
+    load_adapter,
+    load_head,
+    open_adapter,
+    remember_as_given,
+    unadapted,
+)
+from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
+
+
+def load_actor(
+    model: str | PreTrainedModel, args: TurnPPOConfig, peft_config: Any = None, quantization_config: Any = None
+) -> PreTrainedModel:
+    """
+    Load the actor, or take the one given; add adapters to it where asked.
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`]): A `PeftModel` is trained as it is.
+        args ([`TurnPPOConfig`]): The configuration.
+        peft_config (`peft.PeftConfig`, *optional*): Adapters to add; the model itself is frozen.
+        quantization_config (*optional*): Passed to `from_pretrained`; for frozen models only.
+
+    Raises:
+        `TypeError`: neither an id nor a causal language model.
+        `ValueError`: arguments of the loading beside a model that is loaded already, or a quantized model without
+            adapters.
+    """
+    if isinstance(model, str):
+        kwargs = {"device_map": None, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
+        if quantization_config is not None:
+            kwargs["quantization_config"] = quantization_config
+        actor = _from_pretrained(model, kwargs)
+    elif args.model_init_kwargs is not None or quantization_config is not None:
+        name = "quantization_config" if args.model_init_kwargs is None else "model_init_kwargs"
+        raise ValueError(
+            f"`{name}` is set but `model` is loaded already, so it would have no effect. Pass the model's id, or "
+            f"drop `{name}`."
+        )
+    else:
+        actor = model
+    if not isinstance(unadapted(actor), PreTrainedModel) or actor.get_output_embeddings() is None:
+        raise TypeError(
+            f"`model` must be an id or a causal language model of transformers, got {type(actor).__name__}. Load it "
+            "with AutoModelForCausalLM."
+        )
+    keep_layout(actor)
+    if peft_config is not None:
+        actor = add_adapter(actor, peft_config)
+    elif is_adapted(actor):
+        check_adapted(actor)
+        in_float32(actor)
+        if args.beta:
+            remember_as_given(actor)
+    _check_trained(actor, args)
+    if args.disable_dropout:
+        disable_dropout(actor)
+    return actor
+
+
+def _from_pretrained(model: str, kwargs: dict[str, Any]) -> PreTrainedModel:
+    if (Path(model) / ADAPTER_CONFIG).exists():
+        base = read_json(Path(model) / ADAPTER_CONFIG)["base_model_name_or_path"]
+        return open_adapter(_from_pretrained(base, kwargs), Path(model), is_trainable=True)
+    try:
+        return create_model_from_path(model, AutoModelForCausalLM, **kwargs)
+    except ImportError as error:
+        if "quantization_config" not in kwargs:
+            raise
+        raise ImportError(
+            f"The model cannot be quantized here ({str(error).splitlines()[0]}), so it would not fit. Install "
+            "bitsandbytes (pip install bitsandbytes), or leave `load_in_4bit` and `quantization_config` out."
+        ) from error
+
+
+def _check_trained(actor: PreTrainedModel, args: TurnPPOConfig) -> None:
+    """Refuse what cannot be trained; warn of weights that rounding keeps from moving."""
+    plain = unadapted(actor)
+    if getattr(plain, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            "`model` is an adapter that transformers loaded into its base model, so it could neither be trained alone "
+            "nor switched off. Load it with peft.AutoPeftModelForCausalLM.from_pretrained(folder, is_trainable=True) "
+            "and pass that."
+        )
+    if getattr(plain, "is_quantized", False):
+        if not is_adapted(actor):
+            raise ValueError(
+                "The model is quantized, and its weights are too coarse to be trained. Add `peft_config` (`use_peft: "
+                "true`), so that adapters are trained on it."
+            )
+        if args.use_vllm:
+            raise ValueError(
+                "The model is quantized and `use_vllm` is set, but vLLM is sent whole weights, into which an adapter "
+                "cannot be merged here. Drop one of them."
+            )
+    if args.use_vllm:
+        check_mergeable(actor)
+    trained = {parameter.dtype for parameter in actor.parameters() if parameter.requires_grad}
+    for dtype in trained - {torch.float32}:
+        warnings.warn(
+            f"The actor's weights are {dtype}: a learning rate of {args.learning_rate:g} moves them by less "
+            "than their spacing, so most updates are lost. Load it in float32; `bf16` still computes in bfloat16.",
+            stacklevel=4,
+        )
+
+
+def load_critic(
+    value_model: str | PreTrainedModel | None, actor: PreTrainedModel, args: TurnPPOConfig
+) -> PreTrainedModel:
+    """
+    Load the critic, take the one given, or build one of the kind that `args.critic` names on the actor's backbone.
+
+    Where the actor has adapters, a critic of the kinds `"separate"` and `"lora"` has some as well, and a head.
+
+    Raises:
+        `ValueError`: it does not give one number per token, or reads another vocabulary than the actor; or it is
+            given although the kind of critic stands on the actor's weights.
+    """
+    if args.critic == "lora" and not is_adapted(actor):
+        raise ValueError(
+            '`critic` is "lora", a second adapter on the actor\'s frozen base, but the actor has no adapter and is '
+            'trained whole. Set `peft_config` (`use_peft: true`), or take critic="separate" or "shared".'
+        )
+    known = Path(value_model) if isinstance(value_model, str) else None
+    if known is not None and is_adapted(actor) and (known / ADAPTER_CONFIG).exists():
+        critic = _critic_on(actor, args.critic)
+        (load_head if args.critic == "shared" else load_adapter)(critic, known)
+        return critic
+    if value_model is None:
+        return _critic_on(actor, args.critic)
+    if args.critic != "separate":
+        raise ValueError(
+            f'`value_model` is set, but `critic` is "{args.critic}", which stands on the actor\'s own weights. Drop '
+            "one of them."
+        )
+    if is_adapted(actor) and not is_adapted(value_model):
+        raise ValueError(
+            "`value_model` is set beside an actor of adapters, but what is saved are adapters on one base model, so a "
+            "critic with other weights would be lost. Drop it: the critic starts on the actor's base with a head of "
+            "zero; or name the folder of a critic's adapter on that base."
+        )
+    critic = value_model
+    if isinstance(value_model, str):
+        critic = create_model_from_path(
+            value_model, AutoModelForTokenClassification, device_map=None, num_labels=1, dtype=actor.dtype
+        )
+    check_critic(critic.config.to_dict(), actor.config.to_dict(), "`value_model`")
+    disable_dropout(critic)
+    return critic
+
+
+def _critic_on(actor: PreTrainedModel, kind: str) -> PreTrainedModel:
+    """Build a critic on the actor's backbone, with an adapter where the actor has one."""
+    critic = critic_from_actor(actor, kind)
+    if is_adapted(actor) and kind != "shared":
+        critic = add_adapter(critic, critic_config(actor, critic))
+        disable_dropout(critic)
+    return critic
+
+
+def load_reference(actor: PreTrainedModel, args: TurnPPOConfig) -> PreTrainedModel | None:
+    """Give the model of the KL term: a frozen copy, or an adapted actor itself, whose adapter can be switched off."""
+    if not args.beta:
+        return None
+    return actor if is_adapted(actor) else copy.deepcopy(actor).requires_grad_(False).eval()
+
+
+def pair(actor: PreTrainedModel, critic: PreTrainedModel | None, args: TurnPPOConfig) -> ActorCritic:
+    """Put both networks into one module."""
+    on_trunk = critic is not None and args.critic == "shared"
+    return ActorCritic(actor, critic, args.critic_trunk_gradient if on_trunk else None)
+
+
+def check_launch(networks: ActorCritic, critic: str, *, is_shared_out: bool) -> None:
+    """
+    Refuse launches that cut weights which two networks hold.
+
+    Raises:
+        `ValueError`: FSDP or DeepSpeed with adapters or with a critic on the actor's weights.
+    """
+    if is_shared_out and (is_adapted(networks.actor) or (networks.critic is not None and critic != "separate")):
+        raise ValueError(
+            "The launch shares weights out over the ranks (FSDP or DeepSpeed), but adapters and critics on the "
+            "actor's weights were never tried with it. Use trainer_configs/accelerate/multi_gpu.yaml: with adapters a "
+            "whole base model on each rank takes little."
+        )

@@ -1,0 +1,143 @@
+"""Datasets in, checked at the door; the order in which a run plays their rows out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+
+from turnppo_hf._trl import RepeatSampler
+from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
+
+
+class TaskSampler(RepeatSampler):
+    """
+    TRL's sampler of repeated tasks, with an order for each epoch that a resumed run finds again.
+
+    Args:
+        epoch (`Callable`): Tells the epoch whose pass begins.
+        seed (`int`): With the epoch's number it seeds the order.
+        kwargs: See TRL's `RepeatSampler`.
+    """
+
+    def __init__(self, *, epoch: Callable[[], int], seed: int, **kwargs: Any) -> None:
+        super().__init__(seed=seed, **kwargs)
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        if self.shuffle:
+            self.generator.manual_seed(self.seed + self.epoch())
+        return super().__iter__()
+
+
+class TaskStream(torch.utils.data.IterableDataset):
+    """
+    A rank's share of each rollout batch of a dataset without a length, in the order of its rows.
+
+    Every rank reads the whole stream, so all agree on its batches; a stream that ends begins again, and the rows that
+    fill no batch at its end are left out.
+
+    Args:
+        rows (`IterableDataset`): Tasks.
+        args ([`TurnPPOConfig`]): How many tasks and ranks a batch has, and how often it is used.
+        names (`list[str]`): Environments.
+    """
+
+    def __init__(self, rows: IterableDataset, args: TurnPPOConfig, names: list[str]) -> None:
+        self.rows, self.args, self.names = rows, args, names
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        args, batch, filled = self.args, list[dict[str, Any]](), False
+        share = args.generation_batch_size // args.world_size  # type: ignore[operator]  # filled in __post_init__
+        mine = slice(args.process_index * share, (args.process_index + 1) * share)
+        while True:  # so that a resumed run may skip more batches than one pass has
+            for row in self.rows:
+                _check_names({row.get("environment")}, self.names)
+                batch += [row] * int(args.num_generations or 1)
+                if len(batch) == args.generation_batch_size:
+                    for _ in range(args.updates_per_batch):
+                        yield from batch[mine]
+                    batch, filled = [], True
+            if not filled:
+                raise ValueError(
+                    f"`train_dataset` ended after {len(batch) // int(args.num_generations or 1)} rows, but a rollout "
+                    f"batch takes {args.tasks_per_batch} tasks. Add tasks or lower `generation_batch_size`."
+                )
+            batch = []
+
+
+def check_tasks(
+    dataset: Dataset | IterableDataset | None, args: TurnPPOConfig, names: list[str]
+) -> Dataset | TaskStream:
+    """
+    Check that the tasks fill rollout batches; make tasks from seeds where there is no dataset.
+
+    Raises:
+        `ValueError`: an empty dataset, fewer rows than a batch has tasks, an unknown environment in a row, neither
+        dataset nor `max_steps`, or a stream without `max_steps` or with oversampling, which draws rows by number.
+    """
+    if dataset is None:
+        if args.max_steps <= 0:
+            raise ValueError(
+                f"There is no `train_dataset` and `max_steps` is {args.max_steps}, so the run has no end. Set "
+                "`max_steps`, or pass a dataset with a column `seed`."
+            )
+        batches = -(-args.max_steps // args.updates_per_batch)
+        return Dataset.from_dict({"seed": range(batches * args.tasks_per_batch)})
+    if isinstance(dataset, IterableDataset):
+        if args.max_steps <= 0 or args.oversampling_factor > 1.0:
+            raise ValueError(
+                f"`train_dataset` has no length, `max_steps` is {args.max_steps} and `oversampling_factor` "
+                f"{args.oversampling_factor:g}: a stream says neither when the run ends nor which further tasks could "
+                "be drawn. Set `max_steps` and leave oversampling out, or pass a datasets.Dataset."
+            )
+        return TaskStream(dataset, args, names)
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "column_names"):
+        raise ValueError(
+            f"`train_dataset` is a {type(dataset).__name__} without a length. Rollout batches need to know their "
+            "tasks: pass a datasets.Dataset or a datasets.IterableDataset."
+        )
+    if len(dataset) < args.tasks_per_batch:
+        raise ValueError(
+            f"`train_dataset` has {len(dataset)} rows, but a rollout batch takes {args.tasks_per_batch} distinct "
+            f"tasks (`generation_batch_size` {args.generation_batch_size} / `num_generations` "
+            f"{args.num_generations}), so no batch would ever be full. Add tasks or lower `generation_batch_size`."
+        )
+    _check_environment_column(dataset, names)
+    return dataset
+
+
+def check_eval_tasks(dataset: Dataset | None, names: list[str]) -> None:
+    """
+    Check the tasks of the evaluation before anything is trained.
+
+    Raises:
+        `ValueError`: several datasets, an empty one, or an unknown environment in a row.
+    """
+    if dataset is None:
+        return
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "column_names") or isinstance(dataset, Mapping):
+        raise ValueError(
+            f"`eval_dataset` is a {type(dataset).__name__}; one datasets.Dataset with a length is played. Pass one, "
+            "and call evaluate() for the others."
+        )
+    if len(dataset) == 0:
+        raise ValueError("`eval_dataset` has no rows, so there is nothing to play. Add tasks or leave it out.")
+    _check_environment_column(dataset, names)
+
+
+def _check_environment_column(dataset: Dataset, names: list[str]) -> None:
+    if "environment" in dataset.column_names:
+        _check_names(set(dataset.unique("environment")), names)
+
+
+def _check_names(used: set[Any], names: list[str]) -> None:
+    # an empty cell stands for the default environment
+    unknown = sorted(used - {*names, None, ""})
+    if unknown:
+        raise ValueError(
+            f"The column `environment` names {', '.join(map(repr, unknown))}, but `environment_factory` has "
+            f"{', '.join(map(repr, names))}. Use these names."
+        )

@@ -1,0 +1,382 @@
+"""`TurnPPOConfig`: every knob of the trainer, with GRPOConfig's spelling wherever GRPOConfig has the knob."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from turnppo_hf._trl import BaseConfig
+from turnppo_hf.trainer.config_checks import (
+    ALGORITHMS,
+    LOSS_AGGREGATIONS,
+    check_choices,
+    check_critic_kind,
+    check_ranges,
+    check_vllm,
+)
+
+
+@dataclass
+class TurnPPOConfig(BaseConfig):
+    r"""
+    Configuration of [`TurnPPOTrainer`].
+
+    Only the parameters specific to turn-level PPO and to multi-turn rollouts are listed; for all others see
+    [`~transformers.TrainingArguments`]. Fields that TRL's `GRPOConfig` has keep its name and meaning.
+
+    > [!NOTE]
+    > Defaults that differ from [`~transformers.TrainingArguments`]: `learning_rate` is 1e-6, `logging_steps` is 10,
+    > `remove_unused_columns` is False, and `bf16` and `gradient_checkpointing` follow the device (off on CPU).
+    > `gradient_accumulation_steps` only enters `generation_batch_size`: micro-batches are cut by
+    > `max_tokens_per_micro_batch` and never change the gradient. `trackio_static_space_id` is False: with Trackio, a
+    > push would otherwise create a Space of the run's logs, public unless `hub_private_repo` is set. Set it to None or
+    > to a name to have one.
+
+    Parameters:
+        > Parameters that control the model
+
+        model_init_kwargs (`dict` or `str`, *optional*):
+            Keyword arguments for `from_pretrained` where `model` is a string.
+        disable_dropout (`bool`, *optional*, defaults to `True`):
+            Switch dropout off in the actor (it is always off in the critic): with dropout the ratio is not 1 before
+            the first update.
+
+        > Parameters that control the algorithm
+
+        algorithm (`str`, *optional*, defaults to `"turn_ppo"`):
+            `"turn_ppo"` (GAE over turns, one ratio per turn), `"token_ppo"` (GAE over tokens), `"grpo"` or `"rloo"`
+            (group baselines, no critic). It sets the defaults of `importance_sampling_level`, `whiten_advantages` and
+            `num_generations`.
+        gamma (`float`, *optional*, defaults to `0.99`):
+            Discount per turn.
+        lam (`float`, *optional*, defaults to `0.9`):
+            GAE's lambda per turn. `lambda` in YAML and on the command line.
+        token_gamma (`float`, *optional*, defaults to `1.0`):
+            Discount per token, used by `token_ppo` only.
+        token_lam (`float`, *optional*, defaults to `1.0`):
+            GAE's lambda per token, used by `token_ppo` only.
+        critic_lr_multiplier (`float`, *optional*, defaults to `10.0`):
+            The critic's learning rate is `learning_rate` times this.
+        critic (`str`, *optional*, defaults to `"separate"`):
+            `"separate"` (a network of its own; beside adapters, an adapter on a frozen copy of the base), `"lora"` (a
+            second adapter on the actor's frozen base) or `"shared"` (a head on the actor's trunk).
+        critic_trunk_gradient (`float`, *optional*, defaults to `0.0`):
+            Share of the value loss's gradient that enters the trunk of a shared critic; 0 stops it.
+        critic_warmup_steps (`int`, *optional*, defaults to `0`):
+            Optimizer steps at the start in which only the critic is trained.
+        importance_sampling_level (`str`, *optional*):
+            `"turn"` (product over the turn's tokens), `"turn_geometric"` (its length-normalised form) or `"token"`.
+            Defaults to `"turn"` for `turn_ppo`, else `"token"`.
+        loss_aggregation (`str`, *optional*, defaults to `"trajectory_tokens"`):
+            `"trajectory_tokens"` (sum over a trajectory divided by its sampled tokens, mean over trajectories),
+            `"batch_tokens"` (sum divided by all sampled tokens) or `"turns"` (mean over turns).
+        whiten_advantages (`str`, *optional*):
+            `"turns"`, `"tokens"` or `"none"`: over what advantages are whitened, once per rollout batch on all ranks.
+            Defaults to `"turns"` for `turn_ppo`, `"tokens"` for `token_ppo`, `"none"` for the group baselines.
+        scale_rewards (`bool`, *optional*, defaults to `True`):
+            Divide GRPO's advantages by the group's standard deviation.
+        epsilon (`float`, *optional*, defaults to `0.2`):
+            Clip range below 1 of the ratio.
+        epsilon_high (`float`, *optional*):
+            Clip range above 1. Defaults to `epsilon`.
+        cliprange_value (`float`, *optional*):
+            Clip range of the value around its value before the update, in units of return. Off by default.
+        beta (`float`, *optional*, defaults to `0.0`):
+            Coefficient of the KL divergence to the initial model. 0 loads no reference model.
+        kl_estimator (`str`, *optional*, defaults to `"k3"`):
+            `"k1"`, `"k2"` or `"k3"`.
+        entropy_coef (`float`, *optional*, defaults to `0.0`):
+            Coefficient of the entropy bonus (mean over sampled tokens).
+        bootstrap_truncated (`bool`, *optional*):
+            Whether a truncated episode's last turn is bootstrapped with the critic. Unset follows the stop reason:
+            yes for limits from outside the task, no for budgets that the prompt shows.
+
+        > Parameters that control the data
+
+        num_iterations (`int`, *optional*, defaults to `1`):
+            Passes over a rollout batch.
+        num_minibatches (`int`, *optional*, defaults to `1`):
+            Optimizer steps per pass; each takes whole trajectories.
+        generation_batch_size (`int`, *optional*):
+            Episodes per rollout batch over all ranks. Defaults to `per_device_train_batch_size` x ranks x
+            `gradient_accumulation_steps` x `num_minibatches`.
+        num_generations (`int`, *optional*):
+            Episodes per task. Defaults to 1 for PPO (every task in a batch is another one), 8 for `grpo` and `rloo`.
+        max_tokens_per_micro_batch (`int`, *optional*, defaults to `16384`):
+            Padded tokens of one forward and backward pass. Lower it when memory runs out: the gradient stays the same.
+        shuffle_dataset (`bool`, *optional*, defaults to `True`):
+            Shuffle the tasks.
+        reward_weights (`list[float]`, *optional*):
+            Weight of each reward function; 1 by default. An environment's own reward counts with weight 1.
+        max_failed_share (`float`, *optional*, defaults to `0.5`):
+            Training stops, with a checkpoint, when a larger share of a rollout batch's episodes failed.
+
+        > Parameters that control the rollout
+
+        max_turns (`int`, *optional*):
+            Turns per episode, a limit beside the environment's own.
+        max_turn_length (`int`, *optional*):
+            Tokens of one response.
+        max_completion_length (`int`, *optional*, defaults to `2048`):
+            Tokens of one episode after the first prompt, responses and observations together.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Sampling temperature; log-probs are those of the scaled distribution.
+        top_p (`float`, *optional*, defaults to `1.0`):
+            Nucleus sampling; it changes what is drawn, not what is scored.
+        max_tool_calling_iterations (`int`, *optional*):
+            Rounds of tool calls per episode; a later call is not executed and ends the episode. No limit by default.
+        top_k (`int`, *optional*, defaults to `0`):
+            Top-k sampling, 0 for off; it changes what is drawn, not what is scored.
+        max_parallel_episodes (`int`, *optional*, defaults to `256`):
+            Episodes that generate at the same time on one rank; bounds the KV cache.
+        chat_template_kwargs (`dict` or `str`, *optional*):
+            Passed to the chat template, such as `{"enable_thinking": false}`.
+        oversampling_factor (`float`, *optional*, defaults to `1.0`):
+            Episodes under way per episode that a rollout batch takes: the batch is complete when enough have ended.
+        oversampling_rest (`str`, *optional*, defaults to `"continue"`):
+            What becomes of the others: `"continue"` plays them on in the next batch, `"drop"` forgets them.
+        generation_kwargs (`dict` or `str`, *optional*):
+            Further sampling parameters of vLLM, such as `{"stop": ["</action>"], "include_stop_str_in_output": true}`.
+
+        > Parameters that control vLLM
+
+        use_vllm (`bool`, *optional*, defaults to `False`):
+            Sample with vLLM instead of with the training weights.
+        vllm_mode (`str`, *optional*, defaults to `"colocate"`):
+            `"colocate"`: in the trainer's process. `"server"`: on a server that `turnppo vllm-serve` started.
+        vllm_gpu_memory_utilization (`float`, *optional*, defaults to `0.3`):
+            Share of the device's memory that a colocated engine may take.
+        vllm_max_model_length (`int`, *optional*):
+            Tokens of a prompt and its response in a colocated engine. Defaults to what the model reads.
+        vllm_enable_sleep_mode (`bool`, *optional*, defaults to `False`):
+            A colocated engine gives its memory back during updates. GPU only.
+        vllm_server_base_url (`str`, *optional*):
+            The server's address, such as `"http://localhost:8000"`, instead of host and port.
+        vllm_server_host (`str`, *optional*, defaults to `"127.0.0.1"`), vllm_server_port (`int`, defaults to `8000`):
+            The server's address.
+        vllm_server_timeout (`float`, *optional*, defaults to `240.0`):
+            Seconds for which an answer, or a server that is gone, is waited for.
+        vllm_structured_outputs_regex (`str`, *optional*):
+            Regular expression that every response matches.
+        vllm_structured_outputs_choice (`list[str]`, *optional*):
+            Texts of which every response is one.
+        vllm_importance_sampling_correction (`bool`, *optional*):
+            Weigh the loss by the trainer's over the sampler's probability, truncated. Unset: on where vLLM computes in
+            half precision, and where oversampling continues episodes of older weights.
+        vllm_importance_sampling_mode (`str`, *optional*):
+            `"turn_truncate"` (one weight a turn) or `"token_truncate"`. Unset: as `importance_sampling_level`.
+        vllm_importance_sampling_clip_max (`float`, *optional*, defaults to `3.0`):
+            Where the weights are truncated.
+
+        > Parameters that control the logging
+
+        log_completions (`bool`, *optional*, defaults to `False`):
+            Print a table of turns at every logging step and save the trajectories beside the checkpoints.
+        num_completions_to_print (`int`, *optional*):
+            Rows of that table; all by default.
+        eval_temperature (`float`, *optional*, defaults to `0.0`):
+            Temperature of evaluation episodes; 0 is greedy.
+    """
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+        *BaseConfig._VALID_DICT_FIELDS,
+        "model_init_kwargs",
+        "chat_template_kwargs",
+        "generation_kwargs",
+    ]
+
+    learning_rate: float = field(default=1e-6, metadata={"help": "The actor's initial learning rate for AdamW."})
+    remove_unused_columns: bool | None = field(
+        default=False, metadata={"help": "Must stay False: a row's columns select and configure the environment."}
+    )
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Recompute activations in the backward pass. Unset: on, but off on CPU."}
+    )
+    bf16: bool | None = field(
+        default=None, metadata={"help": "bf16 autocast. Unset: on where the accelerator supports it, off on CPU."}
+    )
+
+    dataloader_pin_memory: bool = field(
+        default=False, metadata={"help": "Rows are tasks, not tensors: there is nothing to pin."}
+    )
+    # TRL's parser reads the second type of a union as the one that may be None
+    trackio_static_space_id: str | None | Literal[False] = field(  # noqa: RUF036
+        default=False,
+        metadata={"help": "Space that a push makes of Trackio's logs. False: none; None: a default name."},
+    )
+
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Keyword arguments for `from_pretrained` where `model` is a string."}
+    )
+    disable_dropout: bool = field(default=True, metadata={"help": "Switch dropout off in the actor."})
+
+    algorithm: str = field(default="turn_ppo", metadata={"help": f"One of {', '.join(ALGORITHMS)}."})
+    gamma: float = field(default=0.99, metadata={"help": "Discount per turn."})
+    lam: float = field(default=0.9, metadata={"help": "GAE's lambda per turn (`lambda` in YAML and here)."})
+    token_gamma: float = field(default=1.0, metadata={"help": "Discount per token, used by token_ppo only."})
+    token_lam: float = field(default=1.0, metadata={"help": "GAE's lambda per token, used by token_ppo only."})
+    critic_lr_multiplier: float = field(default=10.0, metadata={"help": "Critic's learning rate / actor's."})
+    critic: str = field(default="separate", metadata={"help": "Kind of critic: separate, lora or shared."})
+    critic_trunk_gradient: float = field(
+        default=0.0, metadata={"help": "Share of a shared critic's gradient that enters the trunk; 0 stops it."}
+    )
+    critic_warmup_steps: int = field(default=0, metadata={"help": "First optimizer steps that train the critic only."})
+    importance_sampling_level: str | None = field(
+        default=None, metadata={"help": "turn, turn_geometric or token. Unset: turn for turn_ppo, else token."}
+    )
+    loss_aggregation: str = field(
+        default="trajectory_tokens", metadata={"help": f"One of {', '.join(LOSS_AGGREGATIONS)}."}
+    )
+    whiten_advantages: str | None = field(
+        default=None, metadata={"help": "turns, tokens or none. Unset: by algorithm (turns, tokens, none)."}
+    )
+    scale_rewards: bool = field(default=True, metadata={"help": "Divide GRPO's advantages by the group's std."})
+    epsilon: float = field(default=0.2, metadata={"help": "Clip range below 1 of the ratio."})
+    epsilon_high: float | None = field(default=None, metadata={"help": "Clip range above 1. Unset: epsilon."})
+    cliprange_value: float | None = field(default=None, metadata={"help": "Clip range of the value. Unset: off."})
+    beta: float = field(default=0.0, metadata={"help": "KL coefficient; 0 loads no reference model."})
+    kl_estimator: str = field(default="k3", metadata={"help": "k1, k2 or k3."})
+    entropy_coef: float = field(default=0.0, metadata={"help": "Entropy bonus (mean over sampled tokens)."})
+    bootstrap_truncated: bool | None = field(
+        default=None, metadata={"help": "Bootstrap truncated episodes. Unset: by stop reason."}
+    )
+
+    num_iterations: int = field(default=1, metadata={"help": "Passes over a rollout batch."})
+    num_minibatches: int = field(default=1, metadata={"help": "Optimizer steps per pass, of whole trajectories."})
+    generation_batch_size: int | None = field(
+        default=None, metadata={"help": "Episodes per rollout batch over all ranks."}
+    )
+    num_generations: int | None = field(
+        default=None, metadata={"help": "Episodes per task. Unset: 1 for PPO, 8 for grpo and rloo."}
+    )
+    max_tokens_per_micro_batch: int = field(
+        default=16384, metadata={"help": "Padded tokens per forward and backward; never changes the gradient."}
+    )
+    shuffle_dataset: bool = field(default=True, metadata={"help": "Shuffle the tasks."})
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weight of each reward function. Unset: 1."}
+    )
+    max_failed_share: float = field(
+        default=0.5, metadata={"help": "Stop, with a checkpoint, when a larger share of a batch's episodes failed."}
+    )
+
+    max_turns: int | None = field(default=None, metadata={"help": "Turns per episode, beside the environment's."})
+    max_turn_length: int | None = field(default=None, metadata={"help": "Tokens of one response."})
+    max_completion_length: int = field(default=2048, metadata={"help": "Tokens of one episode after its prompt."})
+    max_tool_calling_iterations: int | None = field(
+        default=None, metadata={"help": "Rounds of tool calls per episode. Unset: no limit."}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus sampling."})
+    top_k: int = field(default=0, metadata={"help": "Top-k sampling, 0 for off."})
+    max_parallel_episodes: int = field(default=256, metadata={"help": "Episodes that generate at a time per rank."})
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Passed to the chat template."}
+    )
+    oversampling_factor: float = field(default=1.0, metadata={"help": "Episodes under way per episode of a batch."})
+    oversampling_rest: str = field(default="continue", metadata={"help": "The rest's fate: continue or drop."})
+    generation_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Further sampling parameters of vLLM, such as stop strings."}
+    )
+
+    use_vllm: bool = field(default=False, metadata={"help": "Sample with vLLM."})
+    vllm_mode: str = field(default="colocate", metadata={"help": "colocate or server."})
+    vllm_gpu_memory_utilization: float = field(default=0.3, metadata={"help": "Memory share of a colocated engine."})
+    vllm_max_model_length: int | None = field(
+        default=None, metadata={"help": "Tokens of prompt and response in a colocated engine. Unset: the model's."}
+    )
+    vllm_enable_sleep_mode: bool = field(
+        default=False, metadata={"help": "A colocated engine gives its memory back during updates. GPU only."}
+    )
+    vllm_server_base_url: str | None = field(default=None, metadata={"help": "The server's address."})
+    vllm_server_host: str = field(default="127.0.0.1", metadata={"help": "The server's host."})
+    vllm_server_port: int = field(default=8000, metadata={"help": "The server's port."})
+    vllm_server_timeout: float = field(default=240.0, metadata={"help": "Seconds to wait for an answer."})
+    vllm_structured_outputs_regex: str | None = field(
+        default=None, metadata={"help": "Regular expression that every response matches."}
+    )
+    vllm_structured_outputs_choice: list[str] | None = field(
+        default=None, metadata={"help": "Texts of which every response is one."}
+    )
+    vllm_importance_sampling_correction: bool | None = field(
+        default=None, metadata={"help": "Weigh by trainer / sampler probability. Unset: where it is needed."}
+    )
+    vllm_importance_sampling_mode: str | None = field(
+        default=None, metadata={"help": "turn_truncate or token_truncate. Unset: as importance_sampling_level."}
+    )
+    vllm_importance_sampling_clip_max: float = field(default=3.0, metadata={"help": "Truncates these weights."})
+
+    log_completions: bool = field(default=False, metadata={"help": "Print turns and save trajectories when logging."})
+    num_completions_to_print: int | None = field(default=None, metadata={"help": "Rows of that table."})
+    eval_temperature: float = field(default=0.0, metadata={"help": "Temperature of evaluation; 0 is greedy."})
+
+    def __post_init__(self) -> None:
+        on_accelerator = not self.use_cpu and torch.accelerator.is_available()
+        # transformers 5.23 renamed the field and warns where the old name is set
+        renamed = hasattr(self, "activation_checkpointing")
+        checkpointing = "activation_checkpointing" if renamed else "gradient_checkpointing"
+        if self.gradient_checkpointing is None and getattr(self, checkpointing) is None:
+            setattr(self, checkpointing, on_accelerator)
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and on_accelerator and _supports_bf16()
+        super().__post_init__()
+        self._fill_defaults_of_the_algorithm()
+        check_choices(self)
+        check_ranges(self)
+        check_critic_kind(self)
+        check_vllm(self)
+        self._fold_batch_sizes()
+
+    @property
+    def uses_critic(self) -> bool:
+        """Whether the algorithm has a critic at all."""
+        return self.algorithm in ("turn_ppo", "token_ppo")
+
+    @property
+    def updates_per_batch(self) -> int:
+        """Optimizer steps per rollout batch."""
+        return self.num_iterations * self.num_minibatches
+
+    @property
+    def tasks_per_batch(self) -> int:
+        """Distinct tasks per rollout batch, over all ranks."""
+        return self.generation_batch_size // self.num_generations  # type: ignore[operator]  # filled in __post_init__
+
+    def _fill_defaults_of_the_algorithm(self) -> None:
+        group_baseline = self.algorithm in ("grpo", "rloo")
+        if self.importance_sampling_level is None:
+            self.importance_sampling_level = "turn" if self.algorithm == "turn_ppo" else "token"
+        if self.whiten_advantages is None:
+            self.whiten_advantages = {"turn_ppo": "turns", "token_ppo": "tokens"}.get(self.algorithm, "none")
+        if self.num_generations is None:
+            self.num_generations = 8 if group_baseline else 1
+        if self.epsilon_high is None:
+            self.epsilon_high = self.epsilon
+        if self.vllm_importance_sampling_correction is None:
+            continued = self.oversampling_factor > 1.0 and self.oversampling_rest == "continue"
+            self.vllm_importance_sampling_correction = continued or bool(self.use_vllm and self.bf16)
+        if self.vllm_importance_sampling_mode is None:
+            level = "token" if self.importance_sampling_level == "token" else "turn"
+            self.vllm_importance_sampling_mode = f"{level}_truncate"
+
+    def _fold_batch_sizes(self) -> None:
+        self.gradient_accumulation_steps: int
+        ranks, updates = self.world_size, self.num_minibatches
+        if self.generation_batch_size is None:
+            per_update = self.per_device_train_batch_size * ranks * self.gradient_accumulation_steps
+            self.generation_batch_size = per_update * updates
+        # one training step is one optimizer step here, whatever number of micro-batches it takes
+        self.gradient_accumulation_steps = 1
+        group = ranks * self.num_generations  # type: ignore[operator]
+        for divisor, what in ((ranks * updates, "ranks x num_minibatches"), (group, "ranks x num_generations")):
+            if self.generation_batch_size % divisor:
+                raise ValueError(
+                    f"`generation_batch_size` ({self.generation_batch_size}) must be divisible by {what} ({divisor}): "
+                    "every rank takes the same number of whole episodes and groups. Change one of them."
+                )
+
+
+def _supports_bf16() -> bool:
+    return not torch.cuda.is_available() or torch.cuda.is_bf16_supported()

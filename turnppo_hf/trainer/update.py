@@ -1,0 +1,298 @@
+"""A batch in, gradients out: the critic's pass, then the actor's, cut into micro-batches that change nothing."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from turnppo_hf.models.actor_critic import sampled_logprobs
+from turnppo_hf.models.adapters import as_reference
+from turnppo_hf.ppo.batch import TurnBatch, stack
+from turnppo_hf.ppo.credit import Credit, assign_credit, decision_values
+from turnppo_hf.ppo.losses import (
+    clip_fraction,
+    clipped_policy_loss,
+    importance_weights,
+    kl_divergence,
+    loss_weights,
+    value_loss,
+)
+from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
+from turnppo_hf.trajectory import StopReason, Trajectory, Turn
+
+Sums = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What the optimizer step's losses are divided by: counts over all ranks and micro-batches."""
+
+    num_trajectories: float
+    num_turns: float
+    num_tokens: float
+
+    @classmethod
+    def of(cls, batch: TurnBatch, reduce: Callable[[torch.Tensor], torch.Tensor] = lambda counts: counts) -> Totals:
+        """Count a batch; `reduce` adds the counts of all ranks."""
+        counts = torch.tensor([len(batch), batch.num_turns, batch.num_tokens], dtype=torch.float64)
+        # an empty step divides zero by one, not by zero
+        return cls(*reduce(counts).clamp(min=1.0).tolist())
+
+
+class Update:
+    """
+    The two passes of an optimizer step.
+
+    Args:
+        model (`nn.Module`):
+            An [`~turnppo_hf.models.actor_critic.ActorCritic`], wrapped or not; called as `model(mode, batch, ...)`.
+        config ([`TurnPPOConfig`]):
+            The algorithm and its coefficients.
+        ref_model ([`~transformers.PreTrainedModel`], *optional*):
+            Frozen model of the KL term, or the actor itself where its adapter can be switched off.
+        backward (`Callable`, *optional*):
+            Called with each micro-batch's loss; the accelerator's in training.
+        autocast (`Callable`, *optional*):
+            Makes the context of each forward.
+        largest (`Callable`, *optional*):
+            Gives the largest of all ranks' numbers, where each forward and backward of a rank waits for the others'.
+
+    Attributes:
+        sampling_gaps (`list[torch.Tensor]`):
+            Log-prob of each sampled token in the actor's pass minus that at sampling, nats.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TurnPPOConfig,
+        *,
+        ref_model: PreTrainedModel | None = None,
+        backward: Callable[[torch.Tensor], Any] = torch.Tensor.backward,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        largest: Callable[[int], int] = lambda number: number,
+    ) -> None:
+        self.model = model
+        self.config = config
+        self.ref_model = ref_model
+        self.backward = backward
+        self.autocast = autocast
+        self.largest = largest
+        self.sampling_gaps: list[torch.Tensor] = []
+
+    def credit_without_critic(self, batch: TurnBatch) -> Credit:
+        """Group baselines: no pass at all."""
+        return self._assign(batch, None)
+
+    def critic_pass(self, batch: TurnBatch, credit: Credit | None, totals: Totals | None) -> tuple[Credit, Sums]:
+        """
+        Run the critic over a batch.
+
+        Args:
+            batch (`TurnBatch`): Whole trajectories.
+            credit (`Credit`, *optional*): What the values before the update gave. `None` makes this forward's own
+                values the old ones, so that a batch that is used once is read once.
+            totals (`Totals`, *optional*): With them the value loss is differentiated; without them the pass only
+                scores.
+
+        Returns:
+            `tuple[Credit, dict]`: the credit of the batch, and `value_loss`.
+        """
+        parts: list[tuple[torch.Tensor, Credit]] = []
+        sums: Sums = defaultdict(lambda: torch.zeros((), device=batch.turn_mask.device))
+        groups, missing = self._micro_batches(batch)
+        for group in groups:
+            part = batch.select(group)
+            with torch.set_grad_enabled(totals is not None), self.autocast():
+                values = self.model("critic", part)
+            decisions = decision_values(part, values, self.config.algorithm)
+            if credit is None:
+                mine = self._assign(part, values)
+            else:
+                mine = credit.select(group, decisions.shape[1])
+            if totals is not None:
+                loss = value_loss(
+                    decisions,
+                    mine.values,
+                    mine.returns,
+                    mine.mask,
+                    cliprange_value=self.config.cliprange_value,
+                    denominator=totals.num_turns if mine.per == "turn" else totals.num_tokens,
+                )
+                self.backward(loss)
+                sums["value_loss"] += loss.detach()
+            parts.append((group, mine))
+        self._keep_up("critic", batch, missing, differentiate=totals is not None)
+        if not parts:  # a rank without episodes has a credit all the same: empty tables
+            return self._assign(batch, torch.zeros_like(batch.sampling_logprobs)), sums
+        return Credit.merge(parts, len(batch)), sums
+
+    def actor_pass(self, batch: TurnBatch, credit: Credit, advantages: torch.Tensor, totals: Totals) -> Sums:
+        """
+        Differentiate the policy loss of a batch.
+
+        Args:
+            batch (`TurnBatch`): Whole trajectories; its `old_logprobs` are used where the batch is used more than
+                once.
+            credit (`Credit`): Tells what `advantages` belong to.
+            advantages (`torch.Tensor`): As they enter the loss, shaped as `credit.advantages`.
+            totals (`Totals`): The step's denominators.
+
+        Returns:
+            `dict`: sums over this rank, to be added over ranks: `policy_loss`, `clipped`, `decisions`, `approx_kl`,
+            `entropy`, `ref_kl`, the first two moments of the log-ratio, and the `row_tokens` and `positions` computed.
+        """
+        sums: Sums = defaultdict(lambda: torch.zeros((), device=batch.turn_mask.device))
+        groups, missing = self._micro_batches(batch)
+        for group in groups:
+            part = batch.select(group)
+            mine = credit.select(group, _width(part, credit))
+            loss = self._policy_loss(
+                part, replace(mine, advantages=advantages[group, : mine.mask.shape[1]]), totals, sums
+            )
+            self.backward(loss)
+            sums["row_tokens"] += part.attention_mask.sum()
+            sums["positions"] += part.num_positions
+        self._keep_up("actor", batch, missing)
+        return sums
+
+    def idle(self, *names: str, device: torch.device, differentiate: bool = True) -> None:
+        """Run networks over one made-up turn and add a gradient of zero, in the order of a micro-batch."""
+        batch = _made_up_batch().to(device)
+        loss = torch.zeros((), device=device)
+        with torch.set_grad_enabled(differentiate), self.autocast():
+            for name in names:
+                output = self.model(name, batch)
+                loss = loss + (output[0] if name == "actor" else output).sum() * 0.0
+                if name == "actor" and self.ref_model is not None and differentiate:
+                    self._ref_logprobs(batch)
+        if differentiate:
+            self.backward(loss)
+
+    def _micro_batches(self, batch: TurnBatch) -> tuple[list[torch.Tensor], int]:
+        """Cut a batch; say how many passes more the rank with the most micro-batches makes."""
+        groups = batch.micro_batches(self.config.max_tokens_per_micro_batch)
+        return groups, self.largest(len(groups)) - len(groups)
+
+    def _keep_up(self, name: str, batch: TurnBatch, missing: int, *, differentiate: bool = True) -> None:
+        """Make the passes that other ranks wait for."""
+        for _ in range(missing):
+            self.idle(name, device=batch.turn_mask.device, differentiate=differentiate)
+
+    @torch.no_grad()
+    def score_logprobs(self, batch: TurnBatch) -> TurnBatch:
+        """Recompute `old_logprobs` with the current weights."""
+        old = torch.zeros_like(batch.old_logprobs)
+        groups, missing = self._micro_batches(batch)
+        for group in groups:
+            part = batch.select(group)
+            with self.autocast():
+                logprobs, _ = self.model("actor", part, self.config.temperature)
+            old[batch.rows_of(group), : logprobs.shape[1]] = logprobs
+        self._keep_up("actor", batch, missing, differentiate=False)
+        return replace(batch, old_logprobs=old)
+
+    def _policy_loss(self, part: TurnBatch, credit: Credit, totals: Totals, sums: Sums) -> torch.Tensor:
+        config = self.config
+        with self.autocast():
+            logprobs, entropies = self.model(
+                "actor", part, config.temperature, entropy_gradient=config.entropy_coef > 0.0
+            )
+        once = config.updates_per_batch == 1
+        old_logprobs = logprobs.detach() if once else part.old_logprobs
+        level = str(config.importance_sampling_level)
+        weights = loss_weights(
+            part.turn_lengths,
+            part.turn_mask,
+            loss_aggregation=config.loss_aggregation,
+            importance_sampling_level=level,
+            num_trajectories=totals.num_trajectories,
+            num_turns=totals.num_turns,
+            num_tokens=totals.num_tokens,
+        )
+        sampled = part.completion_mask.bool()
+        self.sampling_gaps.append((logprobs.detach() - part.sampling_logprobs)[sampled])
+        log_ratio = (logprobs - old_logprobs) * part.completion_mask
+        if level == "token":
+            mask, weights = part.completion_mask, part.to_tokens(weights)
+            spread = part.to_tokens if credit.per == "turn" else part.unpack_tokens
+            ratio, advantages = log_ratio, spread(credit.advantages)
+        else:
+            mask, advantages = part.turn_mask, credit.advantages
+            ratio = part.sum_per_turn(log_ratio)
+            if level == "turn_geometric":
+                ratio = ratio / part.turn_lengths.clamp(min=1)
+        if config.vllm_importance_sampling_correction:
+            weights = weights * self._correction(part, old_logprobs)
+        high = config.epsilon if config.epsilon_high is None else config.epsilon_high
+        clip = {"epsilon": config.epsilon, "epsilon_high": high}
+        loss = clipped_policy_loss(ratio, advantages, weights, mask, **clip)
+        sums["policy_loss"] += loss.detach()
+        entropy = (entropies * part.completion_mask).sum()
+        if config.entropy_coef > 0.0:
+            loss = loss - config.entropy_coef * entropy / totals.num_tokens
+        if self.ref_model is not None:
+            ref_logprobs = self._ref_logprobs(part)
+            kl = (kl_divergence(logprobs, ref_logprobs, estimator=config.kl_estimator) * part.completion_mask).sum()
+            sums["ref_kl"] += kl.detach()
+            loss = loss + config.beta * kl / totals.num_tokens
+        with torch.no_grad():
+            real = ratio[mask.bool()]
+            sums["entropy"] += entropy
+            sums["decisions"] += mask.sum()
+            sums["clipped"] += clip_fraction(ratio, mask, **clip) * mask.sum()
+            sums["log_ratio"] += real.sum()
+            sums["log_ratio_squared"] += real.square().sum()
+            # of old from new, the estimator that is never negative: r - 1 - log r with r = new / old
+            sums["approx_kl"] += kl_divergence(old_logprobs, logprobs, estimator="k3")[
+                part.completion_mask.bool()
+            ].sum()
+        return loss
+
+    @torch.no_grad()
+    def _ref_logprobs(self, part: TurnBatch) -> torch.Tensor:
+        with self.autocast(), as_reference(self.ref_model) as model:
+            return sampled_logprobs(model, part, self.config.temperature)[0]
+
+    def _correction(self, part: TurnBatch, old_logprobs: torch.Tensor) -> torch.Tensor:
+        """Weigh what was sampled by other weights, or by an engine that rounds: shaped as the loss's terms."""
+        config = self.config
+        gaps = (old_logprobs - part.sampling_logprobs) * part.completion_mask
+        clip_max = config.vllm_importance_sampling_clip_max
+        if config.vllm_importance_sampling_mode == "token_truncate":
+            return importance_weights(gaps, clip_max=clip_max)
+        factors = importance_weights(part.sum_per_turn(gaps), clip_max=clip_max)
+        return part.to_tokens(factors) if config.importance_sampling_level == "token" else factors
+
+    def _assign(self, batch: TurnBatch, values: torch.Tensor | None) -> Credit:
+        config = self.config
+        return assign_credit(
+            batch,
+            values,
+            algorithm=config.algorithm,
+            gamma=config.gamma,
+            lam=config.lam,
+            token_gamma=config.token_gamma,
+            token_lam=config.token_lam,
+            scale_rewards=config.scale_rewards,
+        )
+
+
+def _made_up_batch() -> TurnBatch:
+    """One turn of one token after a prompt of one."""
+    turn = Turn((0,), (0,), (0.0,), "", "", "", reward=0.0, penalty=0.0, finish_reason="stop")
+    return stack([Trajectory({}, "", 0, (turn,), StopReason.TERMINATED)])
+
+
+def _width(part: TurnBatch, credit: Credit) -> int:
+    """Decisions of the longest trajectory of a micro-batch."""
+    if credit.per == "turn":
+        return part.turn_mask.shape[1]
+    return max(int(part.turn_lengths.sum(1).max()), 1)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+_MIN_GROWTH = 64  # columns: short prompts grow as rarely as by doubling
+
 
 class SlotLayer(CacheLayerMixin):
     """Keys and values of one layer, `(slots, heads, columns, head size)`; padding writes into the last column."""
@@ -89,7 +91,8 @@ class SlotCache(Cache):
     def point(self, rows: torch.Tensor, positions: torch.Tensor, is_padding: torch.Tensor, width: int) -> None:
         """Aim the next forward at `rows` `(b,)` and `positions` `(b, q)`, reading the first `width` columns."""
         if width >= self.cursor.columns:
-            self.cursor.columns = 2 * (width + 1)  # each growth copies everything, so there are few
+            # each growth copies everything, so there are few; doubling would hold up to twice what is read
+            self.cursor.columns = width + 1 + max(width // 4, _MIN_GROWTH)
             for layer in self.layers:
                 layer.grow()
         self.cursor.rows, self.cursor.width = rows, width

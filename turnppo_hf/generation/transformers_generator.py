@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TopKLogitsWarper, TopPLogitsWarper
 
 from turnppo_hf.generation.base import Completion, end_of_turn_ids
 from turnppo_hf.generation.slot_cache import SlotCache
 
+# not cuDNN's: it builds a plan for every new shape, 90 ms on an H100 (torch 2.11), and every token is a new shape
+_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _PREFILL_TOKENS = 16384  # padded tokens of one prefill forward: bounds the activations
 
 
@@ -51,7 +54,8 @@ class TransformersGenerator:
         max_parallel_episodes (`int`, *optional*, defaults to `256`):
             Episodes in the cache at a time; further ones queue.
         autocast (`Callable`, *optional*):
-            Makes the context of each forward, the trainer's mixed precision.
+            Makes the context of a call's forwards, the trainer's mixed precision: one for all of them, so that weights
+            are cast once a call and not once a token.
 
     Raises:
         `ValueError`: the model has layers other than attention, which this cache cannot hold, or an implementation of
@@ -147,12 +151,13 @@ class TransformersGenerator:
         was_training = self.model.training
         self.model.eval()  # dropout off; and transformers refuses a cache beside activation checkpointing in training
         try:
-            self._admit()
-            target = (len(self._running) + 1) // 2
-            done = self._take_finished()
-            while len(done) < target:
-                self._decode()
-                done += self._take_finished()
+            with self.autocast(), _casts_kept(self.model), sdpa_kernel(_ATTENTION):
+                self._admit()
+                target = (len(self._running) + 1) // 2
+                done = self._take_finished()
+                while len(done) < target:
+                    self._decode()
+                    done += self._take_finished()
         finally:
             self.model.train(was_training)
         return done
@@ -231,20 +236,21 @@ class TransformersGenerator:
         if self._window is not None:
             sliding = self._additive((distance >= 0) & (distance < self._window))
             mask = {"full_attention": full, "sliding_attention": sliding} if self._mask_per_kind else sliding
-        with self.autocast():
-            output = self.model(
-                input_ids=torch.from_numpy(ids).to(device),
-                attention_mask=mask,
-                position_ids=position_ids,
-                past_key_values=self._cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
+        output = self.model(
+            input_ids=torch.from_numpy(ids).to(device),
+            attention_mask=mask,
+            position_ids=position_ids,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
         logits: torch.Tensor = output.logits
         return logits[:, -1].float()
 
     def _additive(self, allowed: torch.Tensor) -> torch.Tensor:
-        dtype = self.model.dtype
+        # in the dtype of the scores: a mask of another one would be cast in every layer
+        kind = allowed.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.model.dtype
         return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
             ~allowed, torch.finfo(dtype).min
         )
@@ -275,6 +281,26 @@ class TransformersGenerator:
                 running.append(request)
         self._running = running
         return done
+
+
+@contextmanager
+def _casts_kept(model: torch.nn.Module) -> Iterator[None]:
+    """
+    Let autocast keep the weights that it cast until its context ends.
+
+    It keeps those of leaves that require a gradient only (`cached_cast` of torch, tried with 2.11 to 2.13); the frozen
+    weights beneath adapters and those of a gathered copy would be cast anew for every token. Without gradients being
+    recorded the flag has no other effect.
+    """
+    weights = model.parameters() if torch.is_autocast_enabled(next(model.parameters()).device.type) else ()
+    frozen = [weight for weight in weights if not weight.requires_grad and weight.is_floating_point()]
+    for weight in frozen:
+        weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
 
 
 def _common_prefix(left: list[int], right: list[int]) -> int:

@@ -40,6 +40,9 @@ class ActorCritic(nn.Module):
         self, actor: PreTrainedModel, critic: PreTrainedModel | None, trunk_gradient: float | None = None
     ) -> None:
         super().__init__()
+        # rows of a batch have new lengths in every step, and cuDNN's attention builds a plan for every new shape; the
+        # backward pass recomputes with what is set then, so a context around the forward would not do
+        torch.backends.cuda.enable_cudnn_sdp(False)
         self.trunk_gradient = trunk_gradient
         self.actor = actor
         self.critic = critic
@@ -293,7 +296,8 @@ def critic_from_actor(actor: PreTrainedModel, kind: str = "separate") -> PreTrai
     config.dtype = actor.dtype  # else the copy would pass through the dtype of the file
     is_copy = kind == "separate" and plain is actor
     try:
-        with nullcontext() if is_copy else torch.device("meta"):
+        # a copy is made where the actor is: initialising billions of numbers on the CPU takes minutes
+        with actor.device if is_copy else torch.device("meta"):
             critic = AutoModelForTokenClassification.from_config(config)
     except ValueError as error:
         raise ValueError(

@@ -88,16 +88,16 @@ def check_command(words: list[str]) -> None:
     if arguments[0] == "train":
         parse_run(arguments[1:])
     else:
-        _, unknown = build_parser().parse_known_args(arguments)
+        _, unknown = build_parser(arguments[0]).parse_known_args(arguments)
         assert not unknown, f"unknown arguments: {unknown}"
 
 
 def unknown_flags(text: str) -> list[str]:
     """Flags that stand alone in inline code and belong to no command."""
     known = {*FLAGS_OF_OTHERS, "--help", "--debug", "--lambda", "--config", *(f"--{name}" for name in FIELDS)}
-    for command in COMMANDS[1:]:
-        help_text = "".join(build_parser()._subparsers._group_actions[0].choices[command].format_help())
-        known |= set(re.findall(r"--[\w]+", help_text))
+    for command in COMMANDS.keys() - {"train"}:  # its flags are the fields
+        parser = build_parser(command)._subparsers._group_actions[0].choices[command]
+        known |= set(re.findall(r"--[\w]+", parser.format_help()))
     written = [code.split()[0].partition("=")[0] for code in inline_code(text) if code.startswith("--")]
     return [flag for flag in written if flag not in known]
 

@@ -1,4 +1,4 @@
-"""The `turnppo` command, one module a command."""
+"""The `turnppo` command: `main` dispatches, and each command has a module of its name."""
 
 from __future__ import annotations
 

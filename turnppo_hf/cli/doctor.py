@@ -1,7 +1,8 @@
-"""The installation in, a page out: what is there, what was tried, what will run where, and how to get the rest."""
+"""`turnppo doctor`: the installation in; versions, what will run where, and what is missing out."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import platform
@@ -35,6 +36,24 @@ class Diagnosis:
 
     page: str
     healthy: bool  # every core package is there, in the range that was tried
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what is tried beside the look at the installation."""
+    parser.add_argument("--multi-gpu", action="store_true", help="train two steps under each way to use several GPUs")
+    parser.add_argument("--cpu", action="store_true", help="with --multi-gpu: let two CPU processes stand in for GPUs")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the diagnosis; 1 where something fails or is out of range."""
+    if arguments.multi_gpu:
+        from turnppo_hf.cli.launch_check import check_launches
+
+        diagnosis = check_launches(cpu=arguments.cpu)
+    else:
+        diagnosis = diagnose()
+    print(diagnosis.page)
+    return 0 if diagnosis.healthy else 1
 
 
 def diagnose() -> Diagnosis:

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from turnppo_hf.cli import launch_check
-from turnppo_hf.cli.doctor import Diagnosis
+from turnppo_hf.cli.common import Diagnosis
 from turnppo_hf.cli.main import main
 
 

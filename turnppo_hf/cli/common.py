@@ -1,10 +1,11 @@
-"""Pieces of several commands: the help of a model argument, the environment flags, quiet loading."""
+"""Pieces of several commands: help of a model argument, environment flags, quiet loading, a diagnosis in columns."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,14 @@ MODEL_HELP = (
     "folder that a run saved, model id on the Hub, or tiny-trained (Sokoban, with critic), tiny (where its training "
     "began) or tiny-webshop for the actors in the package"
 )
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `turnppo doctor` found."""
+
+    page: str
+    healthy: bool  # every core package is there, in the range that was tried
 
 
 def _did_you_mean(name: str, known: Sequence[str]) -> str:
@@ -51,3 +60,9 @@ def environment_of(agent: TurnPPOAgent, arguments: argparse.Namespace) -> tuple[
     return agent.environment(
         arguments.environment, **read_json_object("environment_kwargs", arguments.environment_kwargs)
     )
+
+
+def columns(rows: list[tuple[str, str, str]]) -> str:
+    """Lay rows of a name, a finding and what it means out in columns."""
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    return "\n".join(f"  {row[0].ljust(widths[0])}  {row[1].ljust(widths[1])}  {row[2]}" for row in rows)

@@ -6,12 +6,12 @@ import argparse
 import importlib
 import os
 import platform
-from dataclasses import dataclass
 from importlib import metadata
 
 from packaging.markers import Marker
 from packaging.requirements import Requirement
 
+from turnppo_hf.cli.common import Diagnosis, columns
 from turnppo_hf.hub.wheel import DISTRIBUTION
 
 _EXTRAS = {  # extra -> what it is for
@@ -28,14 +28,6 @@ _EXTRAS = {  # extra -> what it is for
     "test": "the tests",
     "dev": "the tests and `make check`",
 }
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """What `turnppo doctor` found."""
-
-    page: str
-    healthy: bool  # every core package is there, in the range that was tried
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -144,9 +136,3 @@ def _vllm() -> tuple[str, str]:
     found = installed_vllm()
     version = " ".join(found) if found else "missing"
     return version, vllm_problem() or "use_vllm: true samples with it; a server works without it too"
-
-
-def columns(rows: list[tuple[str, str, str]]) -> str:
-    """Lay rows of a name, a finding and what it means out in columns."""
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    return "\n".join(f"  {row[0].ljust(widths[0])}  {row[1].ljust(widths[1])}  {row[2]}" for row in rows)

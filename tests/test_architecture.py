@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -196,6 +198,10 @@ def overridden_names(classes: Iterable[type]) -> set[tuple[str, str]]:
     }
 
 
+def classes_of(module: ModuleType) -> set[type]:
+    return {item for item in vars(module).values() if isinstance(item, type)}
+
+
 def listed_private_names(trl: Source) -> dict[str, str]:
     """The table `PRIVATE_NAMES` of `_trl.py`: "library.name" -> "file: why, versions tried"."""
     for node in trl.tree.body:
@@ -373,15 +379,11 @@ def test_private_name_imported_elsewhere_is_found() -> None:
 
 
 def test_private_attributes_of_libraries_are_listed_with_the_reason(package: Tree) -> None:
-    import turnppo_hf.trainer.turn_ppo_trainer  # noqa: F401 - loads every class that has a base in a library
-
-    classes = {
-        item
-        for name, module in list(sys.modules.items())
-        if name.startswith(PACKAGE) and name.removeprefix(f"{PACKAGE}.") in package
-        for item in vars(module).values()
-        if isinstance(item, type) and item.__module__ == name
-    }
+    classes = set()
+    for module in package:
+        if any(isinstance(node, ast.ClassDef) and node.bases for node in package[module].nodes):
+            name = f"{PACKAGE}.{module.removesuffix('.__init__')}"
+            classes |= {kind for kind in classes_of(importlib.import_module(name)) if kind.__module__ == name}
     table = listed_private_names(package["_trl"])
     assert unlisted(private_attributes(package) | overridden_names(classes), table) == []
     assert unused(table, package) == []

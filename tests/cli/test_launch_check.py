@@ -11,6 +11,7 @@ from turnppo_hf.cli.common import Diagnosis
 from turnppo_hf.cli.main import main
 
 
+@pytest.mark.slow
 def test_fsdp2_passes_on_two_cpu_processes():
     diagnosis = launch_check.check_launches(("fsdp2",), cpu=True)
     assert diagnosis.healthy, diagnosis.page

@@ -308,6 +308,7 @@ def test_train_takes_tasks_from_a_file(tmp_path: Path) -> None:
     assert results_of(folder)["train_tasks"] == 8
 
 
+@pytest.mark.slow
 def test_module_for_accelerate_is_the_same_command(capsys: pytest.CaptureFixture[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "turnppo_hf.train", "none.yaml"], capture_output=True, text=True, check=False

@@ -41,6 +41,7 @@ def test_record_tells_how_to_play_the_environment_again(make_trainer, tmp_path):
 
 @pytest.mark.parametrize("algorithm", ["turn_ppo", "token_ppo", "grpo"])
 @pytest.mark.parametrize("save_at", [2, 3])  # between rollout batches, and with an update of one left
+@pytest.mark.slow
 def test_resumed_run_equals_the_run_that_went_on(make_trainer, tmp_path, tiny_actor, algorithm, save_at):
     settings = {"algorithm": algorithm, "num_minibatches": 2, "max_steps": 6, "save_strategy": "steps"}
     start = {name: value.clone() for name, value in tiny_actor.state_dict().items()}

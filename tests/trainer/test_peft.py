@@ -288,6 +288,7 @@ def test_engine_gets_no_copy_that_the_reference_keeps_of_a_whole_module() -> Non
     assert torch.equal(sent["model.norm.weight"], torch.full_like(sent["model.norm.weight"], 2.0))
 
 
+@pytest.mark.slow
 def test_run_goes_on_from_a_saved_adapter_and_its_critic(make: Any) -> None:
     first = make(critic="lora", folder="first")
     first.train()
@@ -346,6 +347,7 @@ def test_best_adapters_are_loaded_at_the_end(make: Any) -> None:
 
 
 @pytest.mark.parametrize(("algorithm", "kind"), [("turn_ppo", "lora"), ("token_ppo", "shared"), ("grpo", "separate")])
+@pytest.mark.slow
 def test_command_line_trains_evaluates_plays_and_pushes(algorithm: str, kind: str, tmp_path: Path, hub: Any) -> None:
     folder = tmp_path / "run"
     train = ["train", "trainer_configs/sokoban_cpu.yaml", "--use_peft", "true", "--critic", kind, "--max_steps", "2"]

@@ -168,7 +168,7 @@ def _weights(trainer: TurnPPOTrainer) -> dict[str, torch.Tensor]:
 
 
 def main(folder: Path, *, name: str, **settings: Any) -> None:
-    """Train as this launch says; leave gradients, losses and what saving and resuming gave in the folder."""
+    """Train under this launch; write gradients, losses, what was saved and how resuming went into the folder."""
     trainer, gradients = _train(folder, name, None, **settings)
     trainer.save_model()
     trained = _weights(trainer)

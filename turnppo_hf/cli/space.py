@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("repo_id", nargs="?", help="name of the Space, or namespace/name")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--zero_gpu", action="store_true", help="a Space with an accelerator on demand (ZeroGPU)")
-    kind.add_argument("--cpu", action="store_true", help="a Space on a plain server (paid to create)")
+    kind.add_argument("--cpu", action="store_true", help="a Space on a plain server (needs a plan)")
     kind.add_argument("--static", action="store_true", help="a Space of recorded episodes, without a server (free)")
     parser.add_argument(
         "--agent", help="who plays live: model on the Hub, or here a run's folder (default: tiny-trained)"

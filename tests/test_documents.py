@@ -10,6 +10,7 @@ import shlex
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +94,19 @@ def check_command(words: list[str]) -> None:
         assert not unknown, f"unknown arguments: {unknown}"
 
 
-def unknown_flags(text: str) -> list[str]:
-    """Flags that stand alone in inline code and belong to no command."""
+@cache
+def known_flags() -> set[str]:
     known = {*FLAGS_OF_OTHERS, "--help", "--debug", "--lambda", "--config", *(f"--{name}" for name in FIELDS)}
     for command in COMMANDS.keys() - {"train"}:  # its flags are the fields
         parser = build_parser(command)._subparsers._group_actions[0].choices[command]
         known |= set(re.findall(r"--[\w]+", parser.format_help()))
+    return known
+
+
+def unknown_flags(text: str) -> list[str]:
+    """Flags that stand alone in inline code and belong to no command."""
     written = [code.split()[0].partition("=")[0] for code in inline_code(text) if code.startswith("--")]
-    return [flag for flag in written if flag not in known]
+    return [flag for flag in written if flag not in known_flags()]
 
 
 def broken_links(page: str, text: str) -> list[str]:

@@ -58,6 +58,7 @@ def test_resumed_run_equals_the_run_that_went_on(make_trainer, tmp_path, tiny_ac
 
 
 @pytest.mark.parametrize("save_at", [3, 4])  # in the second epoch, and after it
+@pytest.mark.slow
 def test_resumed_run_goes_on_with_the_tasks_of_its_epoch(make_trainer, tmp_path, save_at):
     settings = {"train_dataset": tasks(16), "num_train_epochs": 3, "max_steps": -1, "save_strategy": "steps"}
     seen = []

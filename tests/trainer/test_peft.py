@@ -112,6 +112,7 @@ def test_only_adapters_and_head_move_and_both_networks_reload_exactly(kind: str,
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_resumed_run_equals_the_uninterrupted_one(kind: str, make: Any) -> None:
     whole = make(critic=kind, folder="whole", beta=0.01)
     whole.train()
@@ -317,6 +318,7 @@ def test_merged_agent_is_saved_as_whole_networks(make: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_merging_a_trainers_own_networks_adds_each_adapter_to_its_own_base_once(kind: str, make: Any) -> None:
     trainer = make(critic=kind)
     trainer.train()

@@ -212,6 +212,7 @@ def test_agent_saved_without_evidence_gets_a_card_of_its_record(agent, tmp_path)
 
 
 @pytest.mark.parametrize("hub", ["lfs", "xet"], indirect=True)
+@pytest.mark.slow
 def test_pushed_agent_is_loaded_by_everyone_at_its_revision(hub, agent):
     address = agent.push_to_hub("agent")
     first = hub.commits("alice/agent")[0].oid
@@ -244,6 +245,7 @@ def test_repository_that_is_missing_or_wrong_says_so(hub):
         TurnPPOAgent.from_pretrained("alice/none")
 
 
+@pytest.mark.slow
 def test_agent_loads_offline_from_the_cache(hub, agent):
     agent.push_to_hub("alice/agent")
     TurnPPOAgent.from_pretrained("alice/agent")

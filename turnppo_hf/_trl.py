@@ -1,4 +1,4 @@
-"""The only file that touches private or one-level-down names of TRL; tried with trl 1.16."""
+"""The only file that imports private or one-level-down names of TRL, tried with 1.16, and the list of all others."""
 
 try:
     from trl.chat_template_utils import (
@@ -43,3 +43,40 @@ __all__ = [
     "print_prompt_completions_sample",
     "supports_tool_calling",
 ]
+
+# private names of other libraries that are used as attributes or defined anew -> "file: why; versions tried"
+PRIVATE_NAMES = {
+    "openenv.core.EnvClient._ws": "environments/integrations/openenv.py: shows a new connection; openenv 0.10",
+    "transformers.PretrainedConfig._attn_implementation": "generation/transformers_generator.py: whether the mask is "
+    "taken; transformers 5.19 to 5.23",
+    "transformers.PreTrainedModel._no_split_modules": "models/actor_critic.py, trainer/distributed.py: the blocks "
+    "that FSDP wraps; transformers 5.19 to 5.23",
+    "transformers.PreTrainedModel._hf_peft_config_loaded": "trainer/networks.py: refuses an adapter that cannot be "
+    "switched off; transformers 5.19 to 5.23",
+    "torch.nn.Module._parameters": "models/adapters.py: networks that hold the same tensors; torch 2.13",
+    "torch.nn.Module._buffers": "models/adapters.py: networks that hold the same tensors; torch 2.13",
+    "deepspeed.Parameter._hp_mapping": "trainer/distributed.py: gradients under ZeRO-1 and ZeRO-2; deepspeed 0.19",
+    "threading._register_atexit": "hub/background.py: pushes end before the thread pools do; Python 3.11",
+    "transformers.Trainer._get_dataloader": "trainer/turn_ppo_trainer.py: loads the rows of one rollout batch; "
+    "transformers 5.19 to 5.23",
+    "transformers.Trainer._get_train_sampler": "trainer/turn_ppo_trainer.py: repeats tasks by group and update; "
+    "transformers 5.19 to 5.23",
+    "transformers.Trainer._clip_grad_norm": "trainer/turn_ppo_trainer.py: each network by its own norm; transformers "
+    "5.19 to 5.23",
+    "transformers.Trainer._save": "trainer/saving.py: actor at the root, critic/ beside it; transformers 5.19 to 5.23",
+    "transformers.Trainer._save_checkpoint": "trainer/saving.py: with the pending batch; transformers 5.19 to 5.23",
+    "transformers.Trainer._load_from_checkpoint": "trainer/saving.py: reads both networks; transformers 5.19 to 5.23",
+    "transformers.Trainer._load_optimizer_and_scheduler": "trainer/saving.py: refuses the state of another launch; "
+    "transformers 5.19 to 5.23",
+    "transformers.Trainer._load_best_model": "trainer/saving.py: reads both networks; transformers 5.19 to 5.23",
+    "transformers.Trainer._push_from_checkpoint": "trainer/saving.py: pushes from a copy; transformers 5.19 to 5.23",
+    "transformers.Trainer._finish_current_push": "trainer/saving.py: waits for pushes; transformers 5.19 to 5.23",
+    "trl.trainer.base_trainer._BaseTrainer._tag_names": "trainer/saving.py: tags of the card; trl 1.16",
+    "trl.trainer.base_trainer._BaseTrainer._name": "trainer/saving.py: the method's name in the card; trl 1.16",
+    "trl.trainer.base_trainer._BaseTrainer._paper": "trainer/saving.py: the citation in the card; trl 1.16",
+    "transformers.TrainingArguments._VALID_DICT_FIELDS": "trainer/turn_ppo_config.py: fields that take JSON; "
+    "transformers 5.19 to 5.23",
+    "huggingface_hub.ModelHubMixin._save_pretrained": "agent.py: what is saved and pushed; huggingface_hub 2.4",
+    "evaluate.Metric._info": "evaluation/agent_episodes/agent_episodes.py: a metric's own hook; evaluate 0.4.6",
+    "evaluate.Metric._compute": "evaluation/agent_episodes/agent_episodes.py: a metric's own hook; evaluate 0.4.6",
+}

@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import save_file
 
 from turnppo_hf.cli import launch_check
-from turnppo_hf.cli.doctor import Diagnosis
+from turnppo_hf.cli.common import Diagnosis
 from turnppo_hf.cli.main import main
 
 
+@pytest.mark.slow
 def test_fsdp2_passes_on_two_cpu_processes():
     diagnosis = launch_check.check_launches(("fsdp2",), cpu=True)
     assert diagnosis.healthy, diagnosis.page

@@ -20,6 +20,8 @@ from turnppo_hf.cli.main import main
 from turnppo_hf.hub.run_record import read_run
 from turnppo_hf.models import imitation
 
+pytestmark = pytest.mark.slow  # a run of training
+
 FLAGS = ["--max_steps", "4", "--eval_episodes", "12", "--generation_batch_size", "16", "--logging_steps", "1"]
 TRAIN = ["train", "trainer_configs/sokoban_cpu.yaml", *FLAGS, "--save_steps", "2"]
 

@@ -47,6 +47,7 @@ def run_examples(stand_ins):
     assert {item.environment for item in namespace["trainer"]._last_trajectories} == {"lift", "guess"}
 
 
+@pytest.mark.slow
 def test_examples_run_in_order_and_the_first_one_learns(calling_model, tmp_path, monkeypatch, capsys):  # noqa: F811
     actor, tokenizer, _ = calling_model
     actor.save_pretrained(tmp_path / "chat")

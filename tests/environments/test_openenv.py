@@ -19,6 +19,8 @@ from turnppo_hf.environments.integrations.openenv import OpenEnvSession, text_of
 from turnppo_hf.environments.integrations.openenv_server import ServedEnvironment, TextAction
 from turnppo_hf.trajectory import StopReason
 
+pytestmark = pytest.mark.slow  # a server in a process of its own
+
 SESSIONS = 20
 SOKOBAN = {"action_format": "bare"}
 

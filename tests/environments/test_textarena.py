@@ -128,6 +128,7 @@ def test_game_object_is_adapted_and_sound():
     assert "with 1 of its players" in problem
 
 
+@pytest.mark.slow
 def test_three_updates_in_a_game(make_trainer, embedded_actor):
     # one hot character a turn: a digit is a guess, and a guess is paid by its distance at the end
     trainer = make_trainer(

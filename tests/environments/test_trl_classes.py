@@ -88,6 +88,7 @@ def calling_model(tiny_tokenizer, embedded_actor):
     return embedded_actor, tokenizer, bias
 
 
+@pytest.mark.slow
 def test_grpo_trains_two_steps_on_sokoban(calling_model, tmp_path):
     model, tokenizer, bias = calling_model
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}

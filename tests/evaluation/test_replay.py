@@ -179,6 +179,7 @@ def test_still_is_the_last_frame(tmp_path: Path) -> None:
     assert max(differences) <= 3  # a PNG has 256 colors
 
 
+@pytest.mark.slow
 def test_animation_that_grows_too_large_shows_fewer_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     letters = random.Random(0)
     pages = ["".join(letters.choices("etaoin shrdlu", k=900)) for _ in range(12)]

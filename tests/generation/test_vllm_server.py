@@ -152,6 +152,7 @@ def test_wake_interrupts_the_waiting_for_a_server():
         assert generator.collect() == []
 
 
+@pytest.mark.slow
 def test_ranks_with_unequal_live_counts_get_their_own_answers(tmp_path):
     with serving() as server:
         run_ranks("server_ranks.py", server.url, tmp_path)
@@ -162,6 +163,7 @@ def test_ranks_with_unequal_live_counts_get_their_own_answers(tmp_path):
 
 
 @pytest.mark.parametrize("dies_in", ["training", "evaluation"])
+@pytest.mark.slow
 def test_dead_server_stops_training_with_a_checkpoint_to_resume_from(make_trainer, tmp_path, monkeypatch, dies_in):
     monkeypatch.setattr("turnppo_hf.trainer.collector.check_engine", lambda *_, **__: None)  # the fake samples nothing
     with serving(max_model_len=256) as server:

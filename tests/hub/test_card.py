@@ -21,6 +21,8 @@ from turnppo_hf.hub.run_record import add_comparison, package_version, read_run
 from turnppo_hf.models.pretrained import find_model
 from turnppo_hf.trajectory import StopReason
 
+pytestmark = pytest.mark.slow  # a run of training, and pictures anew for each card
+
 FLAGS = ["--max_steps", "2", "--eval_episodes", "12", "--generation_batch_size", "16", "--logging_steps", "1"]
 
 

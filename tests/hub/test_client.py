@@ -425,6 +425,7 @@ raise ValueError("training failed")
 
 
 @pytest.mark.parametrize("registered", ["registered", "unregistered"])
+@pytest.mark.slow
 def test_program_that_fails_still_ends_its_pushes(hub: Hub, folder: Path, registered: str) -> None:
     hub.inject("POST .*/preupload/", delay=1.0)  # so that the interpreter ends while the first is under way
     command = [sys.executable, "-c", ENDS_EARLY, str(folder), registered]

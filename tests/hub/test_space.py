@@ -93,6 +93,7 @@ def test_requirements_are_pinned_and_fit_zero_gpu() -> None:
     assert f"torch=={ZERO_GPU_TORCH}" not in requirements("cpu")
 
 
+@pytest.mark.slow
 def test_space_runs_from_its_own_files_without_the_installed_package(tmp_path: Path) -> None:
     write_space(tmp_path, "cpu")
     check = """

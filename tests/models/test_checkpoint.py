@@ -41,6 +41,7 @@ def test_record_tells_how_to_play_the_environment_again(make_trainer, tmp_path):
 
 @pytest.mark.parametrize("algorithm", ["turn_ppo", "token_ppo", "grpo"])
 @pytest.mark.parametrize("save_at", [2, 3])  # between rollout batches, and with an update of one left
+@pytest.mark.slow
 def test_resumed_run_equals_the_run_that_went_on(make_trainer, tmp_path, tiny_actor, algorithm, save_at):
     settings = {"algorithm": algorithm, "num_minibatches": 2, "max_steps": 6, "save_strategy": "steps"}
     start = {name: value.clone() for name, value in tiny_actor.state_dict().items()}
@@ -57,6 +58,7 @@ def test_resumed_run_equals_the_run_that_went_on(make_trainer, tmp_path, tiny_ac
 
 
 @pytest.mark.parametrize("save_at", [3, 4])  # in the second epoch, and after it
+@pytest.mark.slow
 def test_resumed_run_goes_on_with_the_tasks_of_its_epoch(make_trainer, tmp_path, save_at):
     settings = {"train_dataset": tasks(16), "num_train_epochs": 3, "max_steps": -1, "save_strategy": "steps"}
     seen = []

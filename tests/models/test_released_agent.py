@@ -41,6 +41,7 @@ def test_released_agent_is_loaded_by_plain_transformers():
         assert all(torch.equal(value, state[name]) for name, value in mine.state_dict().items())
 
 
+@pytest.mark.slow
 def test_evaluation_of_the_released_agent_gives_its_cards_figures():
     printed = io.StringIO()
     with redirect_stdout(printed):

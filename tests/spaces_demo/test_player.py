@@ -108,6 +108,7 @@ def test_recorded_levels_are_the_same_for_every_agent() -> None:
     assert all(len(texts) == 1 for texts in levels.values())
 
 
+@pytest.mark.slow
 def test_replays_are_shown_without_torch() -> None:
     pytest.importorskip("gradio", reason='needs Gradio: pip install "turnppo-hf[space]"')
     check = (

@@ -54,6 +54,7 @@ def measured_step(shape, checkpointing):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.slow
 def test_formula_agrees_with_a_measured_step(checkpointing):
     peak, tokens, sampled = measured_step(SMALL, checkpointing)
     assert training_bytes(SMALL, tokens, sampled, checkpointing=checkpointing) == pytest.approx(peak, rel=TOLERANCE)

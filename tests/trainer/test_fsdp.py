@@ -12,6 +12,8 @@ from tests.helpers.fake_vllm import serving
 from tests.helpers.launch import run_ranks, variables_of
 from tests.trainer.test_two_processes import CASES, assert_same_training
 
+pytestmark = pytest.mark.slow  # two processes
+
 LONG = {"optim": "adamw_torch", "max_steps": 4, "micro_batches": 3, "failing": [6, 7]}
 REF = {"beta": 0.1, "num_minibatches": 2, "max_steps": 4, "failing": [0, 1, 2, 3], "micro_batches": 2}
 SHARED = {name: CASES[name] for name in ("two", "empty", "grpo")}

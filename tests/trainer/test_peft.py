@@ -112,6 +112,7 @@ def test_only_adapters_and_head_move_and_both_networks_reload_exactly(kind: str,
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_resumed_run_equals_the_uninterrupted_one(kind: str, make: Any) -> None:
     whole = make(critic=kind, folder="whole", beta=0.01)
     whole.train()
@@ -288,6 +289,7 @@ def test_engine_gets_no_copy_that_the_reference_keeps_of_a_whole_module() -> Non
     assert torch.equal(sent["model.norm.weight"], torch.full_like(sent["model.norm.weight"], 2.0))
 
 
+@pytest.mark.slow
 def test_run_goes_on_from_a_saved_adapter_and_its_critic(make: Any) -> None:
     first = make(critic="lora", folder="first")
     first.train()
@@ -316,6 +318,7 @@ def test_merged_agent_is_saved_as_whole_networks(make: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_merging_a_trainers_own_networks_adds_each_adapter_to_its_own_base_once(kind: str, make: Any) -> None:
     trainer = make(critic=kind)
     trainer.train()
@@ -346,6 +349,7 @@ def test_best_adapters_are_loaded_at_the_end(make: Any) -> None:
 
 
 @pytest.mark.parametrize(("algorithm", "kind"), [("turn_ppo", "lora"), ("token_ppo", "shared"), ("grpo", "separate")])
+@pytest.mark.slow
 def test_command_line_trains_evaluates_plays_and_pushes(algorithm: str, kind: str, tmp_path: Path, hub: Any) -> None:
     folder = tmp_path / "run"
     train = ["train", "trainer_configs/sokoban_cpu.yaml", "--use_peft", "true", "--critic", kind, "--max_steps", "2"]

@@ -25,6 +25,7 @@ def base_logits(actor: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["separate", "lora", "shared"])
+@pytest.mark.slow
 def test_base_in_four_bits_stays_as_loaded_while_adapters_train_and_are_saved(kind: str, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     torch.manual_seed(0)

@@ -93,6 +93,7 @@ def finish(trainer: Any) -> None:
 
 
 @pytest.mark.parametrize("hub", ["lfs", "xet"], indirect=True)
+@pytest.mark.slow
 def test_every_save_is_a_revision_that_everybody_loads(hub: Hub, pushing: Any, run: Path) -> None:
     trainer = pushing(hub_model_id="guild/sokoban", max_steps=2)
     trainer.train()
@@ -128,6 +129,7 @@ def test_every_save_is_a_revision_that_everybody_loads(hub: Hub, pushing: Any, r
 
 
 @pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
+@pytest.mark.slow
 def test_strategy_that_keeps_checkpoints_pushes_what_a_run_resumes_from(
     hub: Hub, pushing: Any, run: Path, tmp_path: Path, strategy: str
 ) -> None:
@@ -165,6 +167,7 @@ def test_strategy_end_pushes_at_the_end_only(hub: Hub, pushing: Any) -> None:
     assert [commit.title for commit in hub.commits(REPO)][:1] == ["Now"], "nothing changed, so no commit"
 
 
+@pytest.mark.slow
 def test_rotation_during_a_slow_push_loses_no_revision(hub: Hub, pushing: Any, run: Path) -> None:
     hub.inject("POST .*/preupload/", delay=0.7, times=None)
     trainer = pushing(save_total_limit=1, max_steps=3)
@@ -198,6 +201,7 @@ def test_run_without_critic_pushes_none(hub: Hub, pushing: Any) -> None:
     assert TurnPPOAgent.from_pretrained(REPO, revision=commit.oid).critic is None
 
 
+@pytest.mark.slow
 def test_training_goes_on_whatever_the_hub_does(
     hub: Hub, pushing: Any, run: Path, caplog: Any, monkeypatch: Any
 ) -> None:
@@ -236,6 +240,7 @@ def test_training_goes_on_whatever_the_hub_does(
     assert hub.files(REPO)[NETWORKS[1]] == (run / f"checkpoint-{step}" / NETWORKS[1]).read_bytes()
 
 
+@pytest.mark.slow
 def test_faults_that_pass_cost_no_revision(hub: Hub, pushing: Any, caplog: Any, monkeypatch: Any) -> None:
     names = [name for name, fault in FAULTS.items() if fault[2]]
     trainer = pushing(max_steps=len(names))
@@ -290,6 +295,7 @@ def test_push_that_can_never_succeed_is_refused_before_training(
     assert "hf_NobodysToken" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_tokens_and_paths_stay_on_the_machine(
     hub: Hub, pushing: Any, run: Path, tmp_path: Path, caplog: Any, monkeypatch: Any
 ) -> None:
@@ -320,6 +326,7 @@ def test_tokens_and_paths_stay_on_the_machine(
     assert not any(token in caplog.text for token in (hub.token, other))
 
 
+@pytest.mark.slow
 def test_sections_that_users_wrote_on_the_hub_survive_every_push(hub: Hub, pushing: Any) -> None:
     trainer = pushing(max_steps=1)
     trainer.train()

@@ -190,6 +190,7 @@ def test_agent_with_a_function_as_tool_trains_from_the_command_line(make, tmp_pa
         TurnPPOAgent.from_pretrained(args.output_dir).play()
 
 
+@pytest.mark.slow
 def test_mixed_run_tells_its_environments_apart(make, tmp_path):
     rows = [{"prompt": ASK, "environment": name, "depth": 1} for name in ("stairs", "pit", "count", "stairs")]
     args = TurnPPOConfig(str(tmp_path / "run"), **{**SMALL, "per_device_train_batch_size": 4, "log_completions": True})

@@ -99,6 +99,7 @@ def reward_score(environments, **kwargs):
     return [environment.score for environment in environments]
 
 
+@pytest.mark.slow
 def test_script_with_a_game_trains_saves_and_its_agent_says_what_is_missing(tmp_path, tokenizer, answer, capsys):
     answer(LEFT)
     dataset = Dataset.from_dict({"prompt": [[{"role": "user", "content": "Merge with `move`."}] for _ in range(20)]})
@@ -197,6 +198,7 @@ def expected_advantages(rewards, values, gamma, lam):
 
 
 @pytest.mark.parametrize("game", [PayingGame, SignallingGame])
+@pytest.mark.slow
 def test_rewards_of_turns_land_on_their_turns_and_change_their_advantages(train, answer, game):
     answer(LEFT)
     settings = {"gamma": 0.9, "lam": 0.8}
@@ -215,6 +217,7 @@ def test_rewards_of_turns_land_on_their_turns_and_change_their_advantages(train,
     assert found[0] < found[1]  # the same sum, but not the same credit
 
 
+@pytest.mark.slow
 def test_reward_functions_pay_the_last_turn_beside_the_turns_own(train, answer):
     answer(LEFT)
     trainer = train(

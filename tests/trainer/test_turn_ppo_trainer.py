@@ -126,6 +126,7 @@ def test_micro_batches_do_not_change_the_run(make_trainer, tiny_actor):
         torch.testing.assert_close(value, finals[1][name], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_agent_learns_and_the_control_does_not(make_trainer, embedded_actor):
     class Inverted(CountingEnvironment):
         def step(self, action):

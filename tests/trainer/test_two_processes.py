@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 from tests.helpers.distributed_run import run
 from tests.helpers.launch import run_ranks
 
+pytestmark = pytest.mark.slow  # two processes
+
 UPDATES = {"failing": [0, 1, 2, 3], "num_minibatches": 2, "max_steps": 4}
 CASES = {
     "whole": {},

@@ -1,12 +1,13 @@
-"""What several commands share: help texts, the environment flags, quiet loading."""
+"""Pieces of several commands: help of a model argument, environment flags, quiet loading, a diagnosis in columns."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import gymnasium
@@ -14,10 +15,18 @@ if TYPE_CHECKING:
     from turnppo_hf.agent import TurnPPOAgent
 
 
-_MODEL_HELP = (
+MODEL_HELP = (
     "folder that a run saved, model id on the Hub, or tiny-trained (Sokoban, with critic), tiny (where its training "
     "began) or tiny-webshop for the actors in the package"
 )
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `turnppo doctor` found."""
+
+    page: str
+    healthy: bool  # every core package is there, in the range that was tried
 
 
 def _did_you_mean(name: str, known: Sequence[str]) -> str:
@@ -25,17 +34,8 @@ def _did_you_mean(name: str, known: Sequence[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-def _command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], int], summary: str
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
-    )
-    parser.set_defaults(run=run)
-    return parser
-
-
-def _add_environment(parser: argparse.ArgumentParser) -> None:
+def add_environment(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags that choose an environment."""
     parser.add_argument("--environment", metavar="ID", help="Gymnasium id (default: the one the model was trained in)")
     parser.add_argument(
         "--environment_kwargs",
@@ -44,8 +44,8 @@ def _add_environment(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _hide_loading_bars() -> None:
-    """Bars of weights that load and save would stand between the lines that are to be read."""
+def hide_loading_bars() -> None:
+    """Switch the progress bars of loading and saving weights off: they would stand between the printed lines."""
     import datasets
     from transformers.utils.logging import disable_progress_bar
 
@@ -53,10 +53,16 @@ def _hide_loading_bars() -> None:
     disable_progress_bar()
 
 
-def _environment_of(agent: TurnPPOAgent, arguments: argparse.Namespace) -> tuple[str, partial[gymnasium.Env]]:
+def environment_of(agent: TurnPPOAgent, arguments: argparse.Namespace) -> tuple[str, partial[gymnasium.Env]]:
     """Take the environment from the flags, else from the model's record."""
     from turnppo_hf.cli.train_arguments import read_json_object
 
     return agent.environment(
         arguments.environment, **read_json_object("environment_kwargs", arguments.environment_kwargs)
     )
+
+
+def columns(rows: list[tuple[str, str, str]]) -> str:
+    """Lay rows of a name, a finding and what it means out in columns."""
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    return "\n".join(f"  {row[0].ljust(widths[0])}  {row[1].ljust(widths[1])}  {row[2]}" for row in rows)

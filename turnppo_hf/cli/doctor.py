@@ -1,16 +1,17 @@
-"""The installation in, a page out: what is there, what was tried, what will run where, and how to get the rest."""
+"""`turnppo doctor`: the installation in; versions, what will run where, and what is missing out."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import platform
-from dataclasses import dataclass
 from importlib import metadata
 
 from packaging.markers import Marker
 from packaging.requirements import Requirement
 
+from turnppo_hf.cli.common import Diagnosis, columns
 from turnppo_hf.hub.wheel import DISTRIBUTION
 
 _EXTRAS = {  # extra -> what it is for
@@ -29,12 +30,22 @@ _EXTRAS = {  # extra -> what it is for
 }
 
 
-@dataclass(frozen=True)
-class Diagnosis:
-    """What `turnppo doctor` found."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what is tried beside the look at the installation."""
+    parser.add_argument("--multi-gpu", action="store_true", help="train two steps under each way to use several GPUs")
+    parser.add_argument("--cpu", action="store_true", help="with --multi-gpu: let two CPU processes stand in for GPUs")
 
-    page: str
-    healthy: bool  # every core package is there, in the range that was tried
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the diagnosis; 1 where something fails or is out of range."""
+    if arguments.multi_gpu:
+        from turnppo_hf.cli.launch_check import check_launches
+
+        diagnosis = check_launches(cpu=arguments.cpu)
+    else:
+        diagnosis = diagnose()
+    print(diagnosis.page)
+    return 0 if diagnosis.healthy else 1
 
 
 def diagnose() -> Diagnosis:
@@ -125,9 +136,3 @@ def _vllm() -> tuple[str, str]:
     found = installed_vllm()
     version = " ".join(found) if found else "missing"
     return version, vllm_problem() or "use_vllm: true samples with it; a server works without it too"
-
-
-def columns(rows: list[tuple[str, str, str]]) -> str:
-    """Lay rows of a name, a finding and what it means out in columns."""
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    return "\n".join(f"  {row[0].ljust(widths[0])}  {row[1].ljust(widths[1])}  {row[2]}" for row in rows)

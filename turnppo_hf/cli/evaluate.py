@@ -8,13 +8,29 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from turnppo_hf.cli.common import MODEL_HELP, add_environment, environment_of, hide_loading_bars
+
 if TYPE_CHECKING:
     from turnppo_hf.evaluation.summary import Summary
     from turnppo_hf.trajectory import Trajectory
-from turnppo_hf.cli.common import _environment_of, _hide_loading_bars
 
 
-def _evaluate(arguments: argparse.Namespace) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare which agent plays which episodes."""
+    parser.add_argument("model", help=MODEL_HELP)
+    add_environment(parser)
+    parser.add_argument("--episodes", type=int, help="number of episodes (default: the run's own, or 256)")
+    parser.add_argument("--seed", type=int, help="first seed, counting up (default: the run's own, or 1000000)")
+    parser.add_argument("--temperature", type=float, help="0 is greedy (default: the run's own, or 0)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--revision", help="branch, tag or commit on the Hub (default: the main branch)")
+    parser.add_argument(
+        "--push", action="store_true", help="add the result to the model's repository: in another's, as a pull request"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Play, print the score, and push it where asked."""
     from tqdm import tqdm
 
     from turnppo_hf.agent import TurnPPOAgent
@@ -23,7 +39,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from turnppo_hf.evaluation.summary import reference_players, summarize
     from turnppo_hf.hub.agent_record import turn_discounts
 
-    _hide_loading_bars()
+    hide_loading_bars()
     if arguments.push:
         _check_push_of_evaluation(arguments)
     agent = TurnPPOAgent.from_pretrained(arguments.model, revision=arguments.revision)
@@ -32,7 +48,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     settings = {name: defaults[name] if value is None else value for name, value in chosen.items()}
     if settings["episodes"] < 1:
         raise ValueError(f"--episodes must be at least 1, got {settings['episodes']}: no episode would be played.")
-    name, environment = _environment_of(agent, arguments)
+    name, environment = environment_of(agent, arguments)
     recorded = defaults.get("tasks") if arguments.seed is None and arguments.environment is None else None
     tasks = recorded or [{"seed": settings["seed"] + number} for number in range(settings["episodes"])]
     tasks = tasks[: settings["episodes"]]

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
-from turnppo_hf.cli.doctor import Diagnosis, columns
+from turnppo_hf.cli.common import Diagnosis, columns
 from turnppo_hf.environments import make_environment
 from turnppo_hf.models.pretrained import find_model
 from turnppo_hf.trainer.distributed import leave_together, whole, whole_gradient
@@ -45,7 +45,7 @@ def check_launches(ways: tuple[str, ...] = tuple(_WAYS), *, cpu: bool = False) -
             accelerators.
 
     Returns:
-        [`~turnppo_hf.cli.doctor.Diagnosis`]: a row for each way, healthy where none failed.
+        [`~turnppo_hf.cli.common.Diagnosis`]: a row for each way, healthy where none failed.
     """
     devices = torch.accelerator.device_count() if torch.accelerator.is_available() and not cpu else 0
     on_cpu = devices < 2
@@ -168,7 +168,7 @@ def _weights(trainer: TurnPPOTrainer) -> dict[str, torch.Tensor]:
 
 
 def main(folder: Path, *, name: str, **settings: Any) -> None:
-    """Train as this launch says; leave gradients, losses and what saving and resuming gave in the folder."""
+    """Train under this launch; write gradients, losses, what was saved and how resuming went into the folder."""
     trainer, gradients = _train(folder, name, None, **settings)
     trainer.save_model()
     trained = _weights(trainer)

@@ -1,4 +1,4 @@
-"""The arguments of `turnppo openenv-serve` in, an environment behind OpenEnv's server out."""
+"""`turnppo openenv-serve`: an environment's id in, OpenEnv's server of it out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_sessions", type=int, default=256, help="episodes at a time (%(default)s)")
 
 
-def serve_environment(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """
     Serve until interrupted.
 
@@ -39,6 +39,6 @@ def serve_environment(arguments: argparse.Namespace) -> int:
             "for example '{\"size\": 6}'."
         )
     make = partial(make_environment, arguments.environment, **kwargs)
-    make().close()  # a wrong id or argument is told here, not to the first client
+    make().close()  # a wrong id or argument fails here, not at the first client
     serve(arguments.environment, make, arguments.host, arguments.port, arguments.max_sessions)
     return 0

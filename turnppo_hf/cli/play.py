@@ -1,4 +1,4 @@
-"""One trajectory in, what a reader of the terminal sees out; or a person at the terminal plays."""
+"""`turnppo play`: an agent in, one of its episodes on the terminal out; or a person at the terminal plays."""
 
 from __future__ import annotations
 
@@ -6,17 +6,37 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import gymnasium
-
-from turnppo_hf.trajectory import Trajectory
+from turnppo_hf.cli.common import MODEL_HELP, add_environment, environment_of, hide_loading_bars
 
 if TYPE_CHECKING:
     import gymnasium
 
     from turnppo_hf.trajectory import Trajectory
-from turnppo_hf.cli.common import _environment_of, _hide_loading_bars
 
 _WIDTH = 72
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare who plays what."""
+    parser.add_argument("model", nargs="?", help=f"{MODEL_HELP}; without one, you play")
+    add_environment(parser)
+    parser.add_argument("--seed", type=int, default=1_000_000, help="of environment and sampling (%(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (%(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Play one episode: the agent, or the person where no model is named."""
+    if arguments.model is None:
+        return _play_by_hand(arguments)
+    from turnppo_hf.agent import TurnPPOAgent
+
+    hide_loading_bars()
+    agent = TurnPPOAgent.from_pretrained(arguments.model)
+    name, environment = environment_of(agent, arguments)
+    tasks = [{"seed": arguments.seed}]
+    played = agent.play_tasks(environment, tasks, temperature=arguments.temperature, name=name)
+    print(render_episode(agent.score(played)[0]))
+    return 0
 
 
 def render_episode(trajectory: Trajectory) -> str:
@@ -80,23 +100,7 @@ def play_by_hand(
     write(f"{ending} after {num_turns} turn{'s' * (num_turns != 1)}   return {total:g}")
 
 
-def _play(arguments: argparse.Namespace) -> int:
-    if arguments.model is None:
-        return _play_by_hand(arguments)
-    from turnppo_hf.agent import TurnPPOAgent
-    from turnppo_hf.cli.play import render_episode
-
-    _hide_loading_bars()
-    agent = TurnPPOAgent.from_pretrained(arguments.model)
-    name, environment = _environment_of(agent, arguments)
-    tasks = [{"seed": arguments.seed}]
-    played = agent.play_tasks(environment, tasks, temperature=arguments.temperature, name=name)
-    print(render_episode(agent.score(played)[0]))
-    return 0
-
-
 def _play_by_hand(arguments: argparse.Namespace) -> int:
-    from turnppo_hf.cli.play import play_by_hand
     from turnppo_hf.cli.train_arguments import read_json_object
     from turnppo_hf.environments import make_environment
 

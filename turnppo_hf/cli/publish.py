@@ -74,7 +74,7 @@ def push_run(
 
     Raises:
         `ReleaseError`: it is no agent, or has no recorded episodes.
-        `PushError`: nothing was committed; the message says why.
+        `PushError`: nothing was committed; the message gives the reason.
     """
     source = find_model(model) if model in EMBEDDED_MODELS else _local(model)
     check_folder(source, model)
@@ -134,7 +134,7 @@ def push_evaluation(repo_id: str, summary: Summary, *, protocol: str, revision: 
         revision (`str`, *optional*): That was evaluated.
 
     Raises:
-        `PushError`: nothing was committed; the message says why.
+        `PushError`: nothing was committed; the message gives the reason.
     """
     account = read_account()
     run: RunRecord = read_run(find_model(repo_id, revision=revision))

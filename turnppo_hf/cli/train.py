@@ -1,7 +1,8 @@
-"""What `turnppo train` does: say what will run, evaluate, train, evaluate what was saved, write `results.json`."""
+"""`turnppo train`: a YAML file and flags in; a trained agent, evaluated before and after, and `results.json` out."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import time
@@ -18,7 +19,8 @@ import torch
 from accelerate.utils import gather_object
 
 from turnppo_hf.agent import TurnPPOAgent
-from turnppo_hf.cli.train_arguments import RunConfig, RunConfigError, TaskArguments
+from turnppo_hf.cli.common import hide_loading_bars
+from turnppo_hf.cli.train_arguments import RunConfig, RunConfigError, TaskArguments, build_parser, parse_run
 from turnppo_hf.environments import make_environment
 from turnppo_hf.evaluation.calibration import judge_critic
 from turnppo_hf.evaluation.learning_curve import RESULTS_FILE
@@ -32,6 +34,23 @@ from turnppo_hf.models.pretrained import EMBEDDED_MODELS, find_model
 from turnppo_hf.rollout.parquet import save_trajectories
 from turnppo_hf.trainer.turn_ppo_trainer import TurnPPOTrainer
 from turnppo_hf.trajectory import Trajectory
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Take every word as it is: `run` reads the words with TRL's parser, `--help` among them."""
+    parser.prefix_chars = "\0"  # so that no word is a flag here
+    parser.add_argument("words", nargs="*")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train as the file and the flags ask for, or print the help of their fields."""
+    if {"-h", "--help"} & set(arguments.words):
+        build_parser().print_help()
+        raise SystemExit(0)  # as argparse does
+    asked = parse_run(arguments.words)
+    hide_loading_bars()
+    run_training(asked)
+    return 0
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class TaskArguments:
         eval_seed_start (`int`, *optional*, defaults to `1000000`):
             The held-out seeds count up from here.
         dataset (`str`, *optional*):
-            Dataset on the Hub, or a folder or JSON file, whose rows are the tasks instead of seeds: its split `train`
+            Dataset on the Hub, or a folder or JSON file, with a row for each task, instead of seeds: its split `train`
             is trained on, its split `test` is held out where it has one. A row's columns but `seed` are the reset's
             options.
     """
@@ -65,7 +65,7 @@ class TaskArguments:
     num_tasks: int = field(default=4096, metadata={"help": "Training tasks: seeds 0 to num_tasks - 1."})
     eval_episodes: int = field(default=256, metadata={"help": "Held-out episodes, before and after training."})
     eval_seed_start: int = field(default=HELD_OUT_SEED, metadata={"help": "First held-out seed."})
-    dataset: str | None = field(default=None, metadata={"help": "Dataset whose rows are the tasks, instead of seeds."})
+    dataset: str | None = field(default=None, metadata={"help": "Dataset with a row for each task, instead of seeds."})
 
     def __post_init__(self) -> None:
         self.environment_kwargs = read_json_object("environment_kwargs", self.environment_kwargs)
@@ -243,7 +243,7 @@ class _Parser(TrlParser):  # type: ignore[misc]
     def error(self, message: str) -> NoReturn:
         if message.startswith("the following arguments are required: "):
             names = ", ".join(f"`{name.split('/')[0].lstrip('-')}`" for name in message.split(": ", 1)[1].split(", "))
-            raise RunConfigError(f"The run does not say its {names}. Set it in the config file or by its flag.")
+            raise RunConfigError(f"The run lacks its {names}. Set it in the config file or by its flag.")
         raise RunConfigError(f"{message[:1].upper()}{message[1:]}.")
 
 

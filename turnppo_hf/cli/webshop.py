@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
-def _webshop_prepare(arguments: argparse.Namespace) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare which files are read, and how goals and prices are drawn."""
+    parser.add_argument("action", choices=["prepare"], help="read the files, write the world")
+    parser.add_argument("source", help="folder with the files, one of its catalogue files, or dataset id on the Hub")
+    parser.add_argument("--output", help="file to write (default: webshop.world)", default="webshop.world")
+    parser.add_argument("--goals", choices=["synthetic", "human"], default="synthetic", help="(%(default)s)")
+    parser.add_argument("--num_products", type=int, help="only the first ones (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of drawn prices and price caps (%(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the world file and print what it holds."""
     from tqdm import tqdm
 
     from turnppo_hf.environments.webshop.files import find_data, prepare_world

@@ -298,6 +298,7 @@ def mean_score(choose: Callable[[WebShop], str], num_episodes: int = 100) -> flo
     return float(np.mean(scores))
 
 
+@pytest.mark.slow
 def test_shopping_takes_care(world: World) -> None:
     """The best listed product with its options is nearly perfect, the first one is not, and chance earns little."""
     best, first = [], []

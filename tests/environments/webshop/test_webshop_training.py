@@ -17,6 +17,8 @@ from turnppo_hf.evaluation.summary import summarize
 from turnppo_hf.models.pretrained import find_model
 from turnppo_hf.trainer.metrics import rollout_metrics
 
+pytestmark = pytest.mark.slow  # a run of training
+
 CONFIG = Path(__file__).parents[3] / "trainer_configs" / "webshop_cpu.yaml"
 
 

@@ -11,7 +11,7 @@ from turnppo_hf.environments import make_environment
 from turnppo_hf.environments.sokoban.environment import Sokoban
 from turnppo_hf.environments.sokoban.rules import SokobanState
 from turnppo_hf.environments.sokoban.solver import SearchLimitError, pushes_to_nearest_target, shortest_solution
-from turnppo_hf.hub.agent_record import read_record
+from turnppo_hf.hub.agent_record import AgentRecord
 
 MAX_SIDE, MAX_BOXES = 8, 3  # what the solver settles at once and a small model can read
 MAX_TEXT = MAX_SIDE * (MAX_SIDE + 2)  # characters
@@ -113,7 +113,8 @@ def judge_level(text: str, max_actions: int) -> LevelReport:
 @cache
 def world_arguments() -> dict[str, Any]:
     """Return what the released tiny agents' Sokoban is built with, as their record says."""
-    return dict(read_record(str(files("turnppo_hf") / "models" / "sokoban_tiny"))["environment_kwargs"])
+    record = AgentRecord.from_folder(str(files("turnppo_hf") / "models" / "sokoban_tiny"))
+    return dict(record.environment_kwargs or {})
 
 
 def new_world(**changes: Any) -> Sokoban:

@@ -17,7 +17,6 @@ from shop import shop_page
 
 from turnppo_hf.environments.webshop.environment import WebShop
 from turnppo_hf.evaluation.replay import ending
-from turnppo_hf.hub.agent_record import turn_discounts
 from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def world_of(name: str) -> str:
     """Return `SOKOBAN`, `SHOP` or `OTHER`: where an agent plays. Those of the package are known without loading."""
     packaged = {"tiny-trained": SOKOBAN, "tiny": SOKOBAN, "tiny-webshop": SHOP}
     model = find_agent(name).model
-    return packaged.get(model) or _WORLDS.get(str(load_agent(name).record.get("environment")), OTHER)
+    return packaged.get(model) or _WORLDS.get(load_agent(name).record.environment or "", OTHER)
 
 
 def play_live(
@@ -109,10 +108,10 @@ def play_live(
         temperature (`float`, *optional*): 0 is greedy; by default the one that the agent was evaluated with.
     """
     agent = load_agent(name)
-    gamma, _ = turn_discounts(agent.record)
+    gamma, _ = agent.record.turn_discounts
     environment, factory = agent.environment()
     if temperature is None:
-        temperature = float(agent.record.get("evaluation", {}).get("temperature", 0.0))
+        temperature = float(agent.record.evaluation.temperature or 0.0)
     steps: SimpleQueue[_Moment | None] = SimpleQueue()
     left = threading.Event()
     task = {**(options or {}), "seed": seed}

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from turnppo_hf.environments import full_id, make_environment
 from turnppo_hf.generation.transformers_generator import TransformersGenerator
-from turnppo_hf.hub.agent_record import read_record, turn_discounts
+from turnppo_hf.hub.agent_record import AgentRecord
 from turnppo_hf.hub.card.card import prepare_release, render_card
 from turnppo_hf.hub.client import create_repository, push_folder, read_card
 from turnppo_hf.hub.exceptions import ReleaseError
@@ -60,7 +60,7 @@ class TurnPPOAgent(ModelHubMixin):
             Its tokenizer, with a chat template.
         critic ([`~transformers.PreTrainedModel`], *optional*):
             Token classifier with one label: V of the state that ends with a token.
-        record (`Mapping`, *optional*):
+        record ([`~turnppo_hf.hub.agent_record.AgentRecord`], *optional*):
             `turnppo.json` of the checkpoint: environment, limits, sampling, chat template arguments.
         folder (`Path`, *optional*):
             Where it was loaded from; its card and evidence are copied when the agent is saved elsewhere.
@@ -73,17 +73,17 @@ class TurnPPOAgent(ModelHubMixin):
         actor: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         critic: PreTrainedModel | None = None,
-        record: Mapping[str, Any] | None = None,
+        record: AgentRecord | None = None,
         folder: Path | None = None,
         *,
         is_local: bool = True,
     ) -> None:
         self.actor = actor
         self.critic = critic
-        self.record = dict(record or {})
+        self.record = record or AgentRecord()
         self.folder = folder
         self.is_local = is_local
-        self.chat = Chat(tokenizer, self.record.get("chat_template_kwargs"))
+        self.chat = Chat(tokenizer, self.record.chat_template_kwargs)
         self._hub_mixin_config = None  # else the mixin would write the arguments above as the model's config.json
 
     @classmethod
@@ -129,7 +129,9 @@ class TurnPPOAgent(ModelHubMixin):
             local_files_only=local_files_only,
         )
         check_folder(folder, name)
-        known = read_record(folder)
+        known = AgentRecord.from_folder(folder)
+        if record:
+            known = AgentRecord.from_dict({**known.to_dict(), **record}, "`record`")
         is_local = name in EMBEDDED_MODELS or Path(name).is_dir()
         if device is None:
             device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
@@ -141,7 +143,7 @@ class TurnPPOAgent(ModelHubMixin):
             actor.to(device),
             tokenizer,
             None if critic is None else critic.to(device),
-            {**known, **(record or {})},
+            known,
             folder,
             is_local=is_local,
         )
@@ -276,7 +278,7 @@ class TurnPPOAgent(ModelHubMixin):
         played = [item for item in trajectories if item.stop_reason is not StopReason.ERROR]
         if self.critic is None or not played:
             return list(trajectories)
-        gamma, lam = turn_discounts(self.record)
+        gamma, lam = self.record.turn_discounts
         batch = stack(played).to(self.critic.device)
         networks = ActorCritic(self.actor, self.critic)
         parts = []
@@ -305,9 +307,9 @@ class TurnPPOAgent(ModelHubMixin):
         """
         if environment is not None and not isinstance(environment, str):
             return getattr(environment, "__name__", type(environment).__name__), partial(environment, **kwargs)
-        recorded = self.record.get("environment")
+        recorded = self.record.environment
         name = full_id(environment) if environment else recorded
-        if environment is None and (tools := self.record.get("tools")) is not None:
+        if environment is None and (tools := self.record.tools) is not None:
             raise ReleaseError(
                 f"The model {self.actor.name_or_path!r} was trained in conversations with tools ({', '.join(tools)}), "
                 "and code that only its training script has. Build that environment and evaluate with the trainer's "
@@ -324,8 +326,7 @@ class TurnPPOAgent(ModelHubMixin):
                 f"{name.partition(':')[0]!r} on this machine. Name the environment yourself if you trust it."
             )
         if name == recorded:
-            held_out = self.record.get("evaluation", {}).get("environment_kwargs", {})
-            recorded_kwargs = {**self.record.get("environment_kwargs", {}), **held_out}
+            recorded_kwargs = self.record.held_out_kwargs
             for key in _DATA_ARGUMENTS:
                 if not self.is_local and key not in kwargs and recorded_kwargs.get(key, "synthetic") != "synthetic":
                     raise ReleaseError(
@@ -355,8 +356,7 @@ class TurnPPOAgent(ModelHubMixin):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         networks = ActorCritic(self.actor, self.critic)
-        record = {name: value for name, value in self.record.items() if name != "schema_version"}
-        save_networks(networks, self.chat.tokenizer, record, str(save_directory))
+        save_networks(networks, self.chat.tokenizer, self.record, str(save_directory))
         for path in _evidence(self.folder):
             assert self.folder is not None
             target = save_directory / path.relative_to(self.folder)
@@ -406,10 +406,10 @@ class TurnPPOAgent(ModelHubMixin):
 
     def _need_critic(self) -> PreTrainedModel:
         if self.critic is None:
-            algorithm = self.record.get("algorithm")
+            method = self.record.method
             why = (
-                f"it was trained with {algorithm}, which has none"
-                if algorithm in ("grpo", "rloo")
+                f"it was trained with {self.record.algorithm}, which has none"
+                if method is not None and not method.has_critic
                 else f"there is no folder `{CRITIC_FOLDER}` beside the actor"
             )
             raise ValueError(
@@ -445,18 +445,17 @@ class TurnPPOAgent(ModelHubMixin):
 
     def _generator(self, temperature: float, max_parallel_episodes: int = 256) -> TransformersGenerator:
         self._check_temperature(temperature)
-        sampling = self.record.get("sampling", {})
         return TransformersGenerator.for_chat(
             self.actor,
             self.chat.tokenizer,
             temperature=temperature,
-            top_p=sampling.get("top_p", 1.0),
-            top_k=sampling.get("top_k", 0),
+            top_p=self.record.top_p,
+            top_k=self.record.top_k,
             max_parallel_episodes=max_parallel_episodes,
         )
 
     def _temperature(self, wanted: float | None) -> float:
-        return float(self.record.get("evaluation", {}).get("temperature", 0.0) if wanted is None else wanted)
+        return float((self.record.evaluation.temperature or 0.0) if wanted is None else wanted)
 
     @staticmethod
     def _check_temperature(temperature: float) -> None:
@@ -469,7 +468,7 @@ class TurnPPOAgent(ModelHubMixin):
     @property
     def _limits(self) -> Limits:
         max_context = getattr(self.actor.config.get_text_config(), "max_position_embeddings", None)
-        return Limits(**self.record.get("limits", {}), max_context=max_context)
+        return Limits(**(self.record.limits or {}), max_context=max_context)  # type: ignore[arg-type]
 
 
 def _without_user_end(messages: Sequence[Message]) -> Sequence[Message]:

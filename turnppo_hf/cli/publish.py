@@ -99,7 +99,7 @@ def push_run(
         commits.append(push_folder(folder, repo_id, message=message, release=True, **where))
         if episodes is not None:
             data = Path(scratch, "episodes")
-            kwargs = run.record.get("evaluation", {}).get("environment_kwargs", {})
+            kwargs = run.record.evaluation.environment_kwargs or {}
             write_dataset(run.episodes, data, agent=repo_id, repo_id=episodes, environment_kwargs=kwargs)
             commits.append(push_dataset(data, episodes, private=private))
     if collection is not None:
@@ -138,7 +138,7 @@ def push_evaluation(repo_id: str, summary: Summary, *, protocol: str, revision: 
     """
     account = read_account()
     run: RunRecord = read_run(find_model(repo_id, revision=revision))
-    entries = eval_results(summary.to_dict(), run, f"{repo_id}-episodes", protocol)
+    entries = eval_results(summary, run, f"{repo_id}-episodes", protocol)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, ".eval_results", f"turnppo-{account['name']}.yaml")
         file.parent.mkdir()

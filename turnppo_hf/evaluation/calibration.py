@@ -35,6 +35,15 @@ class CalibrationPoints:
     failed: int  # episodes left out because their environment failed
 
 
+@dataclass(frozen=True)
+class CriticJudgement:
+    """How well a critic's values agree with the returns that followed them."""
+
+    turns: int  # with a value and a known return
+    explained_variance: float | None  # of these returns; None where they are all equal
+    discount: float  # per turn, of the returns
+
+
 class Group(NamedTuple):
     """Turns with similar values."""
 
@@ -151,27 +160,26 @@ def _check_turns(trajectories: Sequence[Trajectory]) -> None:
         )
 
 
-def judge_critic(episodes: Sequence[Trajectory], discount: float) -> dict[str, float | None] | None:
+def judge_critic(episodes: Sequence[Trajectory], discount: float) -> CriticJudgement | None:
     """
-    Say how well the critic knew what would follow, for `results.json`.
+    Compare the critic's values with the returns that followed.
 
     Args:
         episodes (`Sequence[Trajectory]`): With the critic's values.
         discount (`float`): Per turn, by which the agent's turns are judged.
 
     Returns:
-        `dict`: `turns` whose return is known, `explained_variance` of these returns (None where they are all equal)
-        and the `discount` per turn; None where there is no critic, or no return is known.
+        [`CriticJudgement`]: or None where there is no critic, or no return is known.
     """
     points = known_returns(episodes, discount)
     if points is None:
         return None
-    share = explained_variance(points.returns, points.values)
-    return {
-        "turns": len(points.values),
-        "explained_variance": None if math.isnan(share) else share,
-        "discount": discount,
-    }
+    explained = explained_variance(points.returns, points.values)
+    return CriticJudgement(
+        turns=len(points.values),
+        explained_variance=None if math.isnan(explained) else explained,
+        discount=discount,
+    )
 
 
 def known_returns(episodes: Sequence[Trajectory], discount: float) -> CalibrationPoints | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
 from typing import Any
 
 import gymnasium
 import numpy as np
 
+from turnppo_hf.evaluation.json_fields import read_fields, write_fields
 from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
 
@@ -38,9 +39,19 @@ class Summary:
     invalid_turns: float  # share of turns that executed nothing or were penalised
     stop_reasons: dict[str, int]  # episodes by reason, the most frequent first
 
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Summary:
+        """
+        Return the summary that `to_dict` wrote.
+
+        Raises:
+            `FieldError`: a value that is missing or of a wrong type.
+        """
+        return read_fields(cls, found)
+
     def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON: NaN becomes None."""
-        return {name: None if value != value else value for name, value in asdict(self).items()}
+        """Return it for JSON, where NaN is None."""
+        return write_fields(self)
 
 
 def wilson_interval(successes: float, trials: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from turnppo_hf.hub.agent_record import RECORD_FILE, SCHEMA_VERSION
+from turnppo_hf.hub.agent_record import AgentRecord
 
 SPECIAL = ("<|unknown|>", "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 TEMPLATE = (
@@ -110,10 +109,4 @@ def write_actor(
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
     limits = {"max_turns": None, "max_turn_length": max_turn_length, "max_completion_length": max_completion_length}
-    record = {
-        "schema_version": SCHEMA_VERSION,
-        "environment": environment,
-        "environment_kwargs": environment_kwargs,
-        "limits": limits,
-    }
-    (target / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
+    AgentRecord(limits=limits, environment=environment, environment_kwargs=environment_kwargs).save(target)

@@ -79,7 +79,7 @@ def test_folder_without_weights_says_so(folder):
 def test_index_that_leaves_the_folder_is_refused(folder):
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "../../secret.safetensors"}}))
-    with pytest.raises(ReleaseError, match=r"weights lie in '\.\./\.\./secret\.safetensors', outside"):
+    with pytest.raises(ReleaseError, match=r"weights that lie in '\.\./\.\./secret\.safetensors', outside"):
         check_folder(folder)
     index.write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
     check_folder(folder)
@@ -180,7 +180,7 @@ def test_environment_of_a_record_never_imports_a_module(folder, monkeypatch):
 
 @pytest.mark.parametrize(
     ("environment", "message"),
-    [("turnppo_hf/Sokobn-v0", "did you mean 'turnppo_hf/Sokoban-v0'"), (None, "does not say which environment")],
+    [("turnppo_hf/Sokobn-v0", "did you mean 'turnppo_hf/Sokoban-v0'"), (None, "does not name the environment")],
 )
 def test_unknown_environment_of_a_record_says_what_to_do(folder, environment, message):
     change(folder / "turnppo.json", environment=environment)
@@ -246,7 +246,7 @@ def test_data_that_a_strangers_record_names_is_not_read(folder, hub):
     agent = TurnPPOAgent.from_pretrained(folder)
     agent.is_local = False
     before = len(hub.log)
-    with pytest.raises(ReleaseError, match=r"wants to read the data 'bob/private'.*Name it yourself"):
+    with pytest.raises(ReleaseError, match=r"asks to read the data 'bob/private'.*Name it yourself"):
         agent.play()
     assert len(hub.log) == before
     assert agent.environment(data="synthetic")[0] == "turnppo_hf/WebShop-v0"

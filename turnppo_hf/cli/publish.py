@@ -13,7 +13,7 @@ from huggingface_hub import CommitInfo, HfApi, eval_result_entries_to_yaml
 from turnppo_hf.evaluation.summary import Summary
 from turnppo_hf.hub.background import stage
 from turnppo_hf.hub.card.card import eval_results, prepare_release
-from turnppo_hf.hub.client import is_writable, push_folder, read_account, read_card, with_retries
+from turnppo_hf.hub.client import is_writable, push_folder, push_release, read_account, read_card, with_retries
 from turnppo_hf.hub.exceptions import ReleaseError
 from turnppo_hf.hub.files import check_folder
 from turnppo_hf.hub.run_record import RunRecord, add_comparison, read_run
@@ -96,7 +96,7 @@ def push_run(
             stage(source, folder)
         prepare_release(folder, repo_id, dataset=episodes, published=read_card(repo_id, revision=revision))
         where: dict[str, Any] = {"private": private, "revision": revision, "create_pr": create_pr}
-        commits.append(push_folder(folder, repo_id, message=message, release=True, **where))
+        commits.append(push_release(folder, repo_id, message=message, **where))
         if episodes is not None:
             data = Path(scratch, "episodes")
             kwargs = run.record.evaluation.environment_kwargs or {}

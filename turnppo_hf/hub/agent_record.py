@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+
+from turnppo_hf.environments import full_id, make_environment
 from turnppo_hf.evaluation.json_fields import NULLABLE, FieldError, read_fields, write_fields
 from turnppo_hf.evaluation.results import HeldOut, Package
 from turnppo_hf.hub.exceptions import ReleaseError
@@ -19,6 +23,9 @@ RECORD_FILE = "turnppo.json"
 SCHEMA_VERSION = 1
 MAX_EPISODES = 100_000  # of an evaluation that a record asks for
 
+EnvironmentSource = str | Callable[[], gymnasium.Env[str, str]]
+
+_DATA_ARGUMENTS = ("data", "levels")  # of environments that read files or datasets
 _LIMITS = ("max_turns", "max_turn_length", "max_completion_length")
 
 # arguments of `apply_chat_template` that a record may not set: they change what is rendered, or how long it takes
@@ -149,6 +156,68 @@ class AgentRecord:
     def top_k(self) -> int:
         """Number of tokens that are sampled from; 0 is all."""
         return int((self.sampling or {}).get("top_k", 0))
+
+
+def resolve_environment(
+    record: AgentRecord,
+    environment: EnvironmentSource | None,
+    kwargs: Mapping[str, Any],
+    *,
+    model: str,
+    is_local: bool,
+) -> tuple[str, partial[gymnasium.Env[str, str]]]:
+    """
+    Choose an environment: the one given, else the held-out one of the record, as far as the record is trusted.
+
+    Args:
+        record ([`AgentRecord`]): Of the agent.
+        environment (`str` or `Callable`, *optional*): Gymnasium id, or what builds an environment.
+        kwargs (`Mapping`): Arguments of the environment, on top of the record's where it is the record's.
+        model (`str`): The agent's name, for messages.
+        is_local (`bool`): Whether the record is trusted to name data of this machine. No record is trusted to name a
+            module to import.
+
+    Returns:
+        `tuple[str, functools.partial]`: its name, and what builds one, with all arguments in `keywords`.
+
+    Raises:
+        `ReleaseError`: the record names none, or one that cannot be built here.
+    """
+    if environment is not None and not isinstance(environment, str):
+        return getattr(environment, "__name__", type(environment).__name__), partial(environment, **kwargs)
+    name = full_id(environment) if environment else _trusted_environment(record, model)
+    if name == record.environment:
+        recorded = record.held_out_kwargs
+        for key in _DATA_ARGUMENTS:
+            if not is_local and key not in kwargs and recorded.get(key, "synthetic") != "synthetic":
+                raise ReleaseError(
+                    f"The agent's record asks to read the data {recorded[key]!r} on this machine or with your token. "
+                    f"Name it yourself if you trust it: --environment_kwargs {json.dumps({key: recorded[key]})!r}."
+                )
+        kwargs = {**recorded, **kwargs}
+    factory = partial(make_environment, name, **kwargs)
+    factory().close()  # so that a mistake is raised here
+    return name, factory
+
+
+def _trusted_environment(record: AgentRecord, model: str) -> str:
+    if record.tools is not None:
+        raise ReleaseError(
+            f"The model {model!r} was trained in conversations with tools ({', '.join(record.tools)}), and code that "
+            "only its training script has. Build that environment and evaluate with the trainer's evaluate(), or name "
+            "another environment here."
+        )
+    if record.environment is None:
+        raise ReleaseError(
+            f"The model {model!r} does not name the environment it plays: it has no turnppo.json, or was trained in "
+            "an environment without a Gymnasium id. Name one, such as turnppo_hf/Sokoban-v0."
+        )
+    if ":" in record.environment:
+        raise ReleaseError(
+            f"The model's record names the environment {record.environment!r}, which would import the module "
+            f"{record.environment.partition(':')[0]!r} on this machine. Name the environment yourself if you trust it."
+        )
+    return record.environment
 
 
 def _check_ranges(record: AgentRecord) -> None:

@@ -24,7 +24,7 @@ from turnppo_hf.hub.agent_record import AgentRecord, Example
 from turnppo_hf.hub.background import BackgroundPushes, stage
 from turnppo_hf.hub.card.card import README, prepare_release
 from turnppo_hf.hub.card.merge import merge_cards
-from turnppo_hf.hub.client import create_repository, push_folder, read_card
+from turnppo_hf.hub.client import create_repository, push_checkpoint, push_release, read_card
 from turnppo_hf.hub.exceptions import PushError
 from turnppo_hf.hub.http_errors import explain, redact
 from turnppo_hf.models.checkpoint import load_networks, save_networks
@@ -246,12 +246,11 @@ class SavingTrainer(BaseTrainer):
             if folder := names.get(self.args.hub_strategy):
                 # what a run resumes from, pickles of its optimizer included, because the strategy asks for it
                 added = {path.relative_to(copy).as_posix() for path in copy.rglob("*")} - saved
-                push_folder(
+                push_checkpoint(
                     copy,
                     self.hub_model_id,
+                    folder,
                     message=f"{message}, checkpoint",
-                    path_in_repo=folder,
-                    replace=True,
                     ignore_patterns=tuple(glob.escape(name) for name in added),
                     **target,
                 )
@@ -265,7 +264,7 @@ class SavingTrainer(BaseTrainer):
         if published is not None:
             card = folder / README
             card.write_text(merge_cards(published, card.read_text(encoding="utf-8")), encoding="utf-8")
-        return push_folder(folder, self.hub_model_id, message=message, release=True, **target)
+        return push_release(folder, self.hub_model_id, message=message, **target)
 
     def _target(self, **given: Any) -> dict[str, Any]:
         """Say where and as whom to push: what was given, else what the configuration says."""

@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def chosen_seeds(episodes: list[Trajectory]) -> list[int]:
-    """Return the seeds of the episodes to show; the module says which."""
+    """Return the seeds of the episodes to show; as the head of this module defines them."""
     levels: set[str] = set()
     wanted = {True: SOLVED, False: FAILED}
     seeds = []
@@ -128,7 +128,7 @@ def curves(runs: dict[str, Path]) -> dict[str, Any]:
 
 
 def calibration(run: Path, episodes: list[Trajectory]) -> dict[str, Any]:
-    """Return what the critic said against what followed."""
+    """Return the critic's values against the returns that followed."""
     gamma, _ = AgentRecord.from_folder(run).turn_discounts
     points = calibration_points(episodes, gamma)
     step = max(len(points.values) // MAX_POINTS, 1)

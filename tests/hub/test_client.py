@@ -41,7 +41,7 @@ TIMEOUT_S = 0.5
 
 # name -> request it strikes, what the test Hub does, whether it passes, cause and remedy that the user reads
 FAULTS: dict[str, tuple[str, dict[str, Any], bool, str]] = {
-    "400 bad card": (COMMIT, {"status": 400, "message": "Invalid metadata"}, False, r"refuses.*400: Invalid.*Mend it"),
+    "400 bad card": (COMMIT, {"status": 400, "message": "Invalid metadata"}, False, r"refuses.*400: Invalid.*Fix it"),
     "401 revoked token": (
         COMMIT,
         {"status": 401, "message": "Invalid credentials in Authorization header"},

@@ -188,7 +188,7 @@ def sampled_logprobs(
         tokens = input_ids[sampled]
         with _head_only_at(model, predicting, tokens, score) as scored:
             logits = model(input_ids=input_ids, use_cache=False).logits
-        if scored and logits is not scored[0]:  # the model does something to logits that no setting told of
+        if scored and logits is not scored[0]:  # the model changes its logits in a way that no setting names
             with _head_only_at(model, predicting) as scored:
                 logits = model(input_ids=input_ids, use_cache=False).logits
         chosen, entropies = scored[0].T if scored else score(logits, tokens)
@@ -315,7 +315,7 @@ def critic_from_actor(actor: PreTrainedModel, kind: str = "separate") -> PreTrai
 
 def _stand_on(critic: PreTrainedModel, actor: PreTrainedModel, kind: str) -> None:
     """Give a critic without memory the actor's layers, and a head in float32."""
-    critic.name_or_path = actor.name_or_path  # where its adapter says that its base is
+    critic.name_or_path = actor.name_or_path  # the base that its adapter names
     if kind == "shared":
         setattr(critic, critic.base_model_prefix, actor.base_model)
     else:

@@ -48,7 +48,7 @@ def save_networks(
                 save_critic_of_trunk(model.actor, network, part)
             else:
                 network.save_pretrained(part, state_dict=state)
-            if not had_card:  # PEFT leaves one that says nothing
+            if not had_card:  # PEFT writes an empty one
                 (part / "README.md").unlink(missing_ok=True)
     tokenizer.save_pretrained(path)
     record.save(path)

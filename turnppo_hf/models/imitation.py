@@ -1,4 +1,4 @@
-"""Demonstrations, tokenizers and untrained actors, and how they are written: what the scripts of this folder share."""
+"""Demonstrations, tokenizers and untrained actors for the scripts that make the packaged ones, and their saving."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def make_demonstrations(
         environment (`gymnasium.Env`): One of ours, with `random_completion`.
         expert (`Callable`): Returns the texts of its next turns; a random one is played where it has none.
         num_episodes (`int`): Conversations.
-        noise (`float`): Share of turns whose action is drawn at random instead, so that the demonstrations also show
-            how to go on from a mistake.
+        noise (`float`): Fraction of turns with an action that is drawn at random instead, so that the demonstrations
+            also show how to go on from a mistake.
         seed (`int`): Of the tasks and the noise.
     """
     rng = np.random.default_rng(seed)

@@ -193,7 +193,7 @@ def reproduce(run: RunRecord, repo: str) -> str:
 def limitations(run: RunRecord) -> str:
     """What the record does not show."""
     name = environment_name(run)
-    lines = [f"Known from {name} with the arguments above only; elsewhere it was not tried."]
+    lines = [f"Evaluated on {name} with the arguments above only."]
     if "synthetic" in (run.record.data or "").lower():
         lines.append("The data is synthetic: its figures do not compare with those on the original's.")
     if run.results.after is not None:

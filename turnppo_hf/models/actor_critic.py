@@ -238,7 +238,10 @@ def _head_only_at(
     score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> Iterator[list[torch.Tensor]]:
     """
-    Let the language-model head see only these positions.
+    Compute the language-model head at these positions only.
+
+    From transformers 5.23 on `logits_to_keep` takes a boolean mask of shape `(B, T)`, which selects the same positions
+    (`slice_logits_to_keep`); once that is the lowest version supported, the mask replaces the selection here.
 
     The model's own forward still applies whatever it does to logits (soft-capping, scaling), element by element, which
     calling the head by hand would leave out. Given `tokens` and `score`, a head whose table would be large gives the
@@ -268,7 +271,7 @@ def _head_only_at(
         yield made
     finally:
         del head.forward
-        if before is not None:  # somebody else, such as accelerate's hooks, had put one in place
+        if before is not None:  # of accelerate's hooks, for example
             head.forward = before
 
 

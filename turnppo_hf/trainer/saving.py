@@ -6,7 +6,7 @@ import glob
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -19,24 +19,20 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
 
 from turnppo_hf._trl import BaseTrainer, get_config_model_id
+from turnppo_hf.evaluation.results import HeldOut
+from turnppo_hf.hub.agent_record import AgentRecord, Example
 from turnppo_hf.hub.background import BackgroundPushes, stage
 from turnppo_hf.hub.card.card import README, prepare_release
 from turnppo_hf.hub.card.merge import merge_cards
-from turnppo_hf.hub.client import create_repository, push_folder, read_card
+from turnppo_hf.hub.client import create_repository, push_checkpoint, push_release, read_card
 from turnppo_hf.hub.exceptions import PushError
 from turnppo_hf.hub.http_errors import explain, redact
-from turnppo_hf.hub.run_record import package_version
 from turnppo_hf.models.checkpoint import load_networks, save_networks
 from turnppo_hf.rollout.chat import Chat
 from turnppo_hf.trainer.distributed import Sharding
+from turnppo_hf.trainer.record import agent_record, find_example
 from turnppo_hf.trainer.rollout_batch import RolloutBatch, load_pending, save_pending
 from turnppo_hf.trajectory import Trajectory
-
-# where the critic of an algorithm was trained to speak
-VALUE_POSITIONS = {
-    "turn_ppo": "last prompt token of each turn",
-    "token_ppo": "last prompt token of each turn, and each sampled token but the last",
-}
 
 _COPIES = "_push-"  # of checkpoints, each for as long as it is pushed
 
@@ -47,8 +43,7 @@ class SavingTrainer(BaseTrainer):
     """
     The part of [`TurnPPOTrainer`] that reads and writes folders.
 
-    Its subclass sets `environment_record`, what [`~turnppo_hf.environments.factory.open_environments`] returns; what
-    is added to it enters every `turnppo.json`.
+    Its subclass sets `environment_record`, what [`~turnppo_hf.environments.factory.open_environments`] returns.
     """
 
     _tag_names: ClassVar[list[str]] = ["trl", "turn-ppo"]
@@ -60,7 +55,9 @@ class SavingTrainer(BaseTrainer):
         "Improved Multi-Turn RL in Agentic LLMs}},\n  author = {Li and Zhou and Meng and Vadera and Li and Li},\n"
         "  year = 2025,\n  eprint = {arXiv:2512.17008}\n}",
     }
-    environment_record: dict[str, Any]
+    environment_record: Mapping[str, Any]
+    held_out: HeldOut | None = None  # the episodes on which the agent is judged; set before training, for the record
+    _example: Example | None = None
     model: Any
     processing_class: Any
     chat: Chat
@@ -92,29 +89,18 @@ class SavingTrainer(BaseTrainer):
         text = redact(json.dumps(settings, indent=2, default=str), self.args.hub_token)
         (Path(folder) / "training_config.json").write_text(f"{text}\n", encoding="utf-8")
 
-    def make_record(self) -> dict[str, Any]:
+    def make_record(self) -> AgentRecord:
         """Return what `turnppo.json` holds: the environment, and how the actor is prompted, sampled and judged."""
-        limits = ("max_turns", "max_turn_length", "max_completion_length")
-        discounts = {"turn_ppo": ("gamma", "lam"), "token_ppo": ("token_gamma", "token_lam")}
-        record = {
-            "package": package_version(),
-            "limits": {name: getattr(self.args, name) for name in limits},
-            "chat_template_kwargs": self.args.chat_template_kwargs or {},
-            "sampling": {name: getattr(self.args, name) for name in ("temperature", "top_p", "top_k")},
-            "algorithm": self.args.algorithm,
-            **{name: getattr(self.args, name) for name in discounts.get(self.args.algorithm, ())},
-            **({"value_position": VALUE_POSITIONS[self.args.algorithm]} if self.args.uses_critic else {}),
-            "base_model": _name_of_base(get_config_model_id(self.model.config)),
-            "seed": self.args.seed,
-        }
-        for trajectory in self._last_trajectories:
-            if trajectory.turns and "example" not in self.environment_record:
-                opening = self.chat.start(trajectory.turns[0].observation, trajectory.task.get("prompt") or ())
-                text = opening.text
-                if "tools" in self.environment_record:  # their descriptions stand in it
-                    text = self.chat.tokenizer.decode(trajectory.turns[0].prompt_ids)
-                self.environment_record["example"] = {"messages": opening.messages, "prompt": text}
-        return {**record, **self.environment_record}
+        if self._example is None:
+            uses_tools = "tools" in self.environment_record
+            self._example = find_example(self.chat, self._last_trajectories, uses_tools=uses_tools)
+        return agent_record(
+            self.args,
+            self.environment_record,
+            base_model=get_config_model_id(self.model.config),
+            evaluation=self.held_out,
+            example=self._example,
+        )
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         pending = self.state.global_step % self.args.updates_per_batch != 0
@@ -260,12 +246,11 @@ class SavingTrainer(BaseTrainer):
             if folder := names.get(self.args.hub_strategy):
                 # what a run resumes from, pickles of its optimizer included, because the strategy asks for it
                 added = {path.relative_to(copy).as_posix() for path in copy.rglob("*")} - saved
-                push_folder(
+                push_checkpoint(
                     copy,
                     self.hub_model_id,
+                    folder,
                     message=f"{message}, checkpoint",
-                    path_in_repo=folder,
-                    replace=True,
                     ignore_patterns=tuple(glob.escape(name) for name in added),
                     **target,
                 )
@@ -279,7 +264,7 @@ class SavingTrainer(BaseTrainer):
         if published is not None:
             card = folder / README
             card.write_text(merge_cards(published, card.read_text(encoding="utf-8")), encoding="utf-8")
-        return push_folder(folder, self.hub_model_id, message=message, release=True, **target)
+        return push_release(folder, self.hub_model_id, message=message, **target)
 
     def _target(self, **given: Any) -> dict[str, Any]:
         """Say where and as whom to push: what was given, else what the configuration says."""
@@ -307,8 +292,3 @@ class SavingTrainer(BaseTrainer):
                 number,
                 errors[-1],
             )
-
-
-def _name_of_base(name_or_path: str) -> str:
-    """A model's id on the Hub as it is; of a folder only its name, since its path is nobody's business."""
-    return Path(name_or_path).name if Path(name_or_path).is_dir() else name_or_path

@@ -111,7 +111,7 @@ def test_batch_closes_when_enough_have_ended_and_the_rest_goes_on_or_is_dropped(
         """Episode n takes n further turns; the one with the fewest turns so far is answered first."""
 
         def collect(self, wake=None):
-            self.pending.sort(key=lambda item: sum(number == item.episode for number, _ in self.prompts), reverse=True)
+            self.pending.sort(key=lambda item: self.num_turns(item.episode), reverse=True)
             return super().collect(wake)
 
     answers = {number: ["Left"] * number + ["Up"] for number in range(6)}
@@ -137,6 +137,46 @@ def test_batch_closes_when_enough_have_ended_and_the_rest_goes_on_or_is_dropped(
     alone.start(plan)
     assert alone.collect()[4:] == rest
     alone.close()
+
+
+def test_sync_submits_a_pending_prompt_again_and_no_turn_is_lost(tiny_tokenizer):
+    gate = threading.Event()  # opens after the break
+
+    class Slow(LongGame):
+        def reset(self, *, seed=None, options=None):
+            self.seed = seed
+            return super().reset(seed=seed, options=options)
+
+        def step(self, action):
+            assert self.seed != 2 or gate.wait(20)
+            return super().step(action)
+
+    class Ordered(ScriptedGenerator):
+        """At the break episode 0 has ended, 1 waits for a response and 2 for its environment."""
+
+        def collect(self, wake=None):
+            if gate.is_set():
+                return super().collect(wake)
+            if len(self.prompts) == 3:
+                for item in sorted(self.pending, key=lambda item: -item.episode):
+                    if item.episode != 1:
+                        self.pending.remove(item)
+                        return [item]
+            assert 0 in self.released or wake.wait(20)
+            return []
+
+    generator = Ordered(tiny_tokenizer, {0: ["Up"], 1: ["Left", "Left", "Up"], 2: ["Left", "Up"]})
+    rollout = Rollout(EnvironmentPool({"e": Slow}), generator, Chat(tiny_tokenizer), Limits())
+    rollout.start([Episode({}, "e", seed=number, sampling_seed=number) for number in range(3)])
+    [first] = rollout.collect(enough=1)
+    assert (first.seed, len(first.turns)) == (0, 1)
+    asked = len(generator.prompts)
+    rollout.sync()
+    assert generator.prompts[asked:] == [prompt for prompt in generator.prompts[:asked] if prompt[0] == 1]
+    gate.set()
+    assert [(item.seed, len(item.turns)) for item in rollout.collect()] == [(1, 3), (2, 2)]
+    assert len(set(generator.seeds)) == len(generator.seeds) - 1  # the turn that is asked for again has its old seed
+    rollout.close()
 
 
 class LongGame(CountingEnvironment):

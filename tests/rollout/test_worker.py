@@ -1,5 +1,6 @@
 """The rollout: stop reasons, budgets, failing environments, seeds, and an order that never matters."""
 
+import copy
 import dataclasses
 import json
 import re
@@ -170,6 +171,33 @@ def test_row_columns_reach_reset_and_prompt_opens_the_conversation(tiny_tokenize
     trajectory, environment, _ = play(tiny_tokenizer, [SOLVED], task=task)
     assert environment.resets == [(1, {"level": "x"})]
     assert tiny_tokenizer.decode(trajectory.turns[0].prompt_ids).startswith("<|system|>s<|end|><|user|>start")
+
+
+def block(text):
+    return {"type": "text", "text": text}
+
+
+@pytest.mark.parametrize(
+    ("blocks", "text"),
+    [
+        ([{"role": "user", "content": [block("Go ")]}], [{"role": "user", "content": "Go "}]),
+        ([{"role": "user", "content": [block("Go "), block("on ")]}], [{"role": "user", "content": "Go on "}]),
+        ([{"role": "system", "content": [block("s"), block("t")]}], [{"role": "system", "content": "st"}]),
+        (
+            [{"role": "system", "content": [block("s")]}, {"role": "user", "content": "Go "}],
+            [{"role": "system", "content": "s"}, {"role": "user", "content": "Go "}],
+        ),
+        ([{"role": "user", "content": []}], [{"role": "user", "content": ""}]),
+    ],
+)
+def test_prompt_of_text_blocks_is_read_like_the_same_text(tiny_tokenizer, blocks, text):
+    given = copy.deepcopy(blocks)
+    replies = [GO_ON, SOLVED]
+    found, _, _ = play(tiny_tokenizer, replies, task={"seed": 1, "prompt": given})
+    assert given == blocks  # the dataset's row is not changed
+    expected, _, _ = play(tiny_tokenizer, replies, task={"seed": 1, "prompt": text})
+    assert found.turns == expected.turns
+    assert "start" in tiny_tokenizer.decode(found.turns[0].prompt_ids)  # the environment's observation
 
 
 def test_environments_are_used_again(tiny_tokenizer):

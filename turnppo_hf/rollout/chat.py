@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import get_json_schema
 
-Message = dict[str, Any]
+from turnppo_hf.environments.messages import Message, is_text_blocks, open_conversation, text_of
 
 
 @dataclass(frozen=True)
@@ -25,18 +25,6 @@ class Prompt:
     tools: tuple[Callable[..., Any], ...] = ()  # that the model was offered
 
 
-def open_conversation(observation: str, messages: str | Sequence[Message] = ()) -> list[Message]:
-    """Return the messages that a first response answers; the arguments are those of `Chat.start`."""
-    if isinstance(messages, str):
-        messages = [{"role": "user", "content": messages}]
-    opening = [dict(message) for message in messages]
-    if opening and opening[-1]["role"] == "user":
-        opening[-1]["content"] += observation
-    else:
-        opening.append({"role": "user", "content": observation})
-    return opening
-
-
 class Chat:
     """
     Renders a conversation through the tokenizer's chat template, turn by turn.
@@ -44,6 +32,8 @@ class Chat:
     `extend` keeps the ids that were read and sampled and appends only what the template adds after them. Where the
     template renders the past differently, as templates do that drop earlier reasoning, the whole prompt is encoded
     anew: it is what the model would read in use, and the batch starts a new row there.
+
+    Content in text blocks is rendered as the text of its blocks, so that no template drops a part of it.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -197,6 +187,11 @@ class Chat:
         template: str | None = None,
         add_generation_prompt: bool = True,
     ) -> str:
+        # many templates print blocks as nothing, or as Python prints a list
+        messages = [
+            {**message, "content": text_of(message["content"])} if is_text_blocks(message.get("content")) else message
+            for message in messages
+        ]
         extra: dict[str, Any] = {"tools": list(tools)} if tools else {}
         if template or (tools and self._tool_template):
             extra["chat_template"] = template or self._tool_template

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from turnppo_hf.environments.integrations.tools import ToolEnvironment
+from turnppo_hf.environments.messages import as_messages
 from turnppo_hf.rollout.chat import Chat
 from turnppo_hf.rollout.episode import Ended, Episode
 from turnppo_hf.trajectory import StopReason, Trajectory, Turn
@@ -58,9 +59,6 @@ def play_with(rollout: RolloutFunction, episodes: Sequence[Episode], chat: Chat)
     for number, episode in enumerate(episodes):
         prompt, completion, logprobs = (list(output[name][number]) for name in _REQUIRED)
         turns = _turns(prompt, completion, logprobs, list(masks[number]), chat)
-        prompt_messages = episode.task["prompt"]
-        if isinstance(prompt_messages, str):
-            prompt_messages = [{"role": "user", "content": prompt_messages}]
         is_complete = turns[-1].finish_reason == "stop"
         ended.append(
             Ended(
@@ -73,7 +71,7 @@ def play_with(rollout: RolloutFunction, episodes: Sequence[Episode], chat: Chat)
                     group=episode.group,
                 ),
                 ToolEnvironment(),
-                tuple(prompt_messages),
+                tuple(as_messages(episode.task["prompt"])),
                 ({"role": "assistant", "content": chat.content(completion)},),
                 {name: _entry(values, number, len(episodes)) for name, values in columns.items()},
             )

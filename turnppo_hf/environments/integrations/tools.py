@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-Message = dict[str, Any]
+from turnppo_hf.environments.messages import Message, open_conversation, text_of
+
 ConversationReply = tuple[list[Message], float, bool, bool, dict[str, Any]]
 
 _ENDS = ("done", "finished", "terminated")  # attributes by which an environment may say that it is over
@@ -96,19 +97,16 @@ class ToolEnvironment:
             info with this `observation` as text.
         """
         self._num_calls, self._num_failures, self._num_paid = 0, 0, 0
-        prompt = row.get("prompt") or [{"role": "user", "content": ""}]
-        opening = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(part) for part in prompt]
+        prompt = row.get("prompt")
         if self.environment is None:
-            return opening, {"observation": ""}
+            return open_conversation(None, prompt, extend_any_role=True), {"observation": ""}
         given = {name: value for name, value in row.items() if not (self.routed and name == "environment")}
         if "seed" in given and not _takes(self.environment.reset, "seed"):
             del given["seed"]
         observation = self.environment.reset(**given)
         if isinstance(rewards := getattr(self.environment, "rewards", None), list):
             self._num_paid = len(rewards)
-        if observation is not None:
-            opening[-1]["content"] = _joined(opening[-1]["content"], observation)
-        return opening, {"observation": "" if observation is None else str(observation)}
+        return open_conversation(observation, prompt, extend_any_role=True), {"observation": text_of(observation)}
 
     def step(self, message: Message) -> ConversationReply:
         """
@@ -222,15 +220,6 @@ def _takes(function: Callable[..., Any], name: str, by_name: bool = False) -> bo
     return name in parameters or (
         not by_name and any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     )
-
-
-def _joined(content: Any, observation: Any) -> Any:
-    """The observation after a message's content; blocks where one of them is blocks."""
-    if isinstance(observation, list) and isinstance(content, str):
-        content = [{"type": "text", "text": content}]
-    if isinstance(observation, str) and isinstance(content, list):
-        observation = [{"type": "text", "text": observation}]
-    return _without_images("reset()", content + observation)
 
 
 def _tool_message(name: str, result: Any) -> Message:

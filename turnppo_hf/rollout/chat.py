@@ -22,7 +22,7 @@ class Prompt:
     ids: tuple[int, ...]
     text: str  # the rendered conversation that `ids` stand for, special tokens included
     messages: tuple[Message, ...]
-    tools: tuple[Callable[..., Any], ...] = ()  # that the model was offered
+    tools: tuple[Callable[..., Any], ...] | None = None  # that the model may call; None: responses are plain text
 
 
 class Chat:
@@ -102,19 +102,36 @@ class Chat:
         """
         return self.open(open_conversation(observation, messages))
 
-    def open(self, messages: Sequence[Message], tools: Sequence[Callable[..., Any]] = ()) -> Prompt:
-        """Open a conversation with its messages as they are, and with tools that the model may call."""
-        text = self._render(list(messages), tools)
-        return Prompt(tuple(self._encode(text)), text, tuple(messages), tuple(tools))
+    def open(self, messages: Sequence[Message], tools: Sequence[Callable[..., Any]] | None = None) -> Prompt:
+        """Open a conversation with its messages as they are; with `tools`, even none, its responses are parsed."""
+        text = self._render(list(messages), tools or ())
+        return Prompt(tuple(self._encode(text)), text, tuple(messages), None if tools is None else tuple(tools))
 
     def parse(self, prompt: Prompt, completion_ids: Sequence[int]) -> Message:
         """Read a response as an assistant's message, with `tool_calls` where it calls tools."""
-        if not self._parses:
+        if prompt.tools is None or not self._parses:
             return {"role": "assistant", "content": self.content(completion_ids)}
         from turnppo_hf import _trl
 
         tools: list[Any] = list(prompt.tools)
         return dict(_trl.parse_response(self.tokenizer, list(completion_ids), prefix=list(prompt.ids), tools=tools))
+
+    def follow(
+        self, prompt: Prompt, completion_ids: Sequence[int], answer: Message, replies: Sequence[Message]
+    ) -> Prompt:
+        """
+        Append the model's response, as it was sampled, and what answered it.
+
+        Args:
+            prompt (`Prompt`): What the response answers.
+            completion_ids (`Sequence[int]`): The response, as it was sampled.
+            answer (`dict`): The same as `parse` read it.
+            replies (`Sequence[dict]`): Results of tools, or one message of the user.
+        """
+        if replies[0]["role"] == "tool":
+            return self.reply(prompt, completion_ids, answer, replies)
+        [reply] = replies
+        return self.extend(prompt, completion_ids, reply["content"])
 
     def reply(
         self, prompt: Prompt, completion_ids: Sequence[int], answer: Message, replies: Sequence[Message]

@@ -110,6 +110,25 @@ def test_environments_of_a_rollout_that_is_given_up_are_used_again(tiny_tokenize
     assert len(built) == 3
 
 
+def test_worker_with_episodes_that_wait_for_a_thread_closes(tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr("turnppo_hf.rollout.worker._MAX_THREADS", 1)
+    gate = threading.Event()
+
+    class Blocked(CountingEnvironment):
+        def reset(self, **kwargs):
+            assert gate.wait(20)
+            return super().reset(**kwargs)
+
+    worker = make_worker([Blocked()], ScriptedGenerator(tiny_tokenizer, ["Up"]), tiny_tokenizer)
+    worker.start([EpisodePlan({}, "e", seed=number) for number in range(2)])
+    _, queued = worker._steps
+    queued.add_done_callback(lambda _: gate.set())  # it is cancelled while the first is in reset()
+    closing = threading.Thread(target=worker.close, daemon=True)
+    closing.start()
+    closing.join(20)
+    assert not closing.is_alive() and worker.num_left == 0 and queued.cancelled()
+
+
 @pytest.mark.parametrize("continues", [True, False])
 def test_batch_closes_when_enough_have_ended_and_the_rest_goes_on_or_is_dropped(tiny_tokenizer, continues):
     class Numbered(ScriptedGenerator):

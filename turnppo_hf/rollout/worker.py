@@ -180,7 +180,7 @@ class RolloutWorker:
 
     def give_up(self) -> int:
         """Drop the episodes that are left; return their number."""
-        wait(self._steps)
+        wait([step for step in self._steps if not step.cancelled()])  # a cancelled one never counts as done
         self._steps.clear()
         for number, running in self._running.items():
             self.generator.release(number)

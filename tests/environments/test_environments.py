@@ -40,7 +40,7 @@ def test_large_preset_is_eight_by_eight_with_two_boxes() -> None:
     ],
 )
 def test_unknown_name_gets_its_nearest_match(name: str, match: str) -> None:
-    with pytest.raises(ValueError, match=f"Unknown environment '{name}'; did you mean {match}"):
+    with pytest.raises(ValueError, match=rf"Unknown environment '{name}'\. Did you mean {match}"):
         make_environment(name)
 
 
@@ -60,7 +60,7 @@ def test_unknown_name_without_a_match_lists_what_exists() -> None:
 
 @pytest.mark.parametrize(("argument", "match"), [("num_box", "num_boxes"), ("maxturns", "max_turns")])
 def test_unknown_argument_gets_its_nearest_match(argument: str, match: str) -> None:
-    with pytest.raises(ValueError, match=f"Sokoban-v0 has no argument '{argument}'; did you mean '{match}'"):
+    with pytest.raises(ValueError, match=f"Sokoban-v0 has no argument '{argument}'. Did you mean '{match}'"):
         make_environment("turnppo_hf/Sokoban-v0", **{argument: 1})
 
 

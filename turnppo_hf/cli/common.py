@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +17,6 @@ _MODEL_HELP = (
     "folder that a run saved, model id on the Hub, or tiny-trained (Sokoban, with critic), tiny (where its training "
     "began) or tiny-webshop for the actors in the package"
 )
-
-
-def _did_you_mean(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def _command(

@@ -9,7 +9,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from turnppo_hf.cli import openenv_serve as serving
-from turnppo_hf.cli.common import _MODEL_HELP, _add_environment, _command, _did_you_mean, _hide_loading_bars
+from turnppo_hf.cli.common import _MODEL_HELP, _add_environment, _command, _hide_loading_bars
 from turnppo_hf.cli.evaluate import _evaluate
 from turnppo_hf.cli.play import _play
 from turnppo_hf.cli.space import _add_space
@@ -61,10 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _refuse_unknown_command(rest)
         parsed, unknown = parser.parse_known_args(rest)
         if unknown:
-            flags = [f"--{name}" for name in vars(parsed)]
-            raise ValueError(
-                f"{unknown[0]!r} is no argument of `turnppo {rest[0]}`.{_did_you_mean(unknown[0], flags)}"
-            )
+            from turnppo_hf.environments.names import did_you_mean  # it loads Gymnasium, which --help does not need
+
+            hint = did_you_mean(unknown[0], [f"--{name}" for name in vars(parsed)])
+            raise ValueError(f"{unknown[0]!r} is no argument of `turnppo {rest[0]}`.{hint}")
         return int(parsed.run(parsed))
     except _USER_ERRORS as error:
         if debug:
@@ -75,8 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _refuse_unknown_command(arguments: Sequence[str]) -> None:
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
-        near = _did_you_mean(arguments[0], COMMANDS)
-        raise ValueError(f"{arguments[0]!r} is no command.{near} There are {', '.join(COMMANDS)}.")
+        from turnppo_hf.environments.names import did_you_mean
+
+        hint = did_you_mean(arguments[0], COMMANDS)
+        raise ValueError(f"{arguments[0]!r} is no command.{hint} There are {', '.join(COMMANDS)}.")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import random
 import string
 import threading
@@ -13,6 +12,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
+
+from turnppo_hf.environments.names import did_you_mean
 
 try:
     from textarena import ObservationType, make
@@ -172,10 +173,9 @@ class TextArenaGame(gymnasium.Env[str, str]):
 
 def _make(name: str, options: Mapping[str, Any]) -> Any:
     if name not in ENV_REGISTRY:
-        near = difflib.get_close_matches(name, ENV_REGISTRY, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
+        hint = did_you_mean(name, ENV_REGISTRY, cutoff=0.5)
         raise ValueError(
-            f"TextArena has no game {name!r}{hint} Nothing else can be played. Its ids stand in "
+            f"TextArena has no game {name!r}.{hint} Nothing else can be played. Its ids stand in "
             "textarena.envs.registration.ENV_REGISTRY."
         )
     return make(name, **options)

@@ -1,4 +1,4 @@
-"""Environment classes of TRL as conversations: what tools get and return, what pays a turn, what ends an episode."""
+"""Environment classes of TRL as conversations: what tools return, what rewards a turn, what ends an episode."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_turn_reward_rewards_the_turn(kind):
     played = opened(environment)
     assert played.rewards_turns
     assert played.read(message(("climb", {"rungs": 1})))[1] == 0.5
-    assert played.read({"role": "assistant", "content": "Enough."})[1] == 0.0  # an attribute tells of the last round
+    assert played.read({"role": "assistant", "content": "Enough."})[1] == 0.0  # an attribute is of the last round
 
 
 def test_turn_reward_that_is_not_finite_is_refused():

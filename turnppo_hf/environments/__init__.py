@@ -47,7 +47,7 @@ def full_id(name: str) -> str:
 
 def make_environment(name: str, **kwargs: Any) -> gymnasium.Env[str, str]:
     """
-    Makes an environment, with the nearest match told where a name is wrong.
+    Make an environment; the error for a wrong name or argument names the nearest one.
 
     Args:
         name (`str`):

@@ -120,7 +120,7 @@ class TextEnvironment(Conversation):
 
     def record(self) -> dict[str, Any]:
         """
-        Return `environment` and `environment_kwargs` where Gymnasium knows them, and what the environment describes
+        Return `environment` and `environment_kwargs` where Gymnasium registered it, and what the environment describes
         in its attributes `version`, `action_grammar` and `data_label`.
         """
         spec = getattr(self.environment, "spec", None)

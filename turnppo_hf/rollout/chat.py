@@ -1,6 +1,6 @@
 """
-Messages in, token ids out, and sampled ids to messages; what the sampler wrote is never encoded again, and a rewritten
-history is noticed.
+Messages in, token ids out, and sampled ids back to messages. Sampled ids are never encoded again; a history that the
+template renders differently is encoded anew.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Chat:
         """
         Prepare for conversations with tool calls, as `GRPOTrainer` does.
 
-        The tokenizer learns to parse its template's tool calls. Conversations with tools are rendered by TRL's
-        training variant of the template where the template itself rewrites earlier turns.
+        The tokenizer gets the schema that parses its template's tool calls. Conversations with tools are rendered by
+        TRL's training variant of the template where the template itself rewrites earlier turns.
 
         Args:
             tools (`Iterable[Callable]`): All that may be offered; each must have type hints and a docstring.
@@ -83,7 +83,7 @@ class Chat:
             raise ValueError(
                 f"The chat template of {self.tokenizer.name_or_path!r} has no place for tool calls and their results, "
                 "so the model could neither call a tool nor read its answer. Take a model with a tool-calling "
-                "template, or set `chat_template` to one that TRL knows, such as Qwen3's."
+                "template, or set `chat_template` to one that TRL supports, such as Qwen3's."
             )
         if not self._parses:
             _trl.add_response_schema(self.tokenizer)

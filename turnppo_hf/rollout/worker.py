@@ -81,8 +81,8 @@ class RolloutWorker:
 
     Environments run in threads, each in one thread at a time, but those of tool calls in the thread that calls `play`:
     a tool may set a signal's handler, which Python allows in the main thread only. Neither they nor the generator
-    decide what is sampled: seeds belong to the episode and its turn, so the trajectories do not depend on who finishes
-    first. An environment that fails ends its own episode only, with `StopReason.ERROR` and the message.
+    decide what is sampled: seeds belong to the episode and its turn, so the trajectories do not depend on which
+    finishes first. An environment that fails ends its own episode only, with `StopReason.ERROR` and the message.
 
     Args:
         environments (`EnvironmentPool`): Where to take environments from.

@@ -39,7 +39,7 @@ from turnppo_hf.generation.transformers_generator import TransformersGenerator
 from turnppo_hf.generation.vllm_colocate import CPU_BLOCK_SIZE, ColocatedEngine
 from turnppo_hf.generation.vllm_generator import VLLMGenerator
 from turnppo_hf.rollout.chat import Chat
-from turnppo_hf.rollout.worker import EnvironmentPool, Limits, Rollout, plan_episodes
+from turnppo_hf.rollout.worker import EnvironmentPool, Limits, RolloutWorker, plan_episodes
 from turnppo_hf.trajectory import Trajectory
 
 LIMITS = {  # what is to be reached
@@ -212,11 +212,11 @@ def measure_barrier(model: PreTrainedModel, tokenizer: Any, repeats: int = 5) ->
 def play_freely(generator: Generator, chat: Chat, rows: list[dict[str, int]]) -> int:
     """Play as the trainer does; return the number of sampled tokens."""
     pool = EnvironmentPool({"e": partial(Untimed, LATENCY_S)})
-    rollout = Rollout(pool, generator, chat, Limits())
-    rollout.start(plan_episodes(rows, key=(0,), default_environment="e"))
-    rollout.collect()
-    rollout.close()
-    return rollout.timing.num_tokens
+    worker = RolloutWorker(pool, generator, chat, Limits())
+    worker.start(plan_episodes(rows, key=(0,), default_environment="e"))
+    _, timing = worker.play()
+    worker.close()
+    return timing.num_tokens
 
 
 def play_by_turns(generator: Generator, chat: Chat, rows: list[dict[str, int]]) -> int:
@@ -247,11 +247,12 @@ def play_sokoban(
 ) -> tuple[list[Trajectory], float, float]:
     """Play a batch; return its trajectories, wall and CPU seconds."""
     make, episodes, limits = sokoban(model)
-    rollout = Rollout(EnvironmentPool({"e": make}), generator, Chat(tokenizer), limits)
+    worker = RolloutWorker(EnvironmentPool({"e": make}), generator, Chat(tokenizer), limits)
     begin, cpu = time.perf_counter(), time.process_time()
-    rollout.start(plan_episodes([{"seed": seed} for seed in range(episodes)], key=(0,), default_environment="e"))
-    trajectories = rollout.collect()
-    rollout.close()
+    worker.start(plan_episodes([{"seed": seed} for seed in range(episodes)], key=(0,), default_environment="e"))
+    finished, _ = worker.play()
+    worker.close()
+    trajectories = [episode.trajectory for episode in finished]
     return trajectories, time.perf_counter() - begin, time.process_time() - cpu
 
 

@@ -28,7 +28,7 @@ from turnppo_hf.ppo.batch import stack
 from turnppo_hf.ppo.credit import Credit, assign_credit, record_credit
 from turnppo_hf.rollout.chat import Chat, Message, Prompt
 from turnppo_hf.rollout.history import read_history
-from turnppo_hf.rollout.worker import EnvironmentPool, Episode, Limits, collect_trajectories
+from turnppo_hf.rollout.worker import EnvironmentPool, EpisodePlan, Limits, collect_trajectories
 from turnppo_hf.trajectory import StopReason, Trajectory
 
 _WITH_CRITIC = [name for name, algorithm in ALGORITHMS.items() if algorithm.has_critic]
@@ -248,10 +248,10 @@ class TurnPPOAgent:
             `list[Trajectory]`: in the order of `tasks`, without values: see `score`.
         """
         generator = self._generator(temperature, max_parallel_episodes)
-        episodes = [Episode(task, name, seed=task["seed"], sampling_seed=task["seed"]) for task in tasks]
+        plans = [EpisodePlan(task, name, seed=task["seed"], sampling_seed=task["seed"]) for task in tasks]
         pool = EnvironmentPool({name: environment})
         try:
-            return collect_trajectories(episodes, pool, generator, self.chat, self._limits, on_finished)
+            return collect_trajectories(plans, pool, generator, self.chat, self._limits, on_finished)
         finally:
             pool.close()
 

@@ -10,10 +10,10 @@ from typing import Any
 
 class StopReason(StrEnum):
     """
-    Why an episode ended, recorded when it is known and carried to the bootstrap term, the metrics and the card.
+    Why an episode ended, recorded when it ends and carried to the bootstrap term, the metrics and the card.
 
-    `terminated` ends the task itself; every other reason but `ERROR` cuts it. `bootstraps` says whether the return
-    beyond the cut is estimated by the critic: it is where somebody outside the task cut it, and it is not where the
+    `terminated` ends the task itself; every other reason but `ERROR` cuts it. `bootstraps` is whether the return
+    beyond the cut is estimated by the critic: it is where something outside the task cut it, and it is not where the
     limit belongs to the task (the prompt shows it) or where no next state exists.
     """
 

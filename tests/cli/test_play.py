@@ -89,7 +89,7 @@ def test_nothing_to_play_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["play"]) == 2
     assert "there is nothing to play" in capsys.readouterr().err
     assert main(["play", "--environment", "webshopp"]) == 2
-    assert "did you mean 'turnppo_hf/WebShop-v0'" in capsys.readouterr().err
+    assert "Did you mean 'turnppo_hf/WebShop-v0'" in capsys.readouterr().err
 
 
 def test_agent_is_watched(capsys: pytest.CaptureFixture[str]) -> None:

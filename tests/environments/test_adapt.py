@@ -36,7 +36,7 @@ def test_class_and_third_party_id_are_played(make_trainer):
     try:
         for factory in (CountingEnvironment, "elsewhere/Counting-v0"):
             pool, [name], record = open_environments(factory)
-            environment = pool.take(name)
+            environment = pool.take(name).environment
             assert isinstance(environment.unwrapped, CountingEnvironment)
             assert record["environment"] == (factory if isinstance(factory, str) else None)
             environment.reset(seed=1)

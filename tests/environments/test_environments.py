@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from typing import Any
@@ -40,7 +41,7 @@ def test_large_preset_is_eight_by_eight_with_two_boxes() -> None:
     ],
 )
 def test_unknown_name_gets_its_nearest_match(name: str, match: str) -> None:
-    with pytest.raises(ValueError, match=f"Unknown environment '{name}'; did you mean {match}"):
+    with pytest.raises(ValueError, match=rf"Unknown environment '{name}'\. Did you mean {match}"):
         make_environment(name)
 
 
@@ -60,7 +61,7 @@ def test_unknown_name_without_a_match_lists_what_exists() -> None:
 
 @pytest.mark.parametrize(("argument", "match"), [("num_box", "num_boxes"), ("maxturns", "max_turns")])
 def test_unknown_argument_gets_its_nearest_match(argument: str, match: str) -> None:
-    with pytest.raises(ValueError, match=f"Sokoban-v0 has no argument '{argument}'; did you mean '{match}'"):
+    with pytest.raises(ValueError, match=f"Sokoban-v0 has no argument '{argument}'. Did you mean '{match}'"):
         make_environment("turnppo_hf/Sokoban-v0", **{argument: 1})
 
 
@@ -87,11 +88,34 @@ def test_environment_of_another_module_is_found_by_module_and_id(
         del gymnasium.registry["my_world/Box-v0"]
 
 
-def test_import_loads_neither_torch_nor_the_hub() -> None:
+def test_no_module_loads_torch_or_the_hub() -> None:
     program = (
-        "import sys, turnppo_hf.environments, turnppo_hf.environments.sokoban.environment;"
-        "import turnppo_hf.environments.sokoban.solver;"
-        "heavy = {'torch', 'transformers', 'trl', 'datasets', 'huggingface_hub'} & set(sys.modules);"
-        "assert not heavy, heavy"
+        "import importlib, pkgutil, sys, turnppo_hf.environments as package\n"
+        "names = [item.name for item in pkgutil.walk_packages(package.__path__, package.__name__ + '.')]\n"
+        "assert len(names) > 25, names\n"
+        "for name in names:\n"
+        "    if name.rpartition('.')[2] not in ('openenv', 'openenv_server', 'textarena'):\n"  # libraries of others
+        "        importlib.import_module(name)\n"
+        "heavy = {'torch', 'transformers', 'trl', 'datasets', 'huggingface_hub', 'turnppo_hf.ppo'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("adapt", "check_environment", "make_environment", "full_id", "SokobanTools", "WebShopTools"),
+        *("sokoban.Sokoban", "webshop.WebShop", "integrations.trl_classes.SokobanTools"),
+        *("integrations.tools.ToolEnvironment", "integrations.adapt.adapt"),
+    ],
+)
+def test_public_path_is_found(path: str) -> None:
+    module, _, name = f"turnppo_hf.environments.{path}".rpartition(".")
+    assert callable(getattr(importlib.import_module(module), name))
+
+
+@pytest.mark.parametrize("name", ["Sokoban", "SokobanTool"])
+def test_other_attribute_is_missing(name: str) -> None:
+    with pytest.raises(AttributeError, match=rf"module 'turnppo_hf\.environments' has no attribute '{name}'"):
+        getattr(importlib.import_module("turnppo_hf.environments"), name)

@@ -232,6 +232,6 @@ def test_server_marks_what_is_a_cut_and_refuses_a_wrong_environment(tmp_path, ca
     from turnppo_hf.cli.main import main
 
     assert main(["openenv-serve", "sokobann"]) == 2
-    assert "did you mean" in capsys.readouterr().err
+    assert "Did you mean" in capsys.readouterr().err
     assert main(["openenv-serve", "sokoban", "--environment_kwargs", "[6]"]) == 2
     assert "no JSON object" in capsys.readouterr().err

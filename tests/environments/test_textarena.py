@@ -110,7 +110,7 @@ def test_opponent_that_wins_costs_one():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: make_environment("textarena/TowerOfHano-v0"), ValueError, "did you mean 'TowerOfHanoi-v0'"),
+        (lambda: make_environment("textarena/TowerOfHano-v0"), ValueError, "Did you mean 'TowerOfHanoi-v0'"),
         (lambda: make_environment("textarena/TicTacToe-v0").reset(), ValueError, "with 1 of its players.*`opponent`"),
         (lambda: TextArenaGame("TowerOfHanoi-v0", opponent=str).reset(), ValueError, "with 2 of its players"),
     ],

@@ -1,4 +1,4 @@
-"""Environment classes of TRL as conversations: what tools get and return, what pays a turn, what ends an episode."""
+"""Environment classes of TRL as conversations: what tools return, what rewards a turn, what ends an episode."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.helpers.tools import AnsweringGenerator, Ladder, Pit, Stairs, add, ca
 from turnppo_hf.environments.factory import open_environments
 from turnppo_hf.environments.integrations.tools import ToolEnvironment, is_tool_environment
 from turnppo_hf.rollout.chat import Chat
-from turnppo_hf.rollout.worker import Episode, Limits, collect_trajectories
+from turnppo_hf.rollout.worker import EpisodePlan, Limits, collect_trajectories
 from turnppo_hf.trajectory import StopReason
 
 ROW = {"prompt": [{"role": "user", "content": "Go."}]}
@@ -27,7 +27,7 @@ def message(*calls):
 
 def opened(environment, **row):
     played = ToolEnvironment(environment)
-    played.reset({**ROW, **row})
+    played.open({**ROW, **row}, 0)
     return played
 
 
@@ -37,7 +37,8 @@ def play(tokenizer, factory, answers, limits=None, row=ROW, **arguments):
     chat = Chat(calling_tokenizer(tokenizer), {"enable_thinking": False})
     chat.offer_tools(pool.tools)
     generator = AnsweringGenerator(chat.tokenizer, answers)
-    [trajectory] = collect_trajectories([Episode(row, names[0], seed=0)], pool, generator, chat, limits or Limits())
+    plan = EpisodePlan(row, names[0], seed=0)
+    [trajectory] = collect_trajectories([plan], pool, generator, chat, limits or Limits())
     return trajectory, generator
 
 
@@ -50,7 +51,7 @@ def test_reset_gets_the_row_with_its_prompt_and_leaves_it_as_it_is():
     row = {"prompt": [{"role": "user", "content": "Go."}], "environment": "ladder", "level": 3}
     for routed, expected in ((False, row), (True, {"prompt": row["prompt"], "level": 3})):
         played = ToolEnvironment(Ladder(), routed=routed)
-        opening, _ = played.reset(row)
+        opening, _ = played.open(row, 0)
         assert played.environment.row == expected
         assert opening == [{"role": "user", "content": "Go.Climb."}] and row["prompt"][0]["content"] == "Go."
 
@@ -69,7 +70,7 @@ def test_seed_is_handed_to_a_reset_that_takes_it():
 
 def _seed_of(kind):
     played = ToolEnvironment(kind())
-    assert played.reset({"seed": 7}) == ([{"role": "user", "content": ""}], {"observation": ""})
+    assert played.open({"seed": 7}, 0) == ([{"role": "user", "content": ""}], "")
     return played.environment.seed
 
 
@@ -78,25 +79,26 @@ def test_blocks_of_text_are_joined_and_an_image_is_refused():
         def reset(self, kind, **row):
             return [{"type": kind, kind: "x"}]
 
-    opening, _ = ToolEnvironment(Showing()).reset({**ROW, "kind": "text"})
+    opening, _ = ToolEnvironment(Showing()).open({**ROW, "kind": "text"}, 0)
     assert opening[0]["content"] == [{"type": "text", "text": "Go."}, {"type": "text", "text": "x"}]
     with pytest.raises(TypeError, match=r"reset\(\) returned an image.*reads text only"):
-        ToolEnvironment(Showing()).reset({**ROW, "kind": "image"})
+        ToolEnvironment(Showing()).open({**ROW, "kind": "image"}, 0)
 
 
-def test_growing_list_of_rewards_pays_the_turn():
+def test_growing_list_of_rewards_rewards_the_turn():
     played = opened(Stairs())
-    assert [played.step(message(*calls))[1] for calls in _TWO_TURNS] == [0.5, 1.0]
-    assert played.pays_by_turn and not played.has_final_reward
-    played.reset(ROW)
-    assert played.step(message(("climb", {"rungs": 1})))[1] == 0.5  # what was paid before the reset is not paid again
+    assert [played.read(message(*calls))[1] for calls in _TWO_TURNS] == [0.5, 1.0]
+    assert played.rewards_turns and not played.has_final_reward
+    played.open(ROW, 0)
+    # what was counted before the reset is not counted again
+    assert played.read(message(("climb", {"rungs": 1})))[1] == 0.5
 
 
 _TWO_TURNS = ([("climb", {"rungs": 1})], [("climb", {"rungs": 1}), ("climb", {"rungs": 1})])
 
 
 @pytest.mark.parametrize("kind", ["attribute", "method", "coroutine"])
-def test_turn_reward_pays_the_turn(kind):
+def test_turn_reward_rewards_the_turn(kind):
     class Paying(Ladder):
         if kind == "method":
 
@@ -112,16 +114,16 @@ def test_turn_reward_pays_the_turn(kind):
     if kind == "attribute":
         environment._turn_reward = 0.5
     played = opened(environment)
-    assert played.pays_by_turn
-    assert played.step(message(("climb", {"rungs": 1})))[1] == 0.5
-    assert played.step({"role": "assistant", "content": "Enough."})[1] == 0.0  # an attribute tells of the last round
+    assert played.rewards_turns
+    assert played.read(message(("climb", {"rungs": 1})))[1] == 0.5
+    assert played.read({"role": "assistant", "content": "Enough."})[1] == 0.0  # an attribute is of the last round
 
 
 def test_turn_reward_that_is_not_finite_is_refused():
     environment = Ladder()
     environment._turn_reward = float("nan")
-    with pytest.raises(ValueError, match="Ladder paid a turn nan"):
-        opened(environment).step(message(("climb", {"rungs": 1})))
+    with pytest.raises(ValueError, match="Ladder gave a turn the reward nan"):
+        opened(environment).read(message(("climb", {"rungs": 1})))
 
 
 @pytest.mark.parametrize("name", ["done", "finished", "terminated"])
@@ -135,7 +137,7 @@ def test_environment_that_says_so_is_over(name):
             setattr(self, name, True)
 
     played = opened(Quiet())
-    _, _, terminated, truncated, info = played.step(message(("act", {})))
+    _, _, terminated, truncated, info = played.read(message(("act", {})))
     assert terminated and not truncated and info["tool_calls"] == 1
 
 
@@ -147,11 +149,11 @@ def test_method_of_that_name_is_a_tool_and_no_end():
         def done(self):
             """Ask."""
 
-    assert opened(Asking()).step(message(("done", {})))[2] is False
+    assert opened(Asking()).read(message(("done", {})))[2] is False
 
 
 def test_failures_are_told_and_counted():
-    replies, _, _, _, info = opened(Ladder()).step(message(("fly", {}), ("climb", {}), ("look", {})))
+    replies, _, _, _, info = opened(Ladder()).read(message(("fly", {}), ("climb", {}), ("look", {})))
     assert replies[0]["content"] == "{'error': 'Tool fly not found.'}"
     assert "missing 1 required positional argument" in replies[1]["content"]
     assert replies[2] == {"role": "tool", "name": "look", "content": "ground 0 below"}
@@ -172,7 +174,7 @@ def test_asynchronous_tools_run_side_by_side_on_one_loop():
             return "met"
 
     played = opened(Meeting())
-    replies = played.step(message(("meet", {}), ("meet", {})))[0] + played.step(message(("meet", {})))[0]
+    replies = played.read(message(("meet", {}), ("meet", {})))[0] + played.read(message(("meet", {})))[0]
     assert [reply["content"] for reply in replies] == ["met"] * 3
     assert len(set(played.environment.loops)) == 1
 

@@ -9,7 +9,12 @@ from turnppo_hf.generation.base import Completion
 
 
 class ScriptedGenerator:
-    """Answers with given texts, episode by episode; a response longer than its room is cut like a sampled one."""
+    """
+    Answers with given texts, episode by episode; a response longer than its room is cut like a sampled one.
+
+    The same prompt gets the same answer however often it is submitted: after new weights, a worker submits what is
+    under way once more.
+    """
 
     exact, continuous, max_context = True, True, None
 
@@ -20,13 +25,17 @@ class ScriptedGenerator:
     def submit(self, episode, prompt_ids, *, max_new_tokens, seed):
         self.prompts.append((episode, tuple(prompt_ids)))
         self.seeds.append(seed)
-        turn = sum(number == episode for number, _ in self.prompts) - 1
+        turn = self.num_turns(episode) - 1
         answers = self.answers[episode] if isinstance(self.answers, dict) else self.answers
         text = answers[min(turn, len(answers) - 1)] + self.tokenizer.eos_token
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         cut = ids[:max_new_tokens]
         reason = "stop" if len(cut) == len(ids) else "length"
         self.pending.append(Completion(episode, tuple(cut), tuple(-0.5 for _ in cut), reason))
+
+    def num_turns(self, episode):
+        """Turns of an episode that were asked for: each has a prompt of its own."""
+        return len({prompt for number, prompt in self.prompts if number == episode})
 
     def collect(self, wake=None):
         # the youngest first: the order of arrival must not matter

@@ -180,7 +180,7 @@ def test_environment_of_a_record_never_imports_a_module(folder, monkeypatch):
 
 @pytest.mark.parametrize(
     ("environment", "message"),
-    [("turnppo_hf/Sokobn-v0", "did you mean 'turnppo_hf/Sokoban-v0'"), (None, "does not name the environment")],
+    [("turnppo_hf/Sokobn-v0", "Did you mean 'turnppo_hf/Sokoban-v0'"), (None, "does not name the environment")],
 )
 def test_unknown_environment_of_a_record_says_what_to_do(folder, environment, message):
     change(folder / "turnppo.json", environment=environment)

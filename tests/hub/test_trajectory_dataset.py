@@ -26,7 +26,7 @@ from turnppo_hf.hub.trajectory_dataset import (
 )
 from turnppo_hf.rollout.chat import Chat
 from turnppo_hf.rollout.parquet import read_trajectories, save_trajectories
-from turnppo_hf.rollout.worker import EnvironmentPool, Episode, Limits, collect_trajectories
+from turnppo_hf.rollout.worker import EnvironmentPool, EpisodePlan, Limits, collect_trajectories
 from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
 FIRST = Turn((1, 2, 3), (4,), (-0.5,), "a wall", "Go up", "Up", -0.1, 0.0, "stop", value=0.5, advantage=0.25)
@@ -119,7 +119,7 @@ def test_first_observation_joins_the_prompt_of_the_task(prompt: Any, opening: li
 def test_messages_are_what_the_model_read(tiny_tokenizer: Any) -> None:
     replies = [("here", -0.1, False, False, {}), ("there", 1.0, True, False, {"solved": True})]
     environments = EnvironmentPool({"scripted": lambda: ScriptedEnvironment(replies)})
-    episode = Episode({"prompt": [SYSTEM]}, "scripted", 0, 0, 0)
+    episode = EpisodePlan({"prompt": [SYSTEM]}, "scripted", 0, 0, 0)
     generator = ScriptedGenerator(tiny_tokenizer, ["Up", "Down"])
     limits = Limits(max_completion_length=200)
     played = collect_trajectories([episode], environments, generator, Chat(tiny_tokenizer), limits)[0]

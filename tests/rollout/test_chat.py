@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.helpers.tools import CHAT_TEMPLATES
 from turnppo_hf.rollout.chat import Chat
 
 THINK_STRIPPING = (
@@ -36,6 +37,25 @@ def test_start_appends_the_observation_to_a_user_message(chat):
     assert prompt.text == "<|system|>s<|end|><|user|>Go #P<|end|><|assistant|>"
     assert prompt.ids == ids_of(chat, prompt.text)
     assert chat.start("#P", [{"role": "system", "content": "s"}]).text.endswith("<|user|>#P<|end|><|assistant|>")
+
+
+@pytest.mark.parametrize("template", ["gemma3", "qwen2_5_vl", "qwen2_5", "qwen3", "llama3"])
+def test_no_template_drops_a_text_block(tiny_tokenizer, template):
+    tiny_tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    tiny_tokenizer.chat_template = (CHAT_TEMPLATES / f"{template}.jinja").read_text(encoding="utf-8")
+    chat = Chat(tiny_tokenizer)
+    texts = ("Be brief. ", "Be kind.", "You are in a maze. ", "It is dark. ")
+    blocks = [{"type": "text", "text": text} for text in texts]
+    prompt = [{"role": "system", "content": blocks[:2]}, {"role": "user", "content": blocks[2:]}]
+    opened = chat.start("WALL AHEAD", prompt)
+    plain = [{"role": "system", "content": "".join(texts[:2])}, {"role": "user", "content": "".join(texts[2:])}]
+    assert opened.text == chat.start("WALL AHEAD", plain).text and opened.ids == chat.start("WALL AHEAD", plain).ids
+    assert "You are in a maze. It is dark. WALL AHEAD" in opened.text
+    assert opened.messages[1]["content"] == [*blocks[2:], {"type": "text", "text": "WALL AHEAD"}]  # as TRL opens it
+    assert prompt[1]["content"] == blocks[2:]
+    # and no later turn renders it otherwise
+    following = chat.extend(opened, tuple(chat.tokenizer("Left").input_ids), "A DOOR")
+    assert following.ids[: len(opened.ids)] == opened.ids and following.text.startswith(opened.text)
 
 
 def test_extend_appends_only_what_the_template_adds(chat):

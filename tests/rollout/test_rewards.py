@@ -11,15 +11,16 @@ from transformers import TrainerState
 from tests.helpers.scripted import CountingEnvironment
 from tests.helpers.tiny import make_turn
 from tests.helpers.tools import Ladder, Pit, Stairs
+from turnppo_hf.environments.conversation import as_conversation
 from turnppo_hf.environments.integrations.tools import ToolEnvironment
-from turnppo_hf.rollout.episode import Ended
+from turnppo_hf.rollout.episode import FinishedEpisode
 from turnppo_hf.rollout.rewards import Rewards
 from turnppo_hf.trajectory import StopReason, Trajectory
 
 STATE = TrainerState(global_step=3)
 
 
-def ended(environment=None, reward=0.5, stop_reason=StopReason.OVERLONG, **task):
+def finished(environment=None, reward=0.5, stop_reason=StopReason.OVERLONG, **task):
     turns = (make_turn([1, 2], [3]), make_turn([1, 2, 3, 4], [5, 6], reward))
     prompt = [{"role": "user", "content": "Go."}]
     trajectory = Trajectory(
@@ -30,14 +31,14 @@ def ended(environment=None, reward=0.5, stop_reason=StopReason.OVERLONG, **task)
         {"role": "tool", "content": "b"},
         {"role": "assistant", "content": "c"},
     )
-    return Ended(trajectory, environment or ToolEnvironment(), tuple(prompt), messages)
+    return FinishedEpisode(trajectory, as_conversation(environment or ToolEnvironment()), tuple(prompt), messages)
 
 
 def rewards(*functions, weights=None):
     return Rewards(list(functions), weights, state=lambda: STATE)
 
 
-def paid(trajectory):
+def rewards_of(trajectory):
     return [turn.reward for turn in trajectory.turns]
 
 
@@ -49,8 +50,8 @@ def test_weighted_sum_is_added_to_the_last_turn_and_replaces_the_bootstrap():
         return [2.0, None]
 
     score = rewards(first, later, weights=[0.5, 0.1])
-    one, two = score([ended(), ended()])
-    assert paid(one) == [0.0, 0.5 + 0.5 * 2.0 + 0.1 * 10.0] and paid(two) == [0.0, 0.5 + 0.1 * 10.0]
+    one, two = score([finished(), finished()])
+    assert rewards_of(one) == [0.0, 0.5 + 0.5 * 2.0 + 0.1 * 10.0] and rewards_of(two) == [0.0, 0.5 + 0.1 * 10.0]
     assert one.metrics == {"rewards/first": 2.0, "rewards/later": 10.0} and two.metrics == {"rewards/later": 10.0}
     assert one.bootstrap_ids is None and not one.is_bootstrapped(True)
     assert one.stop_reason is StopReason.OVERLONG
@@ -65,7 +66,7 @@ def test_functions_get_what_trl_gives_them():
 
     ladder = Ladder()
     ladder.height = 1
-    rewards(look)([ended(ToolEnvironment(ladder), answer="x"), ended(CountingEnvironment(), answer="y")])
+    rewards(look)([finished(ToolEnvironment(ladder), answer="x"), finished(CountingEnvironment(), answer="y")])
     [arguments] = seen
     assert arguments["prompts"] == [[{"role": "user", "content": "Go."}]] * 2
     assert [[message["content"] for message in each] for each in arguments["completions"]] == [["a", "b", "c"]] * 2
@@ -83,7 +84,7 @@ def test_environments_are_absent_where_there_are_none():
         assert "environments" not in arguments
         return [0.0]
 
-    rewards(look)([ended()])
+    rewards(look)([finished()])
 
 
 def test_prompt_that_is_text_is_judged_as_text():
@@ -91,39 +92,39 @@ def test_prompt_that_is_text_is_judged_as_text():
         assert (prompts, completions) == (["Go."], ["a"])
         return [1.0]
 
-    item = ended()
+    item = finished()
     item.trajectory.task["prompt"] = "Go."
-    assert (
-        paid(rewards(look)([Ended(item.trajectory, item.environment, item.opening, item.messages[:1])])[0])[1] == 1.5
-    )
+    answered = FinishedEpisode(item.trajectory, item.environment, item.opening, item.messages[:1])
+    assert rewards_of(rewards(look)([answered])[0])[1] == 1.5
 
 
 def test_environments_own_their_reward():
     ladder, pit, stairs = ToolEnvironment(Ladder()), ToolEnvironment(Pit()), ToolEnvironment(Stairs())
     ladder.environment.height, pit.environment.depth, stairs.environment.height = 3, 4, 5
     stairs.environment.rewards = [0.5]
-    scored = Rewards(state=lambda: STATE)([ended(ladder), ended(pit), ended(stairs), ended(CountingEnvironment())])
-    assert [paid(item)[-1] for item in scored] == [3.5, 0.9, 0.5, 0.5]  # the last two pay turn by turn already
+    played = [finished(environment) for environment in (ladder, pit, stairs, CountingEnvironment())]
+    scored = Rewards(state=lambda: STATE)(played)
+    assert [rewards_of(item)[-1] for item in scored] == [3.5, 0.9, 0.5, 0.5]  # the last two reward their turns already
     assert [item.metrics for item in scored] == [{"rewards/Ladder": 3.0}, {"rewards/Pit": 0.4}, {}, {}]
     assert [item.bootstrap_ids is None for item in scored] == [True, True, False, False]
 
 
-def test_episode_that_nobody_pays_is_dropped():
+def test_episode_without_any_reward_is_dropped():
     def picky(completions, **_):
         return [None, math.nan]
 
-    for item in rewards(picky)([ended(), ended()]):
+    for item in rewards(picky)([finished(), finished()]):
         assert item.stop_reason is StopReason.ERROR and "all returned None" in item.error
-    # control: Gymnasium's environments pay by themselves
-    assert rewards(picky)([ended(CountingEnvironment())] * 2)[0].stop_reason is StopReason.OVERLONG
+    # control: Gymnasium's environments reward their turns
+    assert rewards(picky)([finished(CountingEnvironment())] * 2)[0].stop_reason is StopReason.OVERLONG
 
 
 def test_failed_episodes_are_not_judged_and_keep_their_place():
     def count(completions, **_):
         return [float(len(completions))] * len(completions)
 
-    failed = ended(stop_reason=StopReason.ERROR)
-    scored = rewards(count)([failed, ended(), failed, ended()])
+    failed = finished(stop_reason=StopReason.ERROR)
+    scored = rewards(count)([failed, finished(), failed, finished()])
     assert [item.metrics.get("rewards/count") for item in scored] == [None, 2.0, None, 2.0]
     assert rewards(count)([failed])[0] is failed.trajectory
 
@@ -136,17 +137,17 @@ def test_functions_log_columns_and_metrics():
         return [0.0] * len(completions)
 
     score = rewards(noting)
-    assert [item.extra for item in score([ended(), ended()])] == [{"words": "one"}, {"words": "two"}]
+    assert [item.extra for item in score([finished(), finished()])] == [{"words": "one"}, {"words": "two"}]
     assert score.take_metrics() == {"length": 4.0} and score.take_metrics() == {}
-    score([ended(), ended()])
+    score([finished(), finished()])
     assert score.take_metrics(lambda mine: [*mine, {"length": [10.0]}, {}]) == {"length": 6.0}  # other ranks' as well
     with pytest.raises(ValueError, match=r"log_extra\('words'\) got 2 values for 1 completions"):
-        score([ended()])
+        score([finished()])
 
 
 def test_functions_of_one_name_are_told_apart():
     score = rewards(lambda **_: [1.0], lambda **_: [2.0])
-    assert score([ended()])[0].metrics == {"rewards/<lambda>": 1.0, "rewards/<lambda>_2": 2.0}
+    assert score([finished()])[0].metrics == {"rewards/<lambda>": 1.0, "rewards/<lambda>_2": 2.0}
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,7 @@ def test_functions_of_one_name_are_told_apart():
 )
 def test_wrong_rewards_are_refused(function, message):
     with pytest.raises(ValueError, match=message):
-        rewards(function)([ended(), ended()])
+        rewards(function)([finished(), finished()])
 
 
 def test_what_is_no_function_is_refused():
@@ -172,7 +173,7 @@ def test_what_is_no_function_is_refused():
 @pytest.mark.parametrize("returned", [None, 1.0, ["high"], [[1.0]]])
 def test_what_is_no_list_of_numbers_is_refused_in_a_sentence(returned):
     with pytest.raises(ValueError, match=r"of which no reward can be made\. Return a list with one number"):
-        rewards(lambda **_: returned)([ended()])
+        rewards(lambda **_: returned)([finished()])
 
 
 @pytest.mark.parametrize("is_async", [False, True])
@@ -188,7 +189,7 @@ def test_get_reward_that_raises_ends_its_own_episode(is_async):
         async def get_reward(self):
             raise RuntimeError("no judge")
 
-    broken = ended(ToolEnvironment(BrokenLater() if is_async else Broken()))
-    failed, fine = rewards(lambda completions, **_: [1.0] * len(completions))([broken, ended()])
+    broken = finished(ToolEnvironment(BrokenLater() if is_async else Broken()))
+    failed, fine = rewards(lambda completions, **_: [1.0] * len(completions))([broken, finished()])
     assert failed.stop_reason is StopReason.ERROR and failed.error == "get_reward() raised RuntimeError: no judge"
-    assert fine.stop_reason is StopReason.OVERLONG and paid(fine)[-1] == 1.5
+    assert fine.stop_reason is StopReason.OVERLONG and rewards_of(fine)[-1] == 1.5

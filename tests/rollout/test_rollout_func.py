@@ -6,12 +6,14 @@ import pytest
 
 from turnppo_hf.rollout.chat import Chat
 from turnppo_hf.rollout.rollout_func import play_with
-from turnppo_hf.rollout.worker import Episode
+from turnppo_hf.rollout.worker import EpisodePlan
 from turnppo_hf.trajectory import StopReason
 
 
 def play(tokenizer, output, count=1, prompt="Go."):
-    episodes = [Episode({"prompt": prompt, "answer": "x"}, "prompts", seed=0, group=number) for number in range(count)]
+    episodes = [
+        EpisodePlan({"prompt": prompt, "answer": "x"}, "prompts", seed=0, group=number) for number in range(count)
+    ]
     return play_with(lambda prompts: output, episodes, Chat(tokenizer))
 
 
@@ -55,7 +57,7 @@ def test_prompts_are_a_copy_of_the_datasets(tiny_tokenizer):
         prompts[0].append("changed")
         return output_of(tiny_tokenizer)
 
-    play_with(rollout, [Episode({"prompt": prompt}, "prompts", seed=0)], Chat(tiny_tokenizer))
+    play_with(rollout, [EpisodePlan({"prompt": prompt}, "prompts", seed=0)], Chat(tiny_tokenizer))
     assert prompt == [{"role": "user", "content": "Go."}]
 
 

@@ -20,7 +20,7 @@ from tests.helpers.tools import (
 )
 from turnppo_hf.environments.factory import open_environments
 from turnppo_hf.rollout.chat import Chat
-from turnppo_hf.rollout.worker import Episode, Limits, Rollout
+from turnppo_hf.rollout.worker import EpisodePlan, Limits, RolloutWorker
 from turnppo_hf.trajectory import StopReason
 
 ASK = [{"role": "user", "content": "Go."}]
@@ -64,20 +64,16 @@ def played_by_grpo(tmp_path, tokenizer, rows, answers, **arguments):
 def played_by_us(tokenizer, rows, answers, environment_factory=None, tools=()):
     """The generator, with every prompt, and the episodes as reward functions would see them."""
     pool, names, _ = open_environments(environment_factory, tools, needs_environment=False)
-    chat, ended = Chat(tokenizer, KWARGS), []
+    chat = Chat(tokenizer, KWARGS)
     chat.offer_tools(pool.tools)
     generator = AnsweringGenerator(tokenizer, answers)
 
-    def keep(items):
-        ended.extend(copy.deepcopy(items))
-        return [item.trajectory for item in items]
-
     limits = Limits(max_completion_length=1000, max_tool_calling_iterations=ROUNDS)
-    rollout = Rollout(pool, generator, chat, limits, score=keep)
-    rollout.start(Episode(row, row.get("environment") or names[0], seed=0) for row in rows)
-    rollout.collect()
-    rollout.close()
-    return generator, ended
+    worker = RolloutWorker(pool, generator, chat, limits)
+    worker.start(EpisodePlan(row, row.get("environment") or names[0], seed=0) for row in rows)
+    finished, _ = worker.play()
+    worker.close()
+    return generator, finished
 
 
 CASES = {

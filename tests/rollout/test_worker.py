@@ -1,5 +1,6 @@
 """The rollout: stop reasons, budgets, failing environments, seeds, and an order that never matters."""
 
+import copy
 import dataclasses
 import json
 import re
@@ -8,7 +9,7 @@ import pytest
 
 from tests.helpers.scripted import CountingEnvironment, ScriptedEnvironment, ScriptedGenerator
 from turnppo_hf.rollout.chat import Chat
-from turnppo_hf.rollout.worker import EnvironmentPool, Episode, Limits, collect_trajectories, plan_episodes
+from turnppo_hf.rollout.worker import EnvironmentPool, EpisodePlan, Limits, collect_trajectories, plan_episodes
 from turnppo_hf.trajectory import StopReason
 
 GO_ON = ("next", -0.1, False, False, {})
@@ -19,7 +20,7 @@ def play(tokenizer, replies, answers=("Up",), limits=None, opening="start", task
     """Play one episode and return its trajectory, the environment and the generator."""
     environment = ScriptedEnvironment(replies, opening)
     generator = ScriptedGenerator(tokenizer, list(answers))
-    episode = Episode(task or {"seed": 1}, "e", seed=1)
+    episode = EpisodePlan(task or {"seed": 1}, "e", seed=1)
     [trajectory] = collect_trajectories(
         [episode], EnvironmentPool({"e": lambda: environment}), generator, Chat(tokenizer), limits or Limits()
     )
@@ -133,7 +134,7 @@ def test_failing_step_ends_its_own_episode_with_the_message(tiny_tokenizer, repl
     environments = iter([broken, ScriptedEnvironment([GO_ON, SOLVED])])
     generator = ScriptedGenerator(tiny_tokenizer, ["Up"])
     trajectories = collect_trajectories(
-        [Episode({}, "e", seed=0), Episode({}, "e", seed=1)],
+        [EpisodePlan({}, "e", seed=0), EpisodePlan({}, "e", seed=1)],
         EnvironmentPool({"e": lambda: next(environments)}),
         generator,
         Chat(tiny_tokenizer),
@@ -172,6 +173,40 @@ def test_row_columns_reach_reset_and_prompt_opens_the_conversation(tiny_tokenize
     assert tiny_tokenizer.decode(trajectory.turns[0].prompt_ids).startswith("<|system|>s<|end|><|user|>start")
 
 
+def block(text):
+    return {"type": "text", "text": text}
+
+
+@pytest.mark.parametrize(
+    ("blocks", "text"),
+    [
+        ([{"role": "user", "content": [block("Go ")]}], [{"role": "user", "content": "Go "}]),
+        ([{"role": "user", "content": [block("Go "), block("on ")]}], [{"role": "user", "content": "Go on "}]),
+        ([{"role": "system", "content": [block("s"), block("t")]}], [{"role": "system", "content": "st"}]),
+        (
+            [{"role": "system", "content": [block("s")]}, {"role": "user", "content": "Go "}],
+            [{"role": "system", "content": "s"}, {"role": "user", "content": "Go "}],
+        ),
+        ([{"role": "user", "content": []}], [{"role": "user", "content": ""}]),
+    ],
+)
+def test_prompt_of_text_blocks_is_read_like_the_same_text(tiny_tokenizer, blocks, text):
+    given = copy.deepcopy(blocks)
+    replies = [GO_ON, SOLVED]
+    found, _, _ = play(tiny_tokenizer, replies, task={"seed": 1, "prompt": given})
+    assert given == blocks  # the dataset's row is not changed
+    expected, _, _ = play(tiny_tokenizer, replies, task={"seed": 1, "prompt": text})
+    assert found.turns == expected.turns
+    assert "start" in tiny_tokenizer.decode(found.turns[0].prompt_ids)  # the environment's observation
+
+
+def test_prompt_with_an_image_ends_the_episode_with_what_to_do(tiny_tokenizer):
+    prompt = [{"role": "user", "content": [block("Look: "), {"type": "image", "image": "x"}]}]
+    trajectory, _, generator = play(tiny_tokenizer, [SOLVED], task={"seed": 1, "prompt": prompt})
+    assert trajectory.stop_reason is StopReason.ERROR and not generator.prompts
+    assert re.search(r"TypeError: The task's `prompt` holds an image.*reads text only.*Write text", trajectory.error)
+
+
 def test_environments_are_used_again(tiny_tokenizer):
     built = []
 
@@ -181,7 +216,7 @@ def test_environments_are_used_again(tiny_tokenizer):
 
     pool = EnvironmentPool({"e": build})
     for _ in range(3):
-        episodes = [Episode({}, "e", seed=seed) for seed in range(2)]
+        episodes = [EpisodePlan({}, "e", seed=seed) for seed in range(2)]
         collect_trajectories(episodes, pool, ScriptedGenerator(tiny_tokenizer, ["Up"]), Chat(tiny_tokenizer), Limits())
     assert len(built) == 2
 
@@ -209,7 +244,7 @@ def test_plan_gives_episodes_of_a_task_one_environment_seed():
     assert [episode.group for episode in plan] == [0, 0, 1, 1]
     assert plan[0].seed == plan[1].seed != plan[2].seed
     assert len({episode.sampling_seed for episode in plan}) == 4
-    # the share of a second rank is the same plan's second half
+    # the part of a second rank is the same plan's second half
     assert plan_episodes(rows[2:], key=(0, 3), default_environment="e", first=2, per_task=2) == plan[2:]
     other = plan_episodes(rows, key=(0, 4), default_environment="e", per_task=2)
     assert {episode.sampling_seed for episode in other}.isdisjoint({episode.sampling_seed for episode in plan})

@@ -310,14 +310,14 @@ def test_completions_are_printed_and_saved_with_their_credit(make_trainer, tmp_p
 def test_oversampled_batches_are_full_and_the_rest_goes_on_or_is_dropped(make_trainer, rest):
     trainer = make_trainer(max_steps=3, oversampling_factor=1.5, oversampling_rest=rest)
     opened = []
-    start = trainer.collector._rollout.start
-    trainer.collector._rollout.start = lambda episodes: (opened.append(len(episodes)), start(episodes))[1]
+    start = trainer.collector._worker.start
+    trainer.collector._worker.start = lambda episodes: (opened.append(len(episodes)), start(episodes))[1]
     trainer.train()
     logs = train_logs(trainer)
     assert all(len(trainer._last_trajectories) == 8 and entry["episodes/failed"] == 0 for entry in logs)
     # 12 are under way: those that go on leave room for fewer new ones
     assert opened == ([12, 8, 8] if rest == "continue" else [12, 12, 12])
-    assert trainer.collector._rollout.num_left == (4 if rest == "continue" else 0)
+    assert trainer.collector._worker.num_left == (4 if rest == "continue" else 0)
     gaps = [entry["sampling/logprob_gap_max"] for entry in logs]
     assert gaps[0] < 1e-5
     if rest == "drop":

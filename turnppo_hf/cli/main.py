@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from turnppo_hf.cli.common import _did_you_mean
 from turnppo_hf.hub.exceptions import PushError
 from turnppo_hf.trajectory import FailedEpisodesError, GenerationError
 
@@ -51,10 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _refuse_unknown_command(words)
         parsed, unknown = build_parser(words[0] if words else None).parse_known_args(words)
         if unknown:
-            flags = [f"--{name}" for name in vars(parsed)]
-            raise ValueError(
-                f"{unknown[0]!r} is no argument of `turnppo {words[0]}`.{_did_you_mean(unknown[0], flags)}"
-            )
+            from turnppo_hf.environments.names import did_you_mean  # it loads Gymnasium, which --help does not need
+
+            hint = did_you_mean(unknown[0], [f"--{name}" for name in vars(parsed)])
+            raise ValueError(f"{unknown[0]!r} is no argument of `turnppo {words[0]}`.{hint}")
         return int(parsed.run(parsed))
     except _USER_ERRORS as error:
         if debug:
@@ -65,8 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _refuse_unknown_command(words: Sequence[str]) -> None:
     if words and not words[0].startswith("-") and words[0] not in COMMANDS:
-        near = _did_you_mean(words[0], list(COMMANDS))
-        raise ValueError(f"{words[0]!r} is no command.{near} There are {', '.join(COMMANDS)}.")
+        from turnppo_hf.environments.names import did_you_mean
+
+        hint = did_you_mean(words[0], COMMANDS)
+        raise ValueError(f"{words[0]!r} is no command.{hint} There are {', '.join(COMMANDS)}.")
 
 
 def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:

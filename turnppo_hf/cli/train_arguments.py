@@ -17,6 +17,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 import yaml
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
+from turnppo_hf.environments.names import did_you_mean
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 
 HELD_OUT_SEED = 1_000_000  # the first held-out seed, far above any training seed
@@ -279,7 +280,7 @@ def _checked_values(path: str, values: Mapping[str, Any], hints: Mapping[str, An
             if not isinstance(value, dict):
                 raise RunConfigError(f"{path}: `env` must be a mapping of variable names to values, got {value!r}.")
         elif name not in hints:
-            raise RunConfigError(f"{path}: `{name}` is no field.{_did_you_mean(name, [*hints, *_ALIASES])}")
+            raise RunConfigError(f"{path}: `{name}` is no field.{_hint(name, hints)}")
         elif not _fits(value, hints[name]):
             raise RunConfigError(
                 f"{path}: `{name}` must be {_describe(hints[name])}, got {value!r} ({type(value).__name__})."
@@ -302,8 +303,8 @@ def _checked_flags(flags: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
             name = name.replace("-", "_")
             name = _ALIASES.get(name, name)
             if name not in hints and name.removeprefix("no_") not in hints:
-                near = _did_you_mean(name, [*hints, *_ALIASES], prefix="--")
-                raise RunConfigError(f"`{flag.partition('=')[0]}` is no flag.{near}")
+                hint = _hint(name, hints, form="`--{}`")
+                raise RunConfigError(f"`{flag.partition('=')[0]}` is no flag.{hint}")
             flag = f"--{name}{equals}{value}"
         checked.append(flag)
     return checked
@@ -353,10 +354,8 @@ def _names_of(name: str) -> list[str]:
     return [f"`{alias}`" for alias, target in _ALIASES.items() if target == name] + [f"`{name}`"]
 
 
-def _did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    hint = f" Did you mean `{prefix}{near[0]}`?" if near else ""
-    return f"{hint} `turnppo train --help` lists all fields."
+def _hint(name: str, fields: Iterable[str], form: str = "`{}`") -> str:
+    return f"{did_you_mean(name, [*fields, *_ALIASES], form=form)} `turnppo train --help` lists all fields."
 
 
 def _near_file(path: str) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -13,6 +11,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from turnppo_hf.environments.checker import check_environment
 from turnppo_hf.environments.integrations.adapt import adapt, check_spaces
+from turnppo_hf.environments.names import did_you_mean
 
 if TYPE_CHECKING:
     from turnppo_hf.environments.integrations.trl_classes import SokobanTools, WebShopTools
@@ -48,7 +47,7 @@ def full_id(name: str) -> str:
 
 def make_environment(name: str, **kwargs: Any) -> gymnasium.Env[str, str]:
     """
-    Makes an environment, with the nearest match told where a name is wrong.
+    Make an environment; the error for a wrong name or argument names the nearest one.
 
     Args:
         name (`str`):
@@ -78,11 +77,10 @@ def make_environment(name: str, **kwargs: Any) -> gymnasium.Env[str, str]:
     spec = gymnasium.registry.get(environment_id)
     if spec is None:
         own = _own_ids()
-        near = _nearest(f"turnppo_hf/{environment_id.rpartition('/')[2]}", own, 0.8) or _nearest(
-            environment_id, gymnasium.registry, 0.6
-        )
+        hint = did_you_mean(f"turnppo_hf/{environment_id.rpartition('/')[2]}", own, cutoff=0.8)
+        hint = hint or did_you_mean(environment_id, gymnasium.registry)
         raise ValueError(
-            f"Unknown environment {name!r}{_did_you_mean(near)} No episode can be played without it. Registered here: "
+            f"Unknown environment {name!r}.{hint} No episode can be played without it. Registered here: "
             f"{', '.join(own)}; write 'module:id' for one that a module of yours registers."
         )
     _check_arguments(spec, kwargs)
@@ -105,16 +103,6 @@ def _check_arguments(spec: EnvSpec, kwargs: dict[str, Any]) -> None:
     for argument in kwargs:
         if argument not in parameters:
             raise ValueError(
-                f"{spec.id} has no argument {argument!r}{_did_you_mean(_nearest(argument, parameters, 0.5))} It would "
+                f"{spec.id} has no argument {argument!r}.{did_you_mean(argument, parameters, cutoff=0.5)} It would "
                 f"have no effect. It takes {', '.join(parameters)}."
             )
-
-
-def _nearest(name: str, known: Iterable[str], cutoff: float) -> str | None:
-    by_lower_case = {candidate.lower(): candidate for candidate in known}
-    near = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=cutoff)
-    return by_lower_case[near[0]] if near else None
-
-
-def _did_you_mean(near: str | None) -> str:
-    return f"; did you mean {near!r}?" if near else "."

@@ -35,7 +35,7 @@ def check_environment(
     seed: int = 0,
 ) -> list[str]:
     """
-    Plays some episodes, each of them twice, and tells what breaks the contract that training relies on.
+    Plays some episodes, each of them twice, and reports what breaks the contract that training relies on.
 
     Checked are: Text spaces; `reset` returns `(observation, info)` and `step` a 5-tuple; observations are non-empty
     strings; rewards are finite numbers; both flags are `bool`; `info["penalty"]` is at most 0, `info["truncation"]`
@@ -115,7 +115,7 @@ def _playing_problems(
 
 
 def _play(environment: gymnasium.Env[str, str], seed: int, script: Sequence[str], problems: list[str]) -> _Episode:
-    # Typed as Any: what an environment of somebody else returns is what this module is about.
+    # Typed as Any: the values that a foreign environment returns are what is checked.
     reply: Any = environment.reset(seed=seed)
     if not isinstance(reply, tuple) or len(reply) != 2:
         raise _Problem(f"`reset` returned {_describe(reply)}; it must return the tuple (observation, info).")

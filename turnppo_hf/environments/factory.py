@@ -1,4 +1,4 @@
-"""What a user passes as `environment_factory` in, a pool of environments and what a checkpoint records of them out."""
+"""What a user passes as `environment_factory` goes in, a pool of environments and their record come out."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from typing import Any
 
 from turnppo_hf.environments import adapt, make_environment
 from turnppo_hf.environments.integrations.tools import ToolEnvironment
-from turnppo_hf.environments.pool import Environment, EnvironmentPool
-
-# key of the record -> attribute by which an environment describes itself
-_SELF_DESCRIPTION = {"environment_version": "version", "action_grammar": "action_grammar", "data": "data_label"}
+from turnppo_hf.environments.pool import EnvironmentPool
 
 EnvironmentFactory = str | Callable[[], Any]
 
@@ -31,10 +28,8 @@ def open_environments(
             Whether there must be a factory. Without one a task is its prompt, answered with the help of `tools`.
 
     Returns:
-        `tuple`: the pool, its names with the default first, and what a checkpoint records: `environment`,
-        `environment_kwargs` of the default environment where Gymnasium knows them, the names of a tool environment's
-        `tools`, and what the environment says of itself in its attributes `version`, `action_grammar` and
-        `data_label`.
+        `tuple`: the pool, its names with the default first, and what a checkpoint records of the default environment:
+        its `record()`, with `environment_name` where it has no Gymnasium id.
 
     Raises:
         `ValueError`: no factory where one is needed, an unknown Gymnasium id, or tools that no environment offers.
@@ -52,20 +47,16 @@ def open_environments(
     named = dict(factory) if isinstance(factory, Mapping) else {_name_of(factory): factory}
     routed = isinstance(factory, Mapping)
     pool = EnvironmentPool({name: _callable(item, tools, routed) for name, item in named.items()})
-    record: dict[str, Any] = {"environment": None, "environment_kwargs": {}, "environment_name": next(iter(named))}
+    record: dict[str, Any] = {}
     for number, name in enumerate(named):
         environment = pool.take(name)
-        spec = getattr(environment, "spec", None)
-        if isinstance(environment, ToolEnvironment):
+        if environment.tools is not None:
             pool.of_tools[name] = environment.tools
-            if number == 0:
-                record["tools"] = [tool.__name__ for tool in environment.tools]
-        elif number == 0 and spec is not None:
-            record = {"environment": spec.id, "environment_kwargs": dict(spec.kwargs)}
-            for key, attribute in _SELF_DESCRIPTION.items():
-                if text := getattr(environment.unwrapped, attribute, ""):
-                    record[key] = str(text)
+        if number == 0:
+            record = environment.record()
         pool.give_back(name, environment)
+    if "environment" not in record:
+        record = {"environment": None, "environment_kwargs": {}, "environment_name": next(iter(named)), **record}
     if tools and not pool.of_tools:
         raise ValueError(
             "`tools` are given, but every environment of `environment_factory` is played by text, not by tool calls, "
@@ -80,9 +71,7 @@ def _name_of(factory: EnvironmentFactory) -> str:
     return getattr(factory, "__name__", None) or type(factory).__name__
 
 
-def _callable(
-    factory: EnvironmentFactory, tools: Sequence[Callable[..., Any]], routed: bool
-) -> Callable[[], Environment]:
+def _callable(factory: EnvironmentFactory, tools: Sequence[Callable[..., Any]], routed: bool) -> Callable[[], Any]:
     if isinstance(factory, str):
         return lambda: make_environment(factory)
     if not callable(factory):
@@ -92,12 +81,4 @@ def _callable(
         )
     if factory is ToolEnvironment:
         return lambda: ToolEnvironment(None, tools)
-
-    def build() -> Environment:
-        environment = adapt(factory())
-        if isinstance(environment, ToolEnvironment):
-            environment.add_tools(tools)
-            environment.routed = routed
-        return environment
-
-    return build
+    return lambda: adapt(factory(), tools, routed)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Sequence
 from typing import TypeVar
+
+from turnppo_hf.environments.names import did_you_mean
 
 _Choice = TypeVar("_Choice", bound=str)
 
@@ -59,13 +60,12 @@ def read_choice(name: str, value: str, choices: Sequence[_Choice]) -> _Choice:
     Return one of some words.
 
     Raises:
-        `ValueError`: it is none of them; the nearest one is told.
+        `ValueError`: it is none of them; the message names the nearest one.
     """
     for choice in choices:
         if value == choice:
             return choice
-    near = difflib.get_close_matches(str(value).lower(), choices, n=1, cutoff=0.3)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
+    hint = did_you_mean(value, choices, cutoff=0.3)
     raise ValueError(
-        f"Unknown `{name}` {value!r}{hint} Nothing else has a meaning. Pass one of {', '.join(map(repr, choices))}."
+        f"Unknown `{name}` {value!r}.{hint} Nothing else has a meaning. Pass one of {', '.join(map(repr, choices))}."
     )

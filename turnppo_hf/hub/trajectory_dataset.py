@@ -12,9 +12,9 @@ import jinja2
 from datasets import Dataset, Features, List, Value
 from huggingface_hub import CommitInfo, DatasetCardData, HfApi
 
+from turnppo_hf.environments.messages import open_conversation, text_of
 from turnppo_hf.evaluation.summary import Summary, comparison_table, summarize
 from turnppo_hf.hub.client import create_repository, with_retries
-from turnppo_hf.rollout.chat import open_conversation
 from turnppo_hf.trajectory import StopReason, Trajectory
 
 _HARNESS = "turnppo_hf"  # names us to the Hub's trace viewer
@@ -112,7 +112,7 @@ def messages_of(trajectory: Trajectory) -> list[dict[str, str]]:
     for turn in others:
         messages.append({"role": "user", "content": turn.observation})
         messages.append({"role": "assistant", "content": turn.completion})
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
+    return [{"role": message["role"], "content": text_of(message["content"])} for message in messages]
 
 
 def episode_rows(trajectories: Sequence[Trajectory], *, agent: str, split: str) -> list[dict[str, Any]]:

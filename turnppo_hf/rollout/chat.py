@@ -1,6 +1,6 @@
 """
-Messages in, token ids out, and sampled ids to messages; what the sampler wrote is never encoded again, and a rewritten
-history is noticed.
+Messages in, token ids out, and sampled ids back to messages. Sampled ids are never encoded again; a history that the
+template renders differently is encoded anew.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import get_json_schema
 
-Message = dict[str, Any]
+from turnppo_hf.environments.messages import Message, is_text_blocks, open_conversation, text_of
 
 
 @dataclass(frozen=True)
@@ -22,19 +22,7 @@ class Prompt:
     ids: tuple[int, ...]
     text: str  # the rendered conversation that `ids` stand for, special tokens included
     messages: tuple[Message, ...]
-    tools: tuple[Callable[..., Any], ...] = ()  # that the model was offered
-
-
-def open_conversation(observation: str, messages: str | Sequence[Message] = ()) -> list[Message]:
-    """Return the messages that a first response answers; the arguments are those of `Chat.start`."""
-    if isinstance(messages, str):
-        messages = [{"role": "user", "content": messages}]
-    opening = [dict(message) for message in messages]
-    if opening and opening[-1]["role"] == "user":
-        opening[-1]["content"] += observation
-    else:
-        opening.append({"role": "user", "content": observation})
-    return opening
+    tools: tuple[Callable[..., Any], ...] | None = None  # that the model may call; None: responses are plain text
 
 
 class Chat:
@@ -44,6 +32,8 @@ class Chat:
     `extend` keeps the ids that were read and sampled and appends only what the template adds after them. Where the
     template renders the past differently, as templates do that drop earlier reasoning, the whole prompt is encoded
     anew: it is what the model would read in use, and the batch starts a new row there.
+
+    Content in text blocks is rendered as the text of its blocks, so that no template drops a part of it.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -69,8 +59,8 @@ class Chat:
         """
         Prepare for conversations with tool calls, as `GRPOTrainer` does.
 
-        The tokenizer learns to parse its template's tool calls. Conversations with tools are rendered by TRL's
-        training variant of the template where the template itself rewrites earlier turns.
+        The tokenizer gets the schema that parses its template's tool calls. Conversations with tools are rendered by
+        TRL's training variant of the template where the template itself rewrites earlier turns.
 
         Args:
             tools (`Iterable[Callable]`): All that may be offered; each must have type hints and a docstring.
@@ -93,7 +83,7 @@ class Chat:
             raise ValueError(
                 f"The chat template of {self.tokenizer.name_or_path!r} has no place for tool calls and their results, "
                 "so the model could neither call a tool nor read its answer. Take a model with a tool-calling "
-                "template, or set `chat_template` to one that TRL knows, such as Qwen3's."
+                "template, or set `chat_template` to one that TRL supports, such as Qwen3's."
             )
         if not self._parses:
             _trl.add_response_schema(self.tokenizer)
@@ -112,19 +102,36 @@ class Chat:
         """
         return self.open(open_conversation(observation, messages))
 
-    def open(self, messages: Sequence[Message], tools: Sequence[Callable[..., Any]] = ()) -> Prompt:
-        """Open a conversation with its messages as they are, and with tools that the model may call."""
-        text = self._render(list(messages), tools)
-        return Prompt(tuple(self._encode(text)), text, tuple(messages), tuple(tools))
+    def open(self, messages: Sequence[Message], tools: Sequence[Callable[..., Any]] | None = None) -> Prompt:
+        """Open a conversation with its messages as they are; with `tools`, even none, its responses are parsed."""
+        text = self._render(list(messages), tools or ())
+        return Prompt(tuple(self._encode(text)), text, tuple(messages), None if tools is None else tuple(tools))
 
     def parse(self, prompt: Prompt, completion_ids: Sequence[int]) -> Message:
         """Read a response as an assistant's message, with `tool_calls` where it calls tools."""
-        if not self._parses:
+        if prompt.tools is None or not self._parses:
             return {"role": "assistant", "content": self.content(completion_ids)}
         from turnppo_hf import _trl
 
         tools: list[Any] = list(prompt.tools)
         return dict(_trl.parse_response(self.tokenizer, list(completion_ids), prefix=list(prompt.ids), tools=tools))
+
+    def follow(
+        self, prompt: Prompt, completion_ids: Sequence[int], answer: Message, replies: Sequence[Message]
+    ) -> Prompt:
+        """
+        Append the model's response, as it was sampled, and what answered it.
+
+        Args:
+            prompt (`Prompt`): What the response answers.
+            completion_ids (`Sequence[int]`): The response, as it was sampled.
+            answer (`dict`): The same as `parse` read it.
+            replies (`Sequence[dict]`): Results of tools, or one message of the user.
+        """
+        if replies[0]["role"] == "tool":
+            return self.reply(prompt, completion_ids, answer, replies)
+        [reply] = replies
+        return self.extend(prompt, completion_ids, reply["content"])
 
     def reply(
         self, prompt: Prompt, completion_ids: Sequence[int], answer: Message, replies: Sequence[Message]
@@ -197,6 +204,11 @@ class Chat:
         template: str | None = None,
         add_generation_prompt: bool = True,
     ) -> str:
+        # many templates print blocks as nothing, or as Python prints a list
+        messages = [
+            {**message, "content": text_of(message["content"])} if is_text_blocks(message.get("content")) else message
+            for message in messages
+        ]
         extra: dict[str, Any] = {"tools": list(tools)} if tools else {}
         if template or (tools and self._tool_template):
             extra["chat_template"] = template or self._tool_template

@@ -1,23 +1,24 @@
-"""An episode under way: what is played, what cuts it, and how a turn and an end are recorded."""
+"""A plan in, a finished episode out: while it runs, an episode owns its environment, its prompt and its turns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import gymnasium
 import numpy as np
 
-from turnppo_hf.environments.integrations.tools import ToolEnvironment
+from turnppo_hf.environments.conversation import Conversation, Opening, Reply
+from turnppo_hf.environments.messages import Message, text_of
+from turnppo_hf.environments.pool import EnvironmentPool
 from turnppo_hf.generation.base import Completion
-from turnppo_hf.rollout.chat import Chat, Message, Prompt
+from turnppo_hf.rollout.chat import Chat, Prompt
 from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
 
 @dataclass(frozen=True)
-class Episode:
-    """What is to be played. `Episode({"seed": 7}, "turnppo_hf/Sokoban-v0", seed=7, sampling_seed=123)`."""
+class EpisodePlan:
+    """What is to be played. `EpisodePlan({"seed": 7}, "turnppo_hf/Sokoban-v0", seed=7, sampling_seed=123)`."""
 
     task: Mapping[str, Any]  # the dataset row; its columns but prompt, environment and seed are the reset's options
     environment: str  # a name of the pool
@@ -38,163 +39,188 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Ended:
+class FinishedEpisode:
     """An episode that is over, with what reward functions may look at."""
 
     trajectory: Trajectory
-    environment: gymnasium.Env | ToolEnvironment | None = None  # as the episode left it; None where it failed
+    environment: Conversation | None = None  # as the episode left it; None where it failed
     opening: tuple[Message, ...] = ()  # messages of the first prompt
     messages: tuple[Message, ...] = ()  # all later ones: responses, and what answered them and was read
     columns: Mapping[str, Any] = field(default_factory=dict)  # beside the task's, for reward functions
 
 
-@dataclass
-class Running:
-    """An episode under way."""
-
-    episode: Episode
-    environment: gymnasium.Env | ToolEnvironment | None = None  # None until it is reset
-    observation: str = ""
-    opening: tuple[Message, ...] = ()
-    answer: Message = field(default_factory=dict)  # the response that a tool environment reads
-    prompt: Prompt | None = None  # of the next response, or of the one that the environment reads
-    budget: int = 0  # tokens that the last prompt and response may hold together
-    completion: Completion | None = None  # the response that the environment reads
-    turns: list[Turn] = field(default_factory=list)
-    last_info: Mapping[str, Any] = field(default_factory=dict)
-
-
-def advance(state: Running, reply: Any, chat: Chat, limits: Limits) -> Ended | None:
+class RunningEpisode:
     """
-    Record a turn.
+    An episode under way. `reset` and `open` start it; then each turn is `take`, `read` and `advance`.
+
+    `reset` and `read` wait for the environment and may run in any thread, one at a time; what they raise is passed to
+    `fail`. The other methods run in the thread of the worker.
 
     Args:
-        state (`Running`): The episode, with the response that was answered.
-        reply (`tuple`): What the environment's `step` returned, checked.
-        chat (`Chat`): Renders what follows.
+        plan (`EpisodePlan`): What is played.
+        chat (`Chat`): Renders the conversation.
         limits (`Limits`): What cuts the episode.
-
-    Returns:
-        `Ended` or `None`: the end, if the episode ended with this turn; else the next prompt is set.
     """
-    prompt, completion = state.prompt, state.completion
-    assert prompt is not None and completion is not None
-    shown, reward, terminated, truncated, info = reply
-    text = chat.content(completion.completion_ids)
-    read = len(prompt.ids) + len(completion.completion_ids)
-    cut = completion.finish_reason == "length"
-    state.turns.append(
-        Turn(
+
+    def __init__(self, plan: EpisodePlan, chat: Chat, limits: Limits) -> None:
+        self.plan = plan
+        self.environment: Conversation | None = None  # None until `reset` has taken one
+        self.prompt: Prompt | None = None  # of the next response, or of the one that the environment reads
+        self._chat, self._limits = chat, limits
+        self._opening: tuple[Message, ...] = ()
+        self._observation = ""  # that the next turn answers
+        self._budget = 0  # tokens that the last prompt and response may hold together
+        self._completion: Completion | None = None  # the response that the environment reads
+        self._answer: Message = {}  # the same as a message
+        self._turns: list[Turn] = []
+
+    def reset(self, environments: EnvironmentPool) -> Opening:
+        """Take an environment from the pool and start the task in it."""
+        self.environment = environments.take(self.plan.environment)
+        return self.environment.open(self.plan.task, self.plan.seed)
+
+    def open(self, opening: Opening) -> None:
+        """
+        Render the first prompt.
+
+        Raises:
+            `ValueError`: it leaves no room for a response.
+        """
+        assert self.environment is not None
+        self.prompt = self._chat.open(opening.messages, self.environment.tools)
+        self._opening, self._observation = self.prompt.messages, opening.observation
+        length, context = len(self.prompt.ids), self._limits.max_context
+        self._budget = length + self._limits.max_completion_length
+        if context is not None:
+            self._budget = min(self._budget, context)
+            if length >= self._budget:
+                raise ValueError(
+                    f"The first prompt of {self.plan.environment!r} (seed {self.plan.seed}) has {length} tokens, but "
+                    f"the model reads {context} at most, so no response fits. Shorten the prompt or take a "
+                    "model with a longer context."
+                )
+
+    @property
+    def room(self) -> int:
+        """Tokens that the next response may have."""
+        assert self.prompt is not None
+        room = self._budget - len(self.prompt.ids)
+        longest = self._limits.max_turn_length
+        return room if longest is None else min(room, longest)
+
+    @property
+    def seed(self) -> int:
+        """Seed of the next response."""
+        # a plain sum of seeds would give neighbouring episodes the same stream at shifted turns
+        key = (self.plan.sampling_seed, len(self._turns))
+        return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+
+    def take(self, completion: Completion) -> None:
+        """Accept the response to the prompt, for the environment to read."""
+        assert self.prompt is not None
+        self._completion = completion
+        self._answer = self._chat.parse(self.prompt, completion.completion_ids)
+
+    def read(self) -> Reply:
+        """Let the environment read the response."""
+        assert self.environment is not None
+        most = self._limits.max_tool_calling_iterations
+        return self.environment.read(self._answer, may_call=most is None or len(self._turns) < most)
+
+    def advance(self, reply: Reply) -> FinishedEpisode | None:
+        """Record the turn; return the end where the episode ended with it, else None: the next prompt is rendered."""
+        prompt, completion = self.prompt, self._completion
+        assert prompt is not None and completion is not None
+        turn = self._turn(prompt, completion, reply)
+        self._turns.append(turn)
+        stop, following = self._next_state(prompt, completion, reply)
+        if stop is None:
+            assert following is not None
+            self.prompt = following
+            self._observation = "\n".join(text_of(message["content"]) for message in reply.messages)
+            return None
+        # what answered the last response, where the model could have read that
+        read = () if stop in (StopReason.OVERLONG, StopReason.CUT_RESPONSE) else reply.messages
+        return FinishedEpisode(
+            self._trajectory(
+                stop_reason=stop,
+                # a state longer than the budget is judged by the longest prefix that the model may read
+                bootstrap_ids=following.ids[: self._budget] if following is not None else None,
+                metrics=_numbers(reply.info),
+            ),
+            self.environment,
+            self._opening,
+            (*prompt.messages[len(self._opening) :], self._answer, *read),
+        )
+
+    def fail(self, error: Exception) -> FinishedEpisode:
+        """End the episode because its environment raised, and close the environment."""
+        message = f"{type(error).__name__}: {error}"
+        if self.environment is not None:
+            try:
+                self.environment.close()
+            except Exception as closing:
+                message += f" (and close() raised {type(closing).__name__}: {closing})"
+        return FinishedEpisode(self._trajectory(stop_reason=StopReason.ERROR, error=message))
+
+    def _turn(self, prompt: Prompt, completion: Completion, reply: Reply) -> Turn:
+        text = self._chat.content(completion.completion_ids)
+        return Turn(
             prompt_ids=prompt.ids,
             completion_ids=completion.completion_ids,
             sampling_logprobs=completion.sampling_logprobs,
-            observation=state.observation,
+            observation=self._observation,
             completion=text,
-            action=str(info.get("action", text)),
-            reward=reward,
-            penalty=float(info.get("penalty", 0.0)),
+            action=str(reply.info.get("action", text)),
+            reward=reply.reward,
+            penalty=float(reply.info.get("penalty", 0.0)),
             finish_reason=completion.finish_reason,
         )
-    )
-    state.last_info = info
-    unfinished = cut and bool(info.get("answered"))  # a last answer in words that has no end
-    out_of_tokens = unfinished or (cut and read == state.budget)
-    stop = _stop_reason(terminated and not unfinished, truncated, info, out_of_tokens)
-    following = None
-    if not (stop is not None and (stop.terminated or stop is StopReason.CUT_RESPONSE)):
-        following = _following(state, shown, chat)
-    if stop is None and limits.max_turns is not None and len(state.turns) >= limits.max_turns:
-        stop = StopReason.TURN_LIMIT
-    if following is not None and len(following.ids) > state.budget:
-        stop = stop or StopReason.OVERLONG
-    elif following is not None and len(following.ids) == state.budget:
-        stop = stop or StopReason.TOKEN_LIMIT
-    if stop is None:
-        assert following is not None
-        state.prompt, state.observation = following, shown if isinstance(shown, str) else _text(shown)
-        return None
-    return Ended(
-        _trajectory(
-            state,
-            stop_reason=stop,
-            # a state longer than the budget is judged by the longest prefix that the model may read
-            bootstrap_ids=following.ids[: state.budget] if following is not None else None,
-            metrics=_numbers(state.last_info),
-        ),
-        state.environment,
-        state.opening,
-        (*prompt.messages[len(state.opening) :], *_last_messages(state, shown, stop, text)),
-    )
+
+    def _next_state(
+        self, prompt: Prompt, completion: Completion, reply: Reply
+    ) -> tuple[StopReason | None, Prompt | None]:
+        """Why the episode ends with this turn, None where it goes on; and the prompt after it, where there is one."""
+        ids = completion.completion_ids
+        cut = completion.finish_reason == "length"
+        unfinished = cut and bool(reply.info.get("answered"))  # a last answer in words that has no end
+        out_of_tokens = unfinished or (cut and len(prompt.ids) + len(ids) == self._budget)
+        stop = _stop_reason(reply, unfinished, out_of_tokens)
+        has_next_state = stop is None or (stop.truncated and stop is not StopReason.CUT_RESPONSE)
+        following = None
+        if has_next_state and reply.messages:
+            following = self._chat.follow(prompt, ids, self._answer, reply.messages)
+        if stop is None and self._limits.max_turns is not None and len(self._turns) >= self._limits.max_turns:
+            stop = StopReason.TURN_LIMIT
+        if following is not None and len(following.ids) > self._budget:
+            stop = stop or StopReason.OVERLONG
+        elif following is not None and len(following.ids) == self._budget:
+            stop = stop or StopReason.TOKEN_LIMIT
+        return stop, following
+
+    def _trajectory(self, **outcome: Any) -> Trajectory:
+        """What was played so far, and how it ended."""
+        return Trajectory(
+            task=dict(self.plan.task),
+            environment=self.plan.environment,
+            seed=self.plan.seed,
+            turns=tuple(self._turns),
+            group=self.plan.group,
+            **outcome,
+        )
 
 
-def opened(state: Running, chat: Chat, reply: Any) -> Prompt:
-    """Take what `reset` returned: an observation, or a tool environment's opening; return the first prompt."""
-    if isinstance(state.environment, ToolEnvironment):
-        messages, info = reply
-        state.observation = info["observation"]
-        prompt = chat.open(messages, state.environment.tools)
-    else:
-        state.observation, state.last_info = reply
-        prompt = chat.start(state.observation, state.episode.task.get("prompt") or ())
-    state.opening = prompt.messages
-    return prompt
-
-
-def _following(state: Running, shown: Any, chat: Chat) -> Prompt | None:
-    """The next prompt; None where tools were not asked, so that there is no next state."""
-    assert state.prompt is not None and state.completion is not None
-    if isinstance(state.environment, ToolEnvironment):
-        return chat.reply(state.prompt, state.completion.completion_ids, state.answer, shown) if shown else None
-    return chat.extend(state.prompt, state.completion.completion_ids, shown)
-
-
-def _last_messages(state: Running, shown: Any, stop: StopReason, text: str) -> list[Message]:
-    """The last response and what answered it, where the model could have read that."""
-    is_read = stop not in (StopReason.OVERLONG, StopReason.CUT_RESPONSE)
-    if isinstance(state.environment, ToolEnvironment):
-        return [state.answer, *(shown if is_read else ())]
-    answer = {"role": "assistant", "content": text}
-    return [answer, {"role": "user", "content": shown}] if is_read else [answer]
-
-
-def _text(messages: Sequence[Message]) -> str:
-    return "\n".join(str(message["content"]) for message in messages)
-
-
-def _stop_reason(terminated: bool, truncated: bool, info: Mapping[str, Any], out_of_tokens: bool) -> StopReason | None:
+def _stop_reason(reply: Reply, unfinished: bool, out_of_tokens: bool) -> StopReason | None:
     """Termination wins over truncation, and both over a response that used up the tokens."""
-    if terminated:
-        # an environment that does not say whether it was solved ended on its own terms
+    info = reply.info
+    if reply.terminated and not unfinished:
+        # an environment without `solved` ended on its own terms
         return StopReason.SOLVED if info.get("solved", False) else StopReason.TERMINATED
-    if truncated and info.get("truncation") == "tool_rounds":
+    if reply.truncated and info.get("truncation") == "tool_rounds":
         return StopReason.TURN_LIMIT
-    if truncated:
+    if reply.truncated:
         return StopReason.TASK_BUDGET if info.get("truncation") == "task_budget" else StopReason.TIME_LIMIT
     return StopReason.CUT_RESPONSE if out_of_tokens else None
-
-
-def failed(state: Running, error: Exception) -> Ended:
-    """End an episode whose environment raised, and close the environment."""
-    message = f"{type(error).__name__}: {error}"
-    if state.environment is not None:
-        try:
-            state.environment.close()
-        except Exception as closing:
-            message += f" (and close() raised {type(closing).__name__}: {closing})"
-    return Ended(_trajectory(state, stop_reason=StopReason.ERROR, error=message))
-
-
-def _trajectory(state: Running, **outcome: Any) -> Trajectory:
-    """What was played so far, and how it ended."""
-    episode = state.episode
-    return Trajectory(
-        task=dict(episode.task),
-        environment=episode.environment,
-        seed=episode.seed,
-        turns=tuple(state.turns),
-        group=episode.group,
-        **outcome,
-    )
 
 
 def _numbers(info: Mapping[str, Any]) -> dict[str, float]:

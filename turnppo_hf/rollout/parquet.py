@@ -1,4 +1,4 @@
-"""Trajectories in, a printed table of turns and a Parquet file out."""
+"""Trajectories in, a Parquet file out, and the other way round."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Episodes that ended go in, with TRL's reward functions; trajectories whose last turn is paid come out."""
+"""Finished episodes and TRL's reward functions go in; trajectories with the reward in their last turn come out."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import torch
 from transformers import TrainerState
 
 from turnppo_hf._trl import get_callable_name, is_async_callable
-from turnppo_hf.environments.integrations.tools import ToolEnvironment, run_together
-from turnppo_hf.rollout.episode import Ended
+from turnppo_hf.environments.conversation import Conversation
+from turnppo_hf.environments.integrations.tools import run_together
+from turnppo_hf.rollout.episode import FinishedEpisode
 from turnppo_hf.trajectory import StopReason, Trajectory
 
 RewardFunction = Callable[..., Any]
@@ -22,13 +23,13 @@ RewardFunction = Callable[..., Any]
 
 class Rewards:
     """
-    Pays for whole episodes, as `GRPOTrainer` does: the weighted sum is added to the reward of the last turn.
+    Rewards whole episodes, as `GRPOTrainer` does: the weighted sum is added to the reward of the last turn.
 
     A reward function is called once per collected batch of a rank, with `prompts`, `completions`, `completion_ids`,
     every column of the tasks but `prompt`, `trainer_state`, `log_extra`, `log_metric` and, where there are any,
     `environments`; it returns a number or None for each episode. An environment's `get_reward` counts with weight 1
-    under the name of its class, unless the environment pays turn by turn. What is paid is paid for the episode as it
-    is, so nothing is bootstrapped beside it. An episode that nobody pays is dropped like a failed one.
+    under the name of its class, unless the environment rewards single turns. The reward covers the episode as it is,
+    so nothing is bootstrapped beside it. An episode without any reward is dropped like a failed one.
 
     Args:
         functions (`Callable` or `Sequence[Callable]`, *optional*): Reward functions, asynchronous ones among them.
@@ -68,57 +69,58 @@ class Rewards:
         self._logged: dict[str, list[float]] = defaultdict(list)
         self._extra: dict[str, list[Any]] = {}
 
-    def __call__(self, ended: Sequence[Ended]) -> list[Trajectory]:
+    def __call__(self, finished: Sequence[FinishedEpisode]) -> list[Trajectory]:
         """
-        Pay for the episodes of a collected batch.
+        Reward the episodes of a collected batch.
 
         Returns:
             `list[Trajectory]`: in the same order; each function's own reward is among its `metrics`.
 
         Raises:
             `ValueError`: a function returned another number of rewards than there are episodes, or an infinite one, or
-            nothing at all pays in an environment.
+            an environment has no reward of any kind.
         """
-        played = [item for item in ended if item.trajectory.stop_reason is not StopReason.ERROR]
+        played = [item for item in finished if item.trajectory.stop_reason is not StopReason.ERROR]
         if not played:
-            return [item.trajectory for item in ended]
+            return [item.trajectory for item in finished]
         if not self.functions:
-            _check_that_something_pays(played)
+            _check_rewarded(played)
         self._extra = {}
-        by_name = self._ask_functions(played)
-        owned, failed = _ask_environments(played)
+        by_name = self._call_functions(played)
+        owned, failed = _final_rewards(played)
         extra = self._checked_extra(len(played))
-        paid = iter(
-            _paid(
+        rewarded = iter(
+            _with_rewards(
                 item,
                 {
                     **{name: values[number] for name, values in by_name.items()},
-                    **({} if owned[number] is None else {_class_name(item): owned[number]}),
+                    **({} if owned[number] is None else {_conversation(item).name: owned[number]}),
                 },
                 self.weights,
                 {name: values[number] for name, values in extra.items()},
             )
             if number not in failed
-            else _unpaid(item.trajectory, failed[number])
+            else _without_reward(item.trajectory, failed[number])
             for number, item in enumerate(played)
         )
-        return [item.trajectory if item.trajectory.stop_reason is StopReason.ERROR else next(paid) for item in ended]
+        trajectories = (item.trajectory for item in finished)
+        return [item if item.stop_reason is StopReason.ERROR else next(rewarded) for item in trajectories]
 
-    def take_metrics(self, share: Callable[[list[Any]], list[Any]] = list) -> dict[str, float]:
+    def take_metrics(self, gather: Callable[[list[Any]], list[Any]] = list) -> dict[str, float]:
         """
         Return the means of what reward functions logged with `log_metric` since the last call.
 
         Args:
-            share (`Callable`, *optional*): Gives every rank's list the entries of all ranks'; all of them call it.
+            gather (`Callable`, *optional*): Returns the entries of all ranks' lists; all ranks call it.
         """
-        shares = share([dict(self._logged)])
+        gathered = gather([dict(self._logged)])
         self._logged.clear()
         values: dict[str, list[float]] = defaultdict(list)
-        for name, logged in ((name, logged) for mine in shares for name, logged in mine.items()):
+        for name, logged in ((name, logged) for by_rank in gathered for name, logged in by_rank.items()):
             values[name] += logged
         return {name: sum(logged) / len(logged) for name, logged in sorted(values.items())}
 
-    def _ask_functions(self, played: Sequence[Ended]) -> dict[str, list[float | None]]:
+    def _call_functions(self, played: Sequence[FinishedEpisode]) -> dict[str, list[float | None]]:
         arguments = self._arguments(played)
         waiting = [name for name, function in self.functions.items() if is_async_callable(function)]
         found = {name: function(**arguments) for name, function in self.functions.items() if name not in waiting}
@@ -126,7 +128,7 @@ class Rewards:
         found |= zip(waiting, run_together(coroutines, return_exceptions=False) if waiting else (), strict=True)
         return {name: _checked(name, found[name], len(played)) for name in self.functions}
 
-    def _arguments(self, played: Sequence[Ended]) -> dict[str, Any]:
+    def _arguments(self, played: Sequence[FinishedEpisode]) -> dict[str, Any]:
         tasks = [{**item.trajectory.task, **item.columns} for item in played]
         columns = [key for key in tasks[0] if key not in ("prompt", "completion", "completion_ids")]
         texts = all(
@@ -142,7 +144,7 @@ class Rewards:
             "log_extra": self._extra.__setitem__,
             "log_metric": lambda name, value: self._logged[name].append(float(value)),
         }
-        environments = [_environment(item) for item in played]
+        environments = [_conversation(item).environment for item in played]
         if any(environment is not None for environment in environments):
             arguments["environments"] = environments
         return arguments
@@ -151,35 +153,33 @@ class Rewards:
         for name, values in self._extra.items():
             if len(values) != count:
                 raise ValueError(
-                    f"log_extra({name!r}) got {len(values)} values for {count} completions, so it is open whose they "
-                    "are. Log one for each."
+                    f"log_extra({name!r}) got {len(values)} values for {count} completions, so it is open which "
+                    "belongs to which. Log one for each."
                 )
         return self._extra
 
 
-def _check_that_something_pays(played: Sequence[Ended]) -> None:
+def _check_rewarded(played: Sequence[FinishedEpisode]) -> None:
     # not before an episode: most environments make their attributes in reset()
-    for item in played:
-        tools = item.environment
-        if isinstance(tools, ToolEnvironment) and not (tools.pays_by_turn or tools.has_final_reward):
+    for environment in map(_conversation, played):
+        if not (environment.rewards_turns or environment.has_final_reward):
             raise ValueError(
-                f"The environment {tools.name} has neither get_reward() nor a list `rewards`, and there are no "
-                "`reward_funcs`, so nothing pays for what is sampled. Add one of them."
+                f"The environment {environment.name} has neither get_reward() nor a list `rewards`, and there are no "
+                "`reward_funcs`, so nothing rewards what is sampled. Add one of them."
             )
 
 
-def _paid(
-    item: Ended, rewards: dict[str, float | None], weights: dict[str, float], extra: dict[str, Any]
+def _with_rewards(
+    item: FinishedEpisode, rewards: dict[str, float | None], weights: dict[str, float], extra: dict[str, Any]
 ) -> Trajectory:
     trajectory = item.trajectory
     given = {name: reward for name, reward in rewards.items() if reward is not None}
     extra = {**trajectory.extra, **extra}
     if not given:
-        unpaid = isinstance(item.environment, ToolEnvironment) and not item.environment.pays_by_turn
-        if not unpaid:
+        if _conversation(item).rewards_turns:
             return replace(trajectory, extra=extra)
         error = "No reward function and no get_reward() gave this episode a reward: all returned None."
-        return _unpaid(replace(trajectory, extra=extra), error)
+        return _without_reward(replace(trajectory, extra=extra), error)
     last = trajectory.turns[-1]
     total = last.reward + sum(weights.get(name, 1.0) * reward for name, reward in given.items())
     return replace(
@@ -191,19 +191,19 @@ def _paid(
     )
 
 
-def _unpaid(trajectory: Trajectory, error: str) -> Trajectory:
+def _without_reward(trajectory: Trajectory, error: str) -> Trajectory:
     return replace(trajectory, stop_reason=StopReason.ERROR, bootstrap_ids=None, error=error)
 
 
-def _ask_environments(played: Sequence[Ended]) -> tuple[list[float | None], dict[int, str]]:
-    """What each environment's `get_reward` pays, None where it has none; and by number those that raised."""
+def _final_rewards(played: Sequence[FinishedEpisode]) -> tuple[list[float | None], dict[int, str]]:
+    """What each environment's `get_reward` returned, None where it has none; and by number the errors raised."""
     rewards: list[Any] = [None] * len(played)
     waiting = {}
     for number, item in enumerate(played):
-        if not isinstance(item.environment, ToolEnvironment) or not item.environment.has_final_reward:
+        if not _conversation(item).has_final_reward:
             continue
         try:
-            reward = item.environment.environment.get_reward()
+            reward = _conversation(item).environment.get_reward()
         except Exception as error:  # it ends its own episode, as one in reset() or a step does
             reward = error
         if inspect.iscoroutine(reward):
@@ -234,8 +234,8 @@ def _checked(name: str, rewards: Any, count: int) -> list[float | None]:
         ) from None
     if len(found) != count:
         raise ValueError(
-            f"The reward function {name!r} returned {len(found)} rewards for {count} completions, so it is open whose "
-            "they are. Return one number, or None, for each completion."
+            f"The reward function {name!r} returned {len(found)} rewards for {count} completions, so it is open which "
+            "belongs to which. Return one number, or None, for each completion."
         )
     numbers = [None if reward is None or math.isnan(reward) else reward for reward in found]
     if any(number is not None and math.isinf(number) for number in numbers):
@@ -252,13 +252,9 @@ def _completion_ids(trajectory: Trajectory) -> list[int]:
     return [*last.prompt_ids[len(first.prompt_ids) :], *last.completion_ids]
 
 
-def _environment(item: Ended) -> Any:
-    return item.environment.environment if isinstance(item.environment, ToolEnvironment) else item.environment
-
-
-def _class_name(item: Ended) -> str:
-    assert isinstance(item.environment, ToolEnvironment)
-    return item.environment.name
+def _conversation(item: FinishedEpisode) -> Conversation:
+    assert item.environment is not None  # it is None where the episode failed only
+    return item.environment
 
 
 def _free_name(number: int, functions: Sequence[RewardFunction]) -> str:

@@ -7,78 +7,76 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from turnppo_hf.environments.integrations.tools import ToolEnvironment
+from turnppo_hf.environments.messages import as_messages
 from turnppo_hf.rollout.chat import Chat
-from turnppo_hf.rollout.episode import Ended, Episode
+from turnppo_hf.rollout.episode import EpisodePlan, FinishedEpisode
 from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
 RolloutFunction = Callable[[list[Any]], dict[str, Any]]
 _REQUIRED = ("prompt_ids", "completion_ids", "logprobs")
 
 
-def play_with(rollout: RolloutFunction, episodes: Sequence[Episode], chat: Chat) -> list[Ended]:
+def play_with(rollout_func: RolloutFunction, plans: Sequence[EpisodePlan], chat: Chat) -> list[FinishedEpisode]:
     """
     Let a function play episodes.
 
     Args:
-        rollout (`Callable`):
+        rollout_func (`Callable`):
             Takes the prompts and returns a dict with `prompt_ids`, `completion_ids` and `logprobs`, a list for each
             prompt, and optionally `env_mask`: 1 for each token of the completion that was sampled, 0 for what an
             environment wrote. Further entries are columns for the reward functions.
-        episodes (`Sequence[Episode]`): What to play.
+        plans (`Sequence[EpisodePlan]`): What to play.
         chat (`Chat`): Decodes.
 
     Returns:
-        `list[Ended]`: an episode for each prompt. Its turns are the maximal runs of sampled tokens.
+        `list[FinishedEpisode]`: an episode for each prompt. Its turns are the maximal runs of sampled tokens.
 
     Raises:
         `ValueError`: entries are missing or of different lengths, or nothing was sampled.
     """
-    if not episodes:
+    if not plans:
         return []
-    output = rollout(copy.deepcopy([episode.task["prompt"] for episode in episodes]))
+    output = rollout_func(copy.deepcopy([plan.task["prompt"] for plan in plans]))
     if not isinstance(output, dict):
         raise ValueError(
-            f"`rollout_func` returned {type(output).__name__}, so nothing says what was sampled. Return a dict with "
+            f"`rollout_func` returned {type(output).__name__}, so it is open what was sampled. Return a dict with "
             f"{', '.join(_REQUIRED)}, a list for each prompt."
         )
     if missing := [name for name in _REQUIRED if output.get(name) is None]:
         raise ValueError(
-            f"`rollout_func` returned no {', '.join(missing)}. They say what was read and sampled, and how probable "
+            f"`rollout_func` returned no {', '.join(missing)}. They are what was read and sampled, and how probable "
             f"it was. Return {', '.join(_REQUIRED)}, a list for each prompt."
         )
     masks = output.get("env_mask") or [[1] * len(ids) for ids in output["completion_ids"]]
     columns = {name: values for name, values in output.items() if name not in (*_REQUIRED, "env_mask")}
     for name in (*_REQUIRED, "env_mask"):
-        if len(masks if name == "env_mask" else output[name]) != len(episodes):
+        if len(masks if name == "env_mask" else output[name]) != len(plans):
             raise ValueError(
-                f"`rollout_func` returned `{name}` for another number of episodes than the {len(episodes)} prompts it "
+                f"`rollout_func` returned `{name}` for another number of episodes than the {len(plans)} prompts it "
                 "got. Return one entry for each prompt."
             )
-    ended = []
-    for number, episode in enumerate(episodes):
+    finished = []
+    for number, plan in enumerate(plans):
         prompt, completion, logprobs = (list(output[name][number]) for name in _REQUIRED)
         turns = _turns(prompt, completion, logprobs, list(masks[number]), chat)
-        prompt_messages = episode.task["prompt"]
-        if isinstance(prompt_messages, str):
-            prompt_messages = [{"role": "user", "content": prompt_messages}]
         is_complete = turns[-1].finish_reason == "stop"
-        ended.append(
-            Ended(
+        finished.append(
+            FinishedEpisode(
                 Trajectory(
-                    task=dict(episode.task),
-                    environment=episode.environment,
-                    seed=episode.seed,
+                    task=dict(plan.task),
+                    environment=plan.environment,
+                    seed=plan.seed,
                     turns=turns,
                     stop_reason=StopReason.TERMINATED if is_complete else StopReason.CUT_RESPONSE,
-                    group=episode.group,
+                    group=plan.group,
                 ),
                 ToolEnvironment(),
-                tuple(prompt_messages),
+                tuple(as_messages(plan.task["prompt"])),
                 ({"role": "assistant", "content": chat.content(completion)},),
-                {name: _entry(values, number, len(episodes)) for name, values in columns.items()},
+                {name: _entry(values, number, len(plans)) for name, values in columns.items()},
             )
         )
-    return ended
+    return finished
 
 
 def _turns(
@@ -87,7 +85,7 @@ def _turns(
     if not len(completion) == len(logprobs) == len(mask) or not any(mask):
         raise ValueError(
             f"`rollout_func` returned {len(completion)} completion_ids, {len(logprobs)} logprobs and an env_mask of "
-            f"{len(mask)} with {sum(map(bool, mask))} sampled tokens for one prompt. They speak of the same tokens, "
+            f"{len(mask)} with {sum(map(bool, mask))} sampled tokens for one prompt. They describe the same tokens, "
             "of which at least one was sampled. Return lists of equal length."
         )
     turns: list[Turn] = []

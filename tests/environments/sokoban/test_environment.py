@@ -222,7 +222,7 @@ def test_columns_of_a_dataset_row_are_no_options() -> None:
 
 @pytest.mark.parametrize("name", ["levels", "Level", "leve"])
 def test_misspelt_level_option_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"Unknown reset option '{name}'; did you mean 'level'"):
+    with pytest.raises(ValueError, match=f"Unknown reset option '{name}'. Did you mean 'level'"):
         Sokoban().reset(options={name: CORRIDOR})
 
 
@@ -260,7 +260,7 @@ def test_bad_level_is_refused(level: Any, message: str) -> None:
         ({"format_penalty": 0.1}, "`format_penalty` must be a finite number that is at most 0, got 0.1"),
         ({"format_penalty": float("nan")}, "`format_penalty` must be .* got nan"),
         ({"format_penalty": "-0.1"}, "`format_penalty` must be .* got '-0.1'"),
-        ({"action_format": "tag"}, "Unknown `action_format` 'tag'; did you mean 'tags'"),
+        ({"action_format": "tag"}, "Unknown `action_format` 'tag'. Did you mean 'tags'"),
         ({"split": "validation"}, "Unknown `split` 'validation'.*Pass one of 'train', 'test'"),
         ({"render_mode": "human"}, "Unknown `render_mode` 'human'"),
         ({"levels": "no/such"}, "`levels` 'no/such' is neither a file nor a folder"),

@@ -1,8 +1,9 @@
-"""What a user's factory built goes in, one that can be played comes out: Gymnasium, OpenEnv, TextArena, TRL."""
+"""What a user's factory built goes in, an environment to play comes out: Gymnasium, OpenEnv, TextArena, TRL."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -10,9 +11,11 @@ import gymnasium
 from turnppo_hf.environments.integrations.tools import ToolEnvironment, is_tool_environment
 
 
-def adapt(environment: Any) -> gymnasium.Env[str, str] | ToolEnvironment:
+def adapt(
+    environment: Any, tools: Sequence[Callable[..., Any]] = (), routed: bool = False
+) -> gymnasium.Env[str, str] | ToolEnvironment:
     """
-    Makes what a user's factory returned playable.
+    Adapt what a user's factory returned to what an episode is played in.
 
     Args:
         environment (`Any`):
@@ -20,6 +23,10 @@ def adapt(environment: Any) -> gymnasium.Env[str, str] | ToolEnvironment:
             is. An OpenEnv client: see [`~turnppo_hf.environments.integrations.openenv.OpenEnvSession`]. A TextArena
             game: see [`~turnppo_hf.environments.integrations.textarena.TextArenaGame`]. What else has a `reset`
             follows TRL's protocol: see [`~turnppo_hf.environments.integrations.tools.ToolEnvironment`].
+        tools (`Sequence[Callable]`, *optional*):
+            Functions that the model may call, where it plays by tool calls.
+        routed (`bool`, *optional*, defaults to `False`):
+            Whether a row's column `environment` chose this environment.
     Returns:
         `gymnasium.Env` or `ToolEnvironment`: one that can be reset again and again.
     Raises:
@@ -28,7 +35,7 @@ def adapt(environment: Any) -> gymnasium.Env[str, str] | ToolEnvironment:
     if isinstance(environment, gymnasium.Env):
         check_spaces(environment, type(environment.unwrapped).__name__)
         return environment
-    # who holds an object of theirs has imported their library, so neither is imported here to find out
+    # an object of a library's class exists only where the library is imported, so neither is imported to find out
     if _is_instance(environment, "openenv.core.env_client", "EnvClient") or _is_instance(
         environment, "openenv.core.sync_client", "SyncEnvClient"
     ):
@@ -40,7 +47,7 @@ def adapt(environment: Any) -> gymnasium.Env[str, str] | ToolEnvironment:
 
         return TextArenaGame(environment)
     if is_tool_environment(environment):
-        return ToolEnvironment(environment)
+        return ToolEnvironment(environment, tools, routed)
     has_both = callable(getattr(environment, "reset", None)) and callable(getattr(environment, "step", None))
     if has_both and not isinstance(environment, type):
         return environment  # type: ignore[no-any-return]
@@ -53,7 +60,7 @@ def adapt(environment: Any) -> gymnasium.Env[str, str] | ToolEnvironment:
 
 def check_spaces(environment: gymnasium.Env[Any, Any], name: str) -> None:
     """
-    Look at the spaces that an environment declares; one that declares none is taken at its word.
+    Check the spaces that an environment declares; one that declares none passes.
 
     Raises:
         `TypeError`: one of them is not `gymnasium.spaces.Text`.

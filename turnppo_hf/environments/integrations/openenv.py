@@ -58,7 +58,7 @@ class OpenEnvSession(gymnasium.Env[str, str]):
     The server's. It gets the seed and the options; it ignores what it has no argument for.
 
     ## Episode End
-    Terminated when the server says `done`, unless its metadata name a `truncation` (see Information). A server that
+    Terminated when the server returns `done`, unless its metadata name a `truncation` (see Information). A server that
     is restarted, or a connection that breaks, loses the session's state; the episode cannot go on from it, and
     playing the actions again would only lead to the same state where everything depends on the seed. `step` therefore
     raises `ConnectionError`, which ends this episode as an error. The next `reset` opens a new session, and waits for
@@ -113,8 +113,8 @@ class OpenEnvSession(gymnasium.Env[str, str]):
         if result.done:
             self._end_session()
             raise RuntimeError(
-                f"The OpenEnv server {self._client.base_url} says `done` after reset({given}). There is no turn to "
-                "play. Give the server a task that is not over."
+                f"The OpenEnv server {self._client.base_url} returned `done` after reset({given}). There is no turn "
+                "to play. Give the server a task that is not over."
             )
         return self._render(result.observation), _metadata(result)
 
@@ -140,7 +140,7 @@ class OpenEnvSession(gymnasium.Env[str, str]):
             if isinstance(error, _LOST) or self._connection() is not session:
                 raise self._lost() from error
             raise
-        # the client opens a connection anew where it finds it closed, and steps an environment that nobody has reset
+        # the client opens a connection anew where it finds it closed, and steps an environment that was not reset
         if self._connection() is not session:
             raise self._lost()
         self._session = session
@@ -168,7 +168,7 @@ class OpenEnvSession(gymnasium.Env[str, str]):
         self._client.disconnect()
 
     def _connection(self) -> object | None:
-        # the only trace of a new connection that OpenEnv 0.10 leaves; to be replaced once it tells so itself
+        # the only trace of a new connection that OpenEnv 0.10 leaves; to be replaced once it reports one itself
         connection: object | None = self._client.async_client._ws
         return connection
 
@@ -194,7 +194,7 @@ class OpenEnvSession(gymnasium.Env[str, str]):
                         "It has no session left: raise its `max_concurrent_envs` to the number of episodes that are "
                         "played at a time."
                         if is_full
-                        else "Start it, or correct the URL; `patience_s` says how long to wait for it."
+                        else "Start it, or correct the URL; `patience_s` is the time to wait for it."
                     )
                     raise ConnectionError(
                         f"The OpenEnv server {self._client.base_url} opened no session within {self.patience_s:g} s "
@@ -221,7 +221,7 @@ def _served_action_schema(base_url: str) -> Mapping[str, Any]:
     reply = httpx2.get(url, timeout=_SCHEMA_TIMEOUT_S)
     if reply.status_code != httpx2.codes.OK:
         raise TypeError(
-            f"{url} answers with {reply.status_code} and does not say what an action of this server is. The model's "
+            f"{url} answers with {reply.status_code} and does not describe an action of this server. The model's "
             "text cannot become one. Pass OpenEnvSession(client, parse_action=...), or the server's own client."
         )
     schema: Mapping[str, Any] = reply.json()["action"]

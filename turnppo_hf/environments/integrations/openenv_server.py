@@ -35,7 +35,7 @@ class ServedEnvironment(Environment[TextAction, TextObservation, State]):  # typ
     """
     A text environment behind OpenEnv's interface.
 
-    `done` is terminated or truncated; `metadata["truncation"]` tells which, as `step` of the environment does.
+    `done` is terminated or truncated; `metadata["truncation"]` is which, as `step` of the environment does.
 
     Args:
         make (`Callable[[], gymnasium.Env]`): Makes the environment.
@@ -49,7 +49,7 @@ class ServedEnvironment(Environment[TextAction, TextObservation, State]):  # typ
         self._state = State()
 
     def reset(self, seed: int | None = None, episode_id: str | None = None, **options: Any) -> TextObservation:
-        """Starts an episode; what is not known to OpenEnv are the environment's options."""
+        """Starts an episode; other arguments than OpenEnv's are the environment's options."""
         text, info = self._environment.reset(seed=seed, options=options or None)
         self._state = State(episode_id=episode_id or str(uuid.uuid4()))
         return TextObservation(text=text, metadata=_plain(info))
@@ -97,7 +97,7 @@ def serve(name: str, make: Callable[[], gymnasium.Env[str, str]], host: str, por
 
     Args:
         name, make, max_sessions: See `openenv_app`.
-        host (`str`): Who reaches it may play.
+        host (`str`): Every client that reaches it may play.
         port (`int`): Where to listen.
     """
     import uvicorn
@@ -106,6 +106,6 @@ def serve(name: str, make: Callable[[], gymnasium.Env[str, str]], host: str, por
 
 
 def _plain(info: Mapping[str, Any]) -> dict[str, Any]:
-    """What JSON can say of it; NumPy's numbers and arrays become Python's."""
+    """What JSON can hold of it; NumPy's numbers and arrays become Python's."""
     plain: dict[str, Any] = json.loads(json.dumps(info, default=lambda item: getattr(item, "tolist", item.__str__)()))
     return plain

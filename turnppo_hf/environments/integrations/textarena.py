@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import random
 import string
 import threading
@@ -14,6 +13,8 @@ import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 
+from turnppo_hf.environments.names import did_you_mean
+
 try:
     from textarena import ObservationType, make
     from textarena.core import Wrapper
@@ -24,7 +25,7 @@ except ImportError as error:
         '`pip install "turnppo-hf[textarena]"`.'
     ) from error
 
-_PLAYER = 0  # who the model is
+_PLAYER = 0  # the model's place
 _NO_NEWS = "The game has nothing to add."
 # games draw from Python's and NumPy's global generators: one of them at a time may
 _GLOBAL_GENERATORS = threading.Lock()
@@ -41,12 +42,12 @@ class TextArenaGame(gymnasium.Env[str, str]):
     the id that change an action are kept.
 
     ## Observation Space
-    `Text`: what the game and the opponent said since the player's last turn. What was said before stands in the
+    `Text`: what the game and the opponent wrote since the player's last turn. What was written before stands in the
     conversation, and so do the player's own words, which the game echoes; the wrappers of the id that repeat both in
     every observation are therefore left out (they also go on repeating the games before).
 
     ## Rewards
-    0 until the game ends, then what it pays the player: for most games of one player 1 where it is solved and the
+    0 until the game ends, then the player's reward in it: for most games of one player 1 where it is solved and the
     part that was reached otherwise, for two players 1, 0 or -1.
 
     ## Starting State
@@ -54,17 +55,17 @@ class TextArenaGame(gymnasium.Env[str, str]):
     played side by side do not change each other. Options are ignored.
 
     ## Episode End
-    Terminated when the game says so, its own limit of turns included: it has paid for what was reached by then.
+    Terminated when the game ends, by its own limit of turns too: its reward counts what was reached by then.
 
     ## Information
-    At the end `solved` (`bool`, the reward is at least 1), `reason` (`str`), and what the game tells of the player,
+    At the end `solved` (`bool`, the reward is at least 1), `reason` (`str`), and what the game records of the player,
     such as `turn_count` and `invalid_move`.
 
     ## Arguments
         game (`str` or `textarena.Env`):
             Id or game.
         opponent (`Callable[[str], str]`, *optional*):
-            Plays the other side of a game of two, such as a TextArena agent: all that it has been told so far goes
+            Plays the other side of a game of two, such as a TextArena agent: all that it was shown so far goes
             in, its move comes out. It answers at once, as games wait for each other.
         options:
             Arguments of a game that is given by its id, such as `num_disks=4`.
@@ -148,7 +149,7 @@ class TextArenaGame(gymnasium.Env[str, str]):
         return "\n".join(self._lines(messages, _PLAYER)) or _NO_NEWS
 
     def _lines(self, messages: list[Any], player: int) -> Iterator[str]:
-        """What was said to a player, without its own words; some games of one player echo these as the game's."""
+        """What a player was shown, without its own words; some games of one player echo these as the game's."""
         names = self._plain.state.role_mapping
         for sender, message, kind in messages:
             is_own = sender == player or self._opponent is None
@@ -172,10 +173,9 @@ class TextArenaGame(gymnasium.Env[str, str]):
 
 def _make(name: str, options: Mapping[str, Any]) -> Any:
     if name not in ENV_REGISTRY:
-        near = difflib.get_close_matches(name, ENV_REGISTRY, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
+        hint = did_you_mean(name, ENV_REGISTRY, cutoff=0.5)
         raise ValueError(
-            f"TextArena has no game {name!r}{hint} Nothing else can be played. Its ids stand in "
+            f"TextArena has no game {name!r}.{hint} Nothing else can be played. Its ids stand in "
             "textarena.envs.registration.ENV_REGISTRY."
         )
     return make(name, **options)

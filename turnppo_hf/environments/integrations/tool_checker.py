@@ -18,7 +18,7 @@ def has_tools_only(environment: object) -> bool:
 
 def check_tools(environment: Any, seed: int) -> list[str]:
     """
-    Tells what keeps a trainer from offering the methods of an environment to a model, or from paying its episodes.
+    Find what keeps a trainer from offering an environment's methods to a model, or from rewarding its episodes.
 
     Args:
         environment (`Any`): An object with `reset` and no `step`; it is reset twice.
@@ -49,7 +49,7 @@ def check_tools(environment: Any, seed: int) -> list[str]:
 def _tool_problems(name: str, tool: Callable[..., Any]) -> Iterator[str]:
     text = inspect.getdoc(tool) or ""
     if not text:
-        yield f"The tool `{name}` has no docstring; the model is told nothing about it."
+        yield f"The tool `{name}` has no docstring; the model would get no description of it."
     described = set(re.findall(r"^\s+(\w+)\s*(?:\([^)]*\))?:", text.partition("Args:")[2], re.MULTILINE))
     for parameter in list(inspect.signature(tool).parameters.values())[1:]:
         if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):

@@ -1,4 +1,4 @@
-"""An environment class of TRL, or plain functions, go in; a conversation that tool calls play comes out."""
+"""An environment of TRL's protocol, or functions, go in; a conversation that is played by tool calls comes out."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import Any
 
 import numpy as np
 
-Message = dict[str, Any]
-ConversationReply = tuple[list[Message], float, bool, bool, dict[str, Any]]
+from turnppo_hf.environments.conversation import Conversation, Opening, Reply
+from turnppo_hf.environments.messages import Message, open_conversation, text_of
 
-_ENDS = ("done", "finished", "terminated")  # attributes by which an environment may say that it is over
+_ENDS = ("done", "finished", "terminated")  # attributes, one of which is true once an episode is over
 _NO_TOOLS = ("reset", "get_reward")
 
 
-class ToolEnvironment:
+class ToolEnvironment(Conversation):
     """
     A conversation in which an assistant's tool calls are executed, as `GRPOTrainer` executes them.
 
-    It plays one episode at a time. Tools run in the thread that calls `step`, asynchronous ones on an event loop of
-    their own, after the others of the same message. What they raise is told to the model.
+    Tools run in the thread that calls `read`, asynchronous ones on an event loop of their own, after the others of the
+    same message. What they raise is returned to the model as the tool's result.
 
-    Beyond what TRL asks of an environment, these are read where they are there: a list `rewards` that grows, or
-    `_turn_reward`, a number or a method, pays single turns; `done`, `finished` or `terminated` ends the episode after
-    a round of tool calls.
+    Beyond what TRL asks of an environment, these are used where they exist: a list `rewards` that grows, or
+    `_turn_reward`, a number or a method, rewards single turns; `done`, `finished` or `terminated` ends the episode
+    after a round of tool calls.
 
     Args:
         environment (`Any`, *optional*):
@@ -49,85 +49,70 @@ class ToolEnvironment:
                 f"The environment class {type(environment).__name__} has no method reset(), so no episode can begin. "
                 "Define reset(self, **row), which returns the first observation or None."
             )
-        self.environment = environment
-        self.routed = routed
-        self._standalone: tuple[Callable[..., Any], ...] = ()
-        self.add_tools(tools)
-
-    def add_tools(self, tools: Sequence[Callable[..., Any]]) -> None:
-        """Offer functions to the model, before the environment's own methods."""
         if not isinstance(tools, Sequence) or any(not hasattr(tool, "__name__") for tool in tools):
             raise TypeError(
                 f"`tools` is {tools!r:.80}, but a tool is called by a function's name. Pass a list of functions with "
                 "type hints and a docstring."
             )
-        self._standalone = (*self._standalone, *tools)
-        names = [] if self.environment is None else _methods(self.environment)
-        own = [getattr(self.environment, name) for name in names if name[0] != "_" and name not in _NO_TOOLS]
-        self.tools = (*self._standalone, *own)
+        self.environment = environment
+        self.routed = routed
+        names = [] if environment is None else _methods(environment)
+        own = [getattr(environment, name) for name in names if name[0] != "_" and name not in _NO_TOOLS]
+        self.tools: tuple[Callable[..., Any], ...] = (*tools, *own)
         self._by_name = {tool.__name__: tool for tool in self.tools}
 
     @property
-    def name(self) -> str:
-        """The environment's class, by which its `get_reward` is logged."""
-        return type(self.environment).__name__
-
-    @property
-    def pays_by_turn(self) -> bool:
-        """Whether single turns are paid. `get_reward` is not asked then: it would pay the same again."""
+    def rewards_turns(self) -> bool:
+        """Whether single turns are rewarded. `get_reward` is not called then: it would count the same again."""
         return isinstance(getattr(self.environment, "rewards", None), list) or hasattr(
             self.environment, "_turn_reward"
         )
 
     @property
     def has_final_reward(self) -> bool:
-        """Whether the environment owns a reward of the whole episode."""
-        return "get_reward" in _methods(self.environment) and not self.pays_by_turn
+        """Whether the environment has a reward for the whole episode."""
+        return "get_reward" in _methods(self.environment) and not self.rewards_turns
 
-    def reset(self, row: Mapping[str, Any]) -> tuple[list[Message], dict[str, Any]]:
+    def open(self, task: Mapping[str, Any], seed: int) -> Opening:
         """
-        Start an episode.
+        Start an episode: the environment's `reset` gets all columns of the row, `prompt` included.
 
         Args:
-            row (`Mapping`): The task's columns; all are handed to the environment, `prompt` included.
-
-        Returns:
-            `tuple[list[dict], dict]`: the opening messages, with the observation after the last one's content, and an
-            info with this `observation` as text.
+            task (`Mapping`): The row.
+            seed (`int`): Not used: as in TRL, a `reset` is seeded by a column `seed` or not at all.
         """
-        self._num_calls, self._num_failures, self._num_paid = 0, 0, 0
-        prompt = row.get("prompt") or [{"role": "user", "content": ""}]
-        opening = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(part) for part in prompt]
+        self._num_calls, self._num_failures, self._num_rewarded = 0, 0, 0
+        prompt = task.get("prompt")
         if self.environment is None:
-            return opening, {"observation": ""}
-        given = {name: value for name, value in row.items() if not (self.routed and name == "environment")}
+            return Opening(open_conversation(None, prompt, extend_any_role=True), "")
+        given = {name: value for name, value in task.items() if not (self.routed and name == "environment")}
         if "seed" in given and not _takes(self.environment.reset, "seed"):
             del given["seed"]
         observation = self.environment.reset(**given)
         if isinstance(rewards := getattr(self.environment, "rewards", None), list):
-            self._num_paid = len(rewards)
-        if observation is not None:
-            opening[-1]["content"] = _joined(opening[-1]["content"], observation)
-        return opening, {"observation": "" if observation is None else str(observation)}
+            self._num_rewarded = len(rewards)
+        return Opening(open_conversation(observation, prompt, extend_any_role=True), text_of(observation))
 
-    def step(self, message: Message) -> ConversationReply:
+    def read(self, answer: Message, may_call: bool = True) -> Reply:
         """
-        Execute the tool calls of an assistant's message; a message without any ends the episode.
+        Execute the tool calls of a response; a response without any ends the episode, and so does a refused one.
 
-        Returns:
-            `tuple`: the tools' messages, the turn's reward, whether the episode is over, False, and an info with
-            `action`, `answered` (whether no tool was called) and the episode's `tool_calls` and `tool_failures`.
+        The info has `action`, `answered` (whether no tool was called) and the episode's `tool_calls` and
+        `tool_failures`.
         """
-        calls = message.get("tool_calls") or []
-        replies = [_tool_message(name, result) for name, result in self._execute(calls)]
+        calls = answer.get("tool_calls") or []
+        action = _described(answer)
+        if calls and not may_call:
+            info = {"action": action, "answered": False, "truncation": "tool_rounds"}
+            return Reply([], 0.0, False, True, {**info, **self._counts()})
+        results = [_tool_message(name, result) for name, result in self._execute(calls)]
         reward = self._turn_reward() if calls else 0.0
-        info = {"action": _described(message), "answered": not calls}
-        return replies, reward, not calls or self._is_over(), False, {**info, **self._counts()}
+        info = {"action": action, "answered": not calls}
+        return Reply(results, reward, not calls or self._is_over(), False, {**info, **self._counts()})
 
-    def refuse(self, message: Message) -> ConversationReply:
-        """Execute nothing, because the episode has had its rounds of tool calls."""
-        info = {"action": _described(message), "answered": False, "truncation": "tool_rounds"}
-        return [], 0.0, False, True, {**info, **self._counts()}
+    def record(self) -> dict[str, Any]:
+        """Return the names of the `tools`."""
+        return {"tools": [tool.__name__ for tool in self.tools]}
 
     def close(self) -> None:
         """Close the environment where it can be closed."""
@@ -168,8 +153,8 @@ class ToolEnvironment:
 
     def _turn_reward(self) -> float:
         if isinstance(rewards := getattr(self.environment, "rewards", None), list):
-            fresh = [reward for reward in rewards[self._num_paid :] if reward is not None]
-            self._num_paid = len(rewards)
+            fresh = [reward for reward in rewards[self._num_rewarded :] if reward is not None]
+            self._num_rewarded = len(rewards)
             reward = sum(fresh)
         else:
             reward = getattr(self.environment, "_turn_reward", None)
@@ -179,8 +164,8 @@ class ToolEnvironment:
         reward = 0.0 if reward is None else float(reward)
         if not np.isfinite(reward):
             raise ValueError(
-                f"{self.name} paid a turn {reward}. It would turn every advantage of the batch into NaN. Pay a finite "
-                "number."
+                f"{self.name} gave a turn the reward {reward}. It would turn every advantage of the batch into NaN. "
+                "Give a finite number."
             )
         return reward
 
@@ -224,15 +209,6 @@ def _takes(function: Callable[..., Any], name: str, by_name: bool = False) -> bo
     )
 
 
-def _joined(content: Any, observation: Any) -> Any:
-    """The observation after a message's content; blocks where one of them is blocks."""
-    if isinstance(observation, list) and isinstance(content, str):
-        content = [{"type": "text", "text": content}]
-    if isinstance(observation, str) and isinstance(content, list):
-        observation = [{"type": "text", "text": observation}]
-    return _without_images("reset()", content + observation)
-
-
 def _tool_message(name: str, result: Any) -> Message:
     content = _without_images(name, result) if isinstance(result, list) else str(result)
     return {"role": "tool", "name": name, "content": content}
@@ -241,7 +217,7 @@ def _tool_message(name: str, result: Any) -> Message:
 def _without_images(source: str, content: Any) -> Any:
     if any(isinstance(part, dict) and part.get("type") == "image" for part in content):
         raise TypeError(
-            f"{source} returned an image, but the actor reads text only, so it would not see what it is paid for. "
+            f"{source} returned an image, but the actor reads text only, so it would not see what it is rewarded for. "
             "Return text."
         )
     return content

@@ -6,7 +6,6 @@ What the model wrote goes in; what it reads next and the reward of its turn come
 
 from __future__ import annotations
 
-import difflib
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 
+from turnppo_hf.environments.names import did_you_mean
 from turnppo_hf.environments.reading import read_answer, read_choice, read_count, read_penalty
 from turnppo_hf.environments.sokoban.levels import Split, generate_level, level_split, load_levels
 from turnppo_hf.environments.sokoban.rules import DOWN, LEFT, RIGHT, UP, SokobanState
@@ -164,9 +164,9 @@ class Sokoban(gymnasium.Env[str, str]):
         super().reset(seed=seed)
         options = options or {}
         for name in options:
-            if name != "level" and difflib.get_close_matches(str(name).lower(), ["level"], cutoff=0.85):
+            if name != "level" and (hint := did_you_mean(name, ["level"], cutoff=0.85)):
                 raise ValueError(
-                    f"Unknown reset option {name!r}; did you mean 'level'? It would be ignored and another level "
+                    f"Unknown reset option {name!r}.{hint} It would be ignored and another level "
                     "played. Rename the option or the dataset's column."
                 )
         level = options.get("level")

@@ -1,7 +1,7 @@
 """
 A random generator goes in and a solvable Sokoban level comes out; or level files go in and their levels come out.
 
-How levels are made. A floor is dug into solid wall by a random walk whose brush is one of five shapes (the idea of
+How levels are made. A floor is dug into solid wall by a random walk with one of five shapes (the idea of
 gym-sokoban's rooms), targets are put on it, and every target gets its box: the solved position. From there the game
 is played backwards: the player walks to a random box and pulls it, never back into an arrangement of boxes already
 seen. The pulls, read backwards, are a solution, so every level is solvable without any search, and their number plus

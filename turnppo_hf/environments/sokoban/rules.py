@@ -163,7 +163,7 @@ class SokobanState:
             if symbol not in _XSB_CELLS:
                 raise ValueError(
                     f"The level has the symbol {symbol!r} at row {cell // width}, column {cell % width}, which XSB "
-                    "notation does not know. The board cannot be read. Write it with # @ + $ * . and spaces."
+                    "notation does not have. The board cannot be read. Write it with # @ + $ * . and spaces."
                 )
             has_target, occupant = _XSB_CELLS[symbol]
             found[occupant].append(cell)

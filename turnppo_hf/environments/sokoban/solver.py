@@ -61,7 +61,7 @@ def shortest_solution(
         `tuple[int, ...]` of actions 1-4, empty if the level is already solved; `None` if there is no solution
         (within `max_actions`).
     Raises:
-        `SearchLimitError`: `max_nodes` positions did not suffice to tell.
+        `SearchLimitError`: `max_nodes` positions did not suffice to decide.
     """
     board = state.board
     pushes = pushes_to_nearest_target(board)
@@ -115,8 +115,8 @@ def best_plan(state: SokobanState, max_actions: int, *, max_nodes: int = 500_000
     The action sequence of at most `max_actions` with the highest total reward.
 
     That is the shortest solution where one fits into the budget. Elsewhere it is a search over returns: boxes that
-    can be brought onto targets in time earn 1 each, less 0.1 an action; the plan is empty where nothing pays, since
-    a player may stop acting. No policy scores more on this level than `total_reward`.
+    can be brought onto targets in time earn 1 each, less 0.1 an action; the plan is empty where every move costs,
+    since a player may stop acting. No policy scores more on this level than `total_reward`.
 
     Args:
         state (`SokobanState`):

@@ -122,7 +122,7 @@ _GROUPS = {
     "pack": ("count", "2 pack, 4 pack, 6 pack, 8 pack"),
     "style": ("style", "classic, modern, sport, compact"),
 }
-# Made up, so that nobody takes the shop for a real one.
+# Made up, so that the shop is not taken for a real one.
 _BRANDS = (
     "ardovex belquor corvanth dremlo elzarin fenquil gorvane hexmoor imbrask jorvelt kelzian lumbrix mivarto norvask "
     "oskavel plinvor quovarn rensolt skavire tromvel ulvandi vexmere wibzorn yolprin"
@@ -238,22 +238,22 @@ def _draw_product(asin: str, kind: _Kind, others: Sequence[Product], titles: set
             options = {group: list(values) for group, values in model["options"].items()}
         if difference != "price":
             pricing = list(model["pricing"])
-    while (said := _draw_words(kind, attributes, rng))["title"] in titles:
+    while (words := _draw_words(kind, attributes, rng))["title"] in titles:
         pass
-    description = rng.choice(_DESCRIPTIONS).format(**said, phrase=_phrase(rng.sample(attributes, 1), kind.noun))
+    description = rng.choice(_DESCRIPTIONS).format(**words, phrase=_phrase(rng.sample(attributes, 1), kind.noun))
     return {
         "asin": asin,
-        "name": said["title"],
+        "name": words["title"],
         "category": kind.category,
         "query": kind.query,
         "product_category": kind.path,
         "Description": _sentence(description) if rng.random() < 0.85 else "",
-        "BulletPoints": _draw_bullets(attributes, said, rng),
+        "BulletPoints": _draw_bullets(attributes, words, rng),
         "pricing": pricing,
         "Price": f"${pricing[0]}" if len(pricing) == 1 else _PRICE_RANGE.format(*pricing),
         "options": options,
         "Attributes": attributes,
-        "title_nouns": [word for word in said["title"].lower().split() if word not in _NO_NOUNS],
+        "title_nouns": [word for word in words["title"].lower().split() if word not in _NO_NOUNS],
         "price": draw_price(pricing, rng),
     }
 
@@ -267,10 +267,10 @@ def _draw_words(kind: _Kind, attributes: Sequence[str], rng: random.Random) -> d
     return {"title": title, "brand": brand.title(), "material": material, "use": use, "noun": kind.noun}
 
 
-def _draw_bullets(attributes: Sequence[str], said: Mapping[str, str], rng: random.Random) -> list[str]:
-    phrases = [_phrase([attribute], said["noun"]) for attribute in attributes]
-    bullets = [rng.choice(_BULLETS).format(**said, phrase=phrase) for phrase in phrases]
-    bullets += [fact.format(**said) for fact in _FACTS]
+def _draw_bullets(attributes: Sequence[str], words: Mapping[str, str], rng: random.Random) -> list[str]:
+    phrases = [_phrase([attribute], words["noun"]) for attribute in attributes]
+    bullets = [rng.choice(_BULLETS).format(**words, phrase=phrase) for phrase in phrases]
+    bullets += [fact.format(**words) for fact in _FACTS]
     rng.shuffle(bullets)
     return [_sentence(bullet) for bullet in bullets]
 
@@ -334,7 +334,7 @@ def _instruction(product: Product, rng: random.Random) -> dict[str, Any]:
 
 
 def _phrase(attributes: Sequence[str], noun: str) -> str:
-    """Attributes and noun as one says them, e.g. "easy clean table lamp with gift box"."""
+    """Attributes and noun as a phrase, e.g. "easy clean table lamp with gift box"."""
     front = [attribute for attribute in attributes if attribute not in _PREPOSITIONS]
     phrase = f"{', '.join(front)} {noun}".lstrip()
     for preposition in ("for", "with"):
@@ -362,5 +362,5 @@ def _check_arguments(num_products: object, seed: object) -> None:
     if type(seed) is not int or seed < 0:
         raise ValueError(
             f"`seed` must be an integer of at least 0, got {seed!r}. Equal seeds stand for equal shops, and others "
-            "could not be told apart. Pass for example 0."
+            "could not be distinguished. Pass for example 0."
         )

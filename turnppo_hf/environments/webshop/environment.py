@@ -45,7 +45,7 @@ _ANSWER = "Answer in this form and add nothing: <think>your reasoning</think><an
 
 
 class PageText(gymnasium.spaces.Text):
-    """Any text up to a length: the characters of a shop's pages are not known beforehand."""
+    """Any text up to a length: the characters of a shop's pages are not fixed beforehand."""
 
     def contains(self, x: Any) -> bool:
         """Whether `x` is a string of an allowed length."""
@@ -56,8 +56,8 @@ class WebShop(gymnasium.Env[str, str]):
     """
     ## Description
     Find and buy the product that a wish asks for. Pages, search and reward are those of WebShop's text environment
-    (Yao et al. 2022, https://huggingface.co/papers/2207.01206), without Java, HTML or spaCy; `docs/webshop.md` says
-    how to get its products.
+    (Yao et al. 2022, https://huggingface.co/papers/2207.01206), without Java, HTML or spaCy; where to get its
+    products is in `docs/webshop.md`.
 
     ## Action Space
     `Text`: the completion as it is. `search[keywords]` looks for products, `click[name]` clicks on what the page

@@ -83,7 +83,7 @@ def read_world(
 
     Args:
         path (`str` or `Path`): World file, folder with WebShop's files or with one world file, or a catalogue file
-            whose companions stand beside it.
+            with its companions beside it.
         goals (`"synthetic"` or `"human"`, *optional*, defaults to `"synthetic"`): Which goals to make.
         num_products (`int`, *optional*): Only the first products; goals are then made for them.
         seed (`int`, *optional*, defaults to `0`): Of prices and price caps that no file holds.
@@ -123,9 +123,9 @@ def prepare_world(
     Args:
         path, goals, num_products, seed: See `read_world`.
         target (`str` or `Path`): File to write.
-        progress (`Callable`, *optional*): Called with the number of products so far, and of all where it is known.
+        progress (`Callable`, *optional*): Called with the number of products so far, and their total or None.
     Returns:
-        `dict`: what the file says about itself: name, sources, counts, checksum.
+        `dict`: the file's own description: name, sources, counts, checksum.
     Raises:
         `ValueError`: as `read_world`, or the disk is too small.
     """
@@ -190,7 +190,7 @@ def _locate(path: Path) -> _Source | Path:
     if not catalogues[key]:
         raise ValueError(
             f"{path} holds no products: neither a .world file nor {_PATTERNS['items']} nor {_PATTERNS['slim']}. There "
-            "is nothing to sell. docs/webshop.md tells which files are needed and where they come from."
+            "is nothing to sell. docs/webshop.md lists which files are needed and where they come from."
         )
     if len(catalogues[key]) > 1:
         raise ValueError(

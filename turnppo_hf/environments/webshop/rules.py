@@ -91,7 +91,7 @@ class World:
 
     @property
     def label(self) -> str:
-        """Name, size and checksum in one line: what logs and cards say about the world."""
+        """Name, size and checksum in one line: what logs and cards print of the world."""
         kind = "SYNTHETIC catalogue, not WebShop's products: " if self.data.synthetic else ""
         return (
             f"{kind}{self.data.name}, {len(self.products)} products, {len(self.goals)} goals, "

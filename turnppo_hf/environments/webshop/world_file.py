@@ -147,7 +147,7 @@ def write_world(data: WorldData, path: str | Path) -> dict[str, Any]:
     Freeze a shop in a file.
 
     Returns:
-        `dict`: what the file says about itself: name, whether it is synthetic, counts, checksum.
+        `dict`: the file's own description: name, whether it is synthetic, counts, checksum.
     Raises:
         `ValueError`: something that is no world file stands there.
     """
@@ -162,7 +162,7 @@ def write_world(data: WorldData, path: str | Path) -> dict[str, Any]:
 
 
 def is_world_file(path: Path) -> bool:
-    """Whether a file says of itself that it is a world file, whole or not."""
+    """Whether a file begins like a world file, whole or not."""
     header = _header(path)
     return header[:16] == _MAGIC and header[68:72] == struct.pack(">I", _APPLICATION_ID)
 

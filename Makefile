@@ -1,4 +1,4 @@
-.PHONY: check fix test test-all quickstart bench bench-smoke
+.PHONY: gpu check fix test test-all quickstart bench bench-smoke
 
 check:
 	ruff check .
@@ -34,3 +34,8 @@ bench-smoke:
     || { echo "benchmarks/$$name.py failed"; exit 1; }; done
 	rm smoke.json
 	python benchmarks/custom_run.py > /dev/null
+	python benchmarks/gpu.py --smoke --minutes 5 --out smoke.json > /dev/null && rm smoke.json
+
+# what an accelerator computes and how fast, in at most nine minutes; writes gpu.json
+gpu:
+	python benchmarks/gpu.py

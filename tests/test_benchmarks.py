@@ -38,3 +38,11 @@ def test_make_runs_every_command_that_has_figures() -> None:
     with_figures = {file.stem.partition("_")[0] for file in (FOLDER / "results").glob("*.json")}
     assert set(named.group(1).split()) == with_figures
     assert "make bench-smoke" in (FOLDER.parent / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_page_of_accelerators_is_made_from_the_results() -> None:
+    spec = importlib.util.spec_from_file_location("benchmarks_gpu_page", FOLDER / "gpu_page.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (FOLDER.parent / "docs" / "gpu.md").read_text(encoding="utf-8") == module.page()

@@ -76,7 +76,6 @@ PRIVATE_NAMES = {
     "trl.trainer.base_trainer._BaseTrainer._paper": "trainer/saving.py: the citation in the card; trl 1.16",
     "transformers.TrainingArguments._VALID_DICT_FIELDS": "trainer/turn_ppo_config.py: fields that take JSON; "
     "transformers 5.19 to 5.23",
-    "huggingface_hub.ModelHubMixin._save_pretrained": "agent.py: what is saved and pushed; huggingface_hub 2.4",
     "evaluate.Metric._info": "evaluation/agent_episodes/agent_episodes.py: a metric's own hook; evaluate 0.4.6",
     "evaluate.Metric._compute": "evaluation/agent_episodes/agent_episodes.py: a metric's own hook; evaluate 0.4.6",
 }

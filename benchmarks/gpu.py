@@ -3,9 +3,9 @@
 `python benchmarks/gpu.py [--smoke] [--minutes 8] [--size 1.5B] [--only PART ...] [--out FILE]`
 
 Each section prints its figures at once, keeps its own failure and goes into the JSON; one that would not end in the
-time that is left is left out, and says so. Times are the device's, after a warm-up; variants of the update take turns,
-so that a drift of the clock meets all of them, and each has rows of new lengths, as in training: what a
-library prepares anew for every shape is in the figures. Without an accelerator the same code runs on the CPU (`--smoke`).
+time that is left is left out. Times are the device's, after a warm-up; variants of the update take turns, so that a
+drift of the clock meets all of them, and each has rows of new lengths, as in training. Without an accelerator the same
+code runs on the CPU (`--smoke`). The exit status is 1 where a section failed.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import json
 import math
 import random
 import subprocess
+import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +195,7 @@ def sampled_against_scored(size: str) -> dict[str, Any]:
     return found
 
 
-def training() -> dict[str, Any]:
+def training(episodes: int) -> dict[str, Any]:
     """The packaged model at this device's defaults: trains, saves, resumes, plays."""
     folder, found = tempfile.mkdtemp(), {}
     for steps, resume in ((2, None), (4, True)):
@@ -201,7 +203,7 @@ def training() -> dict[str, Any]:
             folder,
             max_steps=steps,
             save_steps=2,
-            generation_batch_size=64,
+            generation_batch_size=episodes,
             num_minibatches=2,
             max_turn_length=12,
             logging_steps=1,
@@ -291,7 +293,7 @@ def update_speed(
 
 
 def episodes_of_an_update(size: str, seed: int = 0) -> TurnBatch:
-    """64 episodes of up to five turns, 54,000 tokens of which 23,000 are sampled; few and short ones for a smoke run."""
+    """Make 64 episodes of up to five turns, 54,000 tokens of which 23,000 are sampled; a smoke run has few."""
     shape = (6, 3, 30, 10, 8) if size == "smoke" else (64, 5, 300, 80, 150)
     return make_episodes(*shape, vocabulary_of(size), seed=seed).to(DEVICE)
 
@@ -362,7 +364,7 @@ def run(report: Report, options: argparse.Namespace) -> None:
     peak = report.found.get("ceilings", {}).get("bf16_flops", math.nan)
     report.section("correctness", 60, lambda: correctness(small))
     report.section("sampled_against_scored", 30, lambda: sampled_against_scored(small))
-    report.section("training", 30, training)
+    report.section("training", 30, lambda: training(8 if options.smoke else 64))
     report.section("determinism", 20, lambda: determinism(small))
     for count, prompt, new in ((4, 20, 6),) if options.smoke else ((32, 1024, 128), (256, 1024, 128)):
         for dtype in (torch.float32, torch.bfloat16):
@@ -378,9 +380,8 @@ def run(report: Report, options: argparse.Namespace) -> None:
         "rows not cut, 32k tokens": {"saved": 2**40, "tokens": 32768},
         "rows not cut, 8k tokens, nothing recomputed": {"saved": 2**40, "tokens": 8192, "recompute": False},
     }
-    report.section(
-        f"update/{size}/full", 30 if small == "smoke" else 150, lambda: update_speed(size, variants, rounds, peak)
-    )
+    seconds = 20 if options.smoke else 150
+    report.section(f"update/{size}/full", seconds, lambda: update_speed(size, variants, rounds, peak))
     if CUDA:
         report.section(f"busy/{size}", 40, lambda: busy(size))
     from peft import LoraConfig
@@ -389,9 +390,8 @@ def run(report: Report, options: argparse.Namespace) -> None:
     few = {"as the trainer runs": {}, "rows not cut": {"saved": 2**40}}
     for critic in ("separate", "lora", "shared"):
         name = f"update/{size}/LoRA, critic {critic}"
-        report.section(
-            name, 45, lambda c=critic: update_speed(size, few, max(rounds - 2, 1), peak, critic=c, lora=lora)
-        )
+        measure = partial(update_speed, size, few, max(rounds - 2, 1), peak, critic=critic, lora=lora)
+        report.section(name, seconds / 4, measure)
 
 
 if __name__ == "__main__":
@@ -402,4 +402,6 @@ if __name__ == "__main__":
     parser.add_argument("--size", default="1.5B", choices=["0.5B", "1.5B", "3B"], help="(%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="file of the figures (%(default)s)")
     chosen = parser.parse_args()
-    run(Report(chosen), chosen)
+    report = Report(chosen)
+    run(report, chosen)
+    sys.exit(any("failed" in figures for figures in report.found.values()))

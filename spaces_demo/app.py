@@ -29,7 +29,7 @@ AT_ONCE = {**PRIVATE, "queue": False}  # what takes milliseconds waits for no ep
 MIN_MOVES = 4  # of a level that is offered
 MAX_WAITING = 60  # visitors in the queue
 
-try:  # on ZeroGPU the function that needs the device says so; elsewhere there is no such package, or it does nothing
+try:  # on ZeroGPU the function that needs the device is marked; elsewhere there is no such package, or it does nothing
     import spaces
 
     on_device: Callable[[Any], Any] = spaces.GPU(duration=60)
@@ -40,7 +40,7 @@ except ImportError:
         return function
 
 
-def told(function: Any) -> Any:
+def explained(function: Any) -> Any:
     """Show a visitor the message of an error that they caused, and nothing of the server's."""
 
     @functools.wraps(function)
@@ -102,7 +102,7 @@ def level_from_editor(drawn: gr.EventData) -> list[Any]:
 
 
 def details(event: gr.EventData) -> dict[str, Any]:
-    """Return what the browser told of an event; whatever else was sent counts as nothing."""
+    """Return what the browser sent with an event; whatever else was sent counts as nothing."""
     return event._data if isinstance(event._data, dict) else {}
 
 
@@ -202,7 +202,7 @@ def replay_tab() -> list[Any]:
         )
     player = element("turn-player", replays[episodes[0][1]].view, elem_id="replay-player")
     chosen = agent.input(choose_agent, agent, [episode, player], **AT_ONCE)
-    picked = episode.input(told(choose_episode), episode, player, **AT_ONCE)
+    picked = episode.input(explained(choose_episode), episode, player, **AT_ONCE)
     for event in (chosen, picked):
         event.then(None, episode, js="(episode) => setLink({ tab: 'replay', episode })", **PRIVATE)
     return [agent, episode, player]
@@ -256,7 +256,9 @@ def compare_tab(level: gr.State) -> None:
     table = element("score-table", scores, elem_id="compare-score")
     duel = element("turn-duel", pair, elem_id="compare-duel")
     for menu in (left, right, task):
-        menu.input(told(on_device(compare)), [left, right, task, level], [duel, table, says], **PRIVATE, **AGENT_CALLS)
+        menu.input(
+            explained(on_device(compare)), [left, right, task, level], [duel, table, says], **PRIVATE, **AGENT_CALLS
+        )
 
 
 def build() -> gr.Blocks:
@@ -300,9 +302,9 @@ def build() -> gr.Blocks:
         opened = page.load(open_link, None, [tabs, *recording, *showing], **AT_ONCE)
         opened.then(None, js="() => openLink()", **PRIVATE)
         for function in (endpoints.reset, endpoints.step, endpoints.judge, endpoints.replay):
-            gr.api(told(function), api_name=function.__name__, queue=False)
+            gr.api(explained(function), api_name=function.__name__, queue=False)
         for function in (endpoints.play, endpoints.values):
-            gr.api(told(on_device(function)), api_name=function.__name__, **AGENT_CALLS)
+            gr.api(explained(on_device(function)), api_name=function.__name__, **AGENT_CALLS)
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=8)
     return page
 

@@ -30,7 +30,7 @@ def compare(
     left: str, right: str, task: str, level: str
 ) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, str]]:
     """
-    Return two episodes on one level, their scores, and what has to be said of them.
+    Return two episodes on one level, their scores, and a note on them.
 
     Args:
         left, right (`str`): Two of `contestants`.
@@ -81,7 +81,7 @@ def score_game(played: Mapping[str, Any], agent: str) -> tuple[list[dict[str, An
     Judge a visitor's moves by the rules, and set them beside an agent's and the best.
 
     Args:
-        played (`Mapping`): `level` and `moves`, as the browser told them.
+        played (`Mapping`): `level` and `moves`, as the browser sent them.
         agent (`str`): Who else plays the level.
 
     Raises:

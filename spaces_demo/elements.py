@@ -59,7 +59,7 @@ def element(name: str, value: Any = None, *, event: str | None = None, **argumen
         "show(); watch('value', show);"
     )
     if event is not None:
-        script += f"node.addEventListener('{event}', (told) => trigger('submit', told.detail));"
+        script += f"node.addEventListener('{event}', (event) => trigger('submit', event.detail));"
     return gr.HTML(value, html_template=f"<{name}></{name}>", js_on_load=script, apply_default_css=False, **arguments)
 
 

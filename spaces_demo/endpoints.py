@@ -95,7 +95,7 @@ def values(level: str, answers: list[str], agent: str = "") -> list[float]:
 
 def judge(level: str) -> dict[str, Any]:
     """
-    Say whether a level of Sokoban can be won within an episode, in how many moves, or why not.
+    Find whether a level of Sokoban can be won within an episode, in how many moves, or why not.
 
     Args:
         level: A level in XSB notation (# wall, @ player, $ box, . target, space floor), rows on lines.
@@ -154,7 +154,7 @@ def _replayed(level: str, answers: list[str]) -> tuple[Any, list[dict[str, str]]
 def _checked_answer(answer: object) -> str:
     if not isinstance(answer, str) or len(answer) > MAX_ANSWER_LENGTH:
         raise LevelError(
-            f"An answer must be a text of at most {MAX_ANSWER_LENGTH} characters. No player says more in a turn. Pass "
+            f"An answer must be a text of at most {MAX_ANSWER_LENGTH} characters. No turn is longer. Pass "
             'something like "Up Left".'
         )
     return answer

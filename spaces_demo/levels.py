@@ -11,7 +11,7 @@ from turnppo_hf.environments import make_environment
 from turnppo_hf.environments.sokoban.environment import Sokoban
 from turnppo_hf.environments.sokoban.rules import SokobanState
 from turnppo_hf.environments.sokoban.solver import SearchLimitError, pushes_to_nearest_target, shortest_solution
-from turnppo_hf.hub.agent_record import read_record
+from turnppo_hf.hub.agent_record import AgentRecord
 
 MAX_SIDE, MAX_BOXES = 8, 3  # what the solver settles at once and a small model can read
 MAX_TEXT = MAX_SIDE * (MAX_SIDE + 2)  # characters
@@ -22,12 +22,12 @@ _PLACES = "row {} and column {}"
 
 
 class LevelError(ValueError):
-    """A level that cannot be played; the message says why and what to do."""
+    """A level that cannot be played; the message names the reason and what to do."""
 
 
 @dataclass(frozen=True)
 class LevelReport:
-    """What is known of a level, e.g. `LevelReport(state, True, moves=5, message="Solvable in 5 moves.")`."""
+    """What was found of a level, e.g. `LevelReport(state, True, moves=5, message="Solvable in 5 moves.")`."""
 
     state: SokobanState | None  # None where the text is no board
     is_playable: bool  # a board that can be solved within the moves of an episode
@@ -64,7 +64,7 @@ def read_level(text: str) -> SokobanState:
 
 def judge_level(text: str, max_actions: int) -> LevelReport:
     """
-    Say whether a level can be solved, and in how many moves; where not, why.
+    Find whether a level can be solved, and in how many moves; where not, why.
 
     Args:
         text (`str`): XSB notation.
@@ -88,7 +88,7 @@ def judge_level(text: str, max_actions: int) -> LevelReport:
             False,
             None,
             f"The solver looked at {_MAX_NODES:,} positions and found neither a solution nor that there is none. "
-            "Nobody knows whether it can be won. Add walls, or take a box away.",
+            "Whether it can be won is unknown. Add walls, or take a box away.",
         )
     if solution is None:
         return LevelReport(
@@ -104,7 +104,7 @@ def judge_level(text: str, max_actions: int) -> LevelReport:
             state,
             False,
             moves,
-            f"The shortest solution takes {moves} moves, but an episode has {max_actions}. Nobody could finish it. "
+            f"The shortest solution takes {moves} moves, but an episode has {max_actions}. It could not be finished. "
             "Move box and target closer together.",
         )
     return LevelReport(state, True, moves, f"Solvable in {moves} {'move' if moves == 1 else 'moves'}.")
@@ -112,8 +112,9 @@ def judge_level(text: str, max_actions: int) -> LevelReport:
 
 @cache
 def world_arguments() -> dict[str, Any]:
-    """Return what the released tiny agents' Sokoban is built with, as their record says."""
-    return dict(read_record(str(files("turnppo_hf") / "models" / "sokoban_tiny"))["environment_kwargs"])
+    """Return what the released tiny agents' Sokoban is built with, as recorded."""
+    record = AgentRecord.from_folder(str(files("turnppo_hf") / "models" / "sokoban_tiny"))
+    return dict(record.environment_kwargs or {})
 
 
 def new_world(**changes: Any) -> Sokoban:

@@ -17,7 +17,6 @@ from shop import shop_page
 
 from turnppo_hf.environments.webshop.environment import WebShop
 from turnppo_hf.evaluation.replay import ending
-from turnppo_hf.hub.agent_record import turn_discounts
 from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def world_of(name: str) -> str:
     """Return `SOKOBAN`, `SHOP` or `OTHER`: where an agent plays. Those of the package are known without loading."""
     packaged = {"tiny-trained": SOKOBAN, "tiny": SOKOBAN, "tiny-webshop": SHOP}
     model = find_agent(name).model
-    return packaged.get(model) or _WORLDS.get(str(load_agent(name).record.get("environment")), OTHER)
+    return packaged.get(model) or _WORLDS.get(load_agent(name).record.environment or "", OTHER)
 
 
 def play_live(
@@ -109,10 +108,10 @@ def play_live(
         temperature (`float`, *optional*): 0 is greedy; by default the one that the agent was evaluated with.
     """
     agent = load_agent(name)
-    gamma, _ = turn_discounts(agent.record)
+    gamma, _ = agent.record.turn_discounts
     environment, factory = agent.environment()
     if temperature is None:
-        temperature = float(agent.record.get("evaluation", {}).get("temperature", 0.0))
+        temperature = float(agent.record.evaluation.temperature or 0.0)
     steps: SimpleQueue[_Moment | None] = SimpleQueue()
     left = threading.Event()
     task = {**(options or {}), "seed": seed}
@@ -154,28 +153,28 @@ class _Moment:
 
 
 class _Watched(gymnasium.Wrapper):
-    """An environment that tells what happens in it while the rollout plays."""
+    """An environment that reports what happens in it while the rollout plays."""
 
     def __init__(
         self,
         factory: Callable[[], gymnasium.Env],
         agent: TurnPPOAgent,
-        tell: Callable[[_Moment], None],
+        report: Callable[[_Moment], None],
         left: threading.Event,
     ) -> None:
         super().__init__(factory())
-        self._agent, self._tell, self._left = agent, tell, left
+        self._agent, self._report, self._left = agent, report, left
         self._messages: list[dict[str, str]] = []
 
     def reset(self, **arguments: Any) -> tuple[str, dict[str, Any]]:
         observation, info = self.env.reset(**arguments)
         self._messages = [{"role": "user", "content": observation}]
-        self._tell(_Moment(observation, self._page(), None))
+        self._report(_Moment(observation, self._page(), None))
         return observation, info
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         if self._left.is_set():
-            raise StoppedError("The visitor left. Nobody would see the rest. Start another episode.")
+            raise StoppedError("The visitor left, so the rest would not be seen. Start another episode.")
         seen = self._messages[-1]["content"]
         value = self._agent.values(self._messages)[-1] if self._agent.critic is not None else None
         observation, reward, terminated, truncated, info = self.env.step(action)
@@ -192,7 +191,7 @@ class _Watched(gymnasium.Wrapper):
             finish_reason="stop",
             value=value,
         )
-        self._tell(_Moment(observation, self._page(), turn))
+        self._report(_Moment(observation, self._page(), turn))
         return observation, float(reward), terminated, truncated, info
 
     def _page(self) -> dict[str, Any] | None:

@@ -21,8 +21,9 @@ from player import REPLAYS
 from transformers import AutoTokenizer
 
 from turnppo_hf.evaluation.calibration import calibration_points, explained_variance, grouped_means
-from turnppo_hf.evaluation.learning_curve import ALGORITHM_NAMES, read_results
-from turnppo_hf.hub.agent_record import read_record, turn_discounts
+from turnppo_hf.evaluation.results import RunResults
+from turnppo_hf.hub.agent_record import AgentRecord
+from turnppo_hf.ppo.algorithms import ALGORITHMS
 from turnppo_hf.rollout.parquet import read_trajectories
 from turnppo_hf.trajectory import Trajectory
 
@@ -51,7 +52,7 @@ def main() -> None:
 
 
 def chosen_seeds(episodes: list[Trajectory]) -> list[int]:
-    """Return the seeds of the episodes to show; the module says which."""
+    """Return the seeds of the episodes to show; as the head of this module defines them."""
     levels: set[str] = set()
     wanted = {True: SOLVED, False: FAILED}
     seeds = []
@@ -67,7 +68,7 @@ def chosen_seeds(episodes: list[Trajectory]) -> list[int]:
 def write_agent(key: str, run: Path, episodes: list[Trajectory]) -> None:
     """Write one agent's episodes."""
     tokenizer = AutoTokenizer.from_pretrained(run)
-    gamma, lam = turn_discounts(read_record(run))
+    gamma, lam = AgentRecord.from_folder(run).turn_discounts
     items = [
         {
             "name": f"Level {number}",
@@ -76,7 +77,7 @@ def write_agent(key: str, run: Path, episodes: list[Trajectory]) -> None:
         }
         for number, item in enumerate(episodes, start=1)
     ]
-    head = {"key": key, "agent": ALGORITHM_NAMES[key], "group": "Sokoban", "gamma": gamma, "lam": lam}
+    head = {"key": key, "agent": ALGORITHMS[key].title, "group": "Sokoban", "gamma": gamma, "lam": lam}
     order = ["turn_ppo", "token_ppo", "grpo"].index(key)
     write(f"{order}_{key}_episodes.json", {**head, "episodes": items})
 
@@ -102,38 +103,38 @@ def write_shop() -> None:
 
 def curves(runs: dict[str, Path]) -> dict[str, Any]:
     """Return the learning curves and the reference players."""
-    results = {key: read_results(run) for key, run in runs.items()}
+    results = {key: RunResults.from_file(run) for key, run in runs.items()}
     first = results["turn_ppo"]
     return {
-        "world": first["environment"].rpartition("/")[2],
-        "episodes": first["held_out"]["episodes"],
+        "world": (first.environment or "").rpartition("/")[2],
+        "episodes": first.held_out.episodes,
         "curves": [
             {
-                "name": ALGORITHM_NAMES[key],
+                "name": ALGORITHMS[key].title,
                 "points": [
                     {
-                        "step": point["step"],
-                        "mean": point["success_rate"],
-                        "low": point["success_low"],
-                        "high": point["success_high"],
+                        "step": point.step,
+                        "mean": point.success_rate,
+                        "low": point.success_low,
+                        "high": point.success_high,
                     }
-                    for point in result["learning_curve"]
+                    for point in result.learning_curve or ()
                 ],
             }
             for key, result in results.items()
         ],
-        "references": [{"name": name, "share": first[name]["success_rate"]} for name in ("random", "optimal")],
+        "references": [{"name": name, "share": first.players[name].success_rate} for name in ("random", "optimal")],
     }
 
 
 def calibration(run: Path, episodes: list[Trajectory]) -> dict[str, Any]:
-    """Return what the critic said against what followed."""
-    gamma, _ = turn_discounts(read_record(run))
+    """Return the critic's values against the returns that followed."""
+    gamma, _ = AgentRecord.from_folder(run).turn_discounts
     points = calibration_points(episodes, gamma)
     step = max(len(points.values) // MAX_POINTS, 1)
     pairs = np.stack([points.values, points.returns], axis=1)[::step]
     return {
-        "agent": ALGORITHM_NAMES["turn_ppo"],
+        "agent": ALGORITHMS["turn_ppo"].title,
         "explained_variance": explained_variance(points.returns, points.values),
         "points": pairs.round(3).tolist(),
         "groups": [
@@ -167,7 +168,7 @@ def advantages(episodes: list[Trajectory]) -> dict[str, Any]:
                     }
                 )
         outcomes.append({"name": name, "turns": turns})
-    return {"agent": ALGORITHM_NAMES["turn_ppo"], "outcomes": outcomes}
+    return {"agent": ALGORITHMS["turn_ppo"].title, "outcomes": outcomes}
 
 
 def write(name: str, content: Any) -> None:

@@ -51,7 +51,7 @@ def episode_view(
         gamma (`float`, *optional*, defaults to `1.0`): Discount per turn of the critic.
         prompts (`Sequence[str]`, *optional*): Everything the model read before each turn; else its last observation.
         pages (`Sequence[Mapping]`, *optional*): A shop's page before each turn and after the last, see `shop.py`.
-        note (`str`, *optional*): What has to be known of the world, such as that it is synthetic.
+        note (`str`, *optional*): A note on the world, such as that it is synthetic.
         is_running (`bool`, *optional*): Further turns will follow, so there is no ending and no return yet.
     """
     turns = trajectory.turns

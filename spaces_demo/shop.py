@@ -57,7 +57,7 @@ def _product(session: ShoppingSession) -> dict[str, Any]:
 
 
 def _terms(session: ShoppingSession) -> list[dict[str, Any]]:
-    """The parts of the score that are shares, under names that say what they are."""
+    """The parts of the score that are shares, under descriptive names."""
     names = {"r_type": "kind of product", "r_att": "attributes", "r_option": "options", "r_price": "price"}
     return [
         {"name": name, "share": float(session.terms[key])}

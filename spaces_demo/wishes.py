@@ -11,7 +11,7 @@ COUNT = 12
 
 @cache
 def wishes() -> list[tuple[str, int]]:
-    """Return text and number of some wishes whose products no training episode asks for, one of a product."""
+    """Return text and number of some wishes for products that no training episode asks for, one of a product."""
     world = shared_world(None, None)
     numbers = [of_product[0] for of_product in world.goals_by_product("test", "product")[:COUNT]]
     return [(world.goals[number]["instruction_text"], number) for number in numbers]
@@ -27,6 +27,6 @@ def chosen_wish(number: object) -> int:
     known = range(len(wishes()))
     if number is not None and number not in known:
         raise ValueError(
-            f"There is no wish number {str(number)[:20]}. Nobody could fulfil it. Choose one from the list."
+            f"There is no wish number {str(number)[:20]}. It cannot be fulfilled. Choose one from the list."
         )
     return wishes()[int(number or 0)][1]  # type: ignore[call-overload]

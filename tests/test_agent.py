@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 from tests.helpers.tiny import turn_logprobs
 from turnppo_hf import TurnPPOAgent
 from turnppo_hf.environments import make_environment
+from turnppo_hf.hub.agent_record import AgentRecord
 from turnppo_hf.hub.exceptions import ReleaseError
 from turnppo_hf.models.actor_critic import ActorCritic, critic_from_actor
 from turnppo_hf.models.checkpoint import save_networks
@@ -34,7 +36,9 @@ def folder(tmp_path, embedded_actor, tiny_tokenizer):
     """The packaged actor with a critic whose values differ from state to state, as a run saves them."""
     critic = critic_from_actor(embedded_actor)
     torch.nn.init.normal_(critic.score.weight, generator=torch.Generator().manual_seed(0))
-    save_networks(ActorCritic(embedded_actor, critic), tiny_tokenizer, RECORD, str(tmp_path / "agent"))
+    save_networks(
+        ActorCritic(embedded_actor, critic), tiny_tokenizer, AgentRecord.from_dict(RECORD), str(tmp_path / "agent")
+    )
     return tmp_path / "agent"
 
 
@@ -101,7 +105,7 @@ def test_play_writes_turn_level_credit_by_the_record(agent):
 
 
 def test_credit_of_an_agent_of_token_ppo_is_not_discounted(agent):
-    agent.record["algorithm"] = "token_ppo"
+    agent.record = replace(agent.record, algorithm="token_ppo")
     trajectory = agent.play(seed=3)
     rest = [sum(item.reward + item.penalty for item in trajectory.turns[n:]) for n in range(len(trajectory.turns))]
     assert [turn.turn_return for turn in trajectory.turns] == pytest.approx(rest, abs=1e-4)
@@ -259,7 +263,7 @@ def test_agent_loads_offline_from_the_cache(hub, agent):
 
 
 def test_sampling_of_the_record_is_used(agent):
-    agent.record["sampling"] = {"temperature": 1.0, "top_p": 1.0, "top_k": 1}
+    agent.record = replace(agent.record, sampling={"temperature": 1.0, "top_p": 1.0, "top_k": 1})
     trajectory = agent.play(seed=3, temperature=1.0)
     greedy = agent.play(seed=3, temperature=0.0)
     assert [turn.completion for turn in trajectory.turns] == [turn.completion for turn in greedy.turns]

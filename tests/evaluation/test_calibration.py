@@ -86,13 +86,18 @@ def test_mistakes_are_told(trajectories: Sequence[Trajectory], gamma: float, wor
 def test_explained_variance_is_the_trainings_metric() -> None:
     rng = np.random.default_rng(3)
     returns, values = rng.normal(size=50), rng.normal(size=50)
-    expected = metrics.explained_variance(torch.tensor(returns), torch.tensor(values))
-    assert explained_variance(returns, values) == pytest.approx(expected, abs=1e-12)
+    credit = {"returns": torch.tensor(returns), "values": torch.tensor(values)}
+    credit |= {"advantages": torch.zeros(50), "turns": torch.zeros(50, dtype=torch.int64)}
+    expected = 1 - (credit["returns"] - credit["values"]).var(correction=0) / credit["returns"].var(correction=0)
+    assert explained_variance(returns, values) == pytest.approx(float(expected), abs=1e-12)
+    logged = metrics.credit_metrics(credit, with_critic=True)
+    assert logged["explained_variance"] == explained_variance(returns, values)
     # by hand: Var(0, 2) = 1, Var(0 - 0, 2 - 1) = 0.25
     assert explained_variance([0.0, 2.0], [0.0, 1.0]) == 0.75
     assert explained_variance(returns, returns + 5) == pytest.approx(1)
     assert explained_variance(returns, np.zeros(50)) == 0
     assert math.isnan(explained_variance([1.0, 1.0], [0.0, 1.0]))
+    assert math.isnan(explained_variance([0.1, 0.1, 0.1], [0.0, 1.0, 2.0])), "0.1 + 0.1 + 0.1 is not 3 * 0.1"
     assert math.isnan(explained_variance([], []))
 
 

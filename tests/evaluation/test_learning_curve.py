@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from turnppo_hf.evaluation.learning_curve import learning_curve
+from turnppo_hf.evaluation.results import HeldOut, LearningPoint, RunResults
 
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     points = [
-        {"step": step, "episodes": 64, "success_rate": rate, "success_low": rate - 0.1, "success_high": rate + 0.1}
+        LearningPoint(step, 64, rate, rate - 0.1, rate + 0.1, mean_return=rate, return_error=0.1)
         for step, rate in ((0, 0.3), (10, 0.5))
     ]
-    content = {"environment": "Game-v0", "algorithm": "turn_ppo", "held_out": {"seed": 1}, "learning_curve": points}
-    file = tmp_path / "results.json"
-    file.write_text(json.dumps(content))
-    return file
+    results = RunResults(
+        environment="Game-v0", algorithm="turn_ppo", held_out=HeldOut(seed=1), learning_curve=tuple(points)
+    )
+    results.save(tmp_path)
+    return tmp_path / "results.json"
 
 
 def test_learning_curve_has_the_themes_colors(results: Path, tmp_path: Path) -> None:

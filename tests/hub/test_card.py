@@ -203,9 +203,9 @@ def test_judge_critic_counts_known_returns_only(run):
     episodes = list(read_run(run).episodes)
     discount = 0.99
     judged = judge_critic(episodes, discount)
-    assert judged["turns"] == sum(len(item.turns) for item in episodes) and judged["discount"] == 0.99
+    assert judged.turns == sum(len(item.turns) for item in episodes) and judged.discount == 0.99
     cut = [replace(episodes[0], stop_reason=StopReason.TIME_LIMIT), *episodes[1:]]
-    assert judge_critic(cut, discount)["turns"] == judged["turns"] - len(episodes[0].turns)
+    assert judge_critic(cut, discount).turns == judged.turns - len(episodes[0].turns)
     blind = [replace(item, turns=tuple(replace(turn, value=None) for turn in item.turns)) for item in episodes]
     assert judge_critic(blind, discount) is None and judge_critic([], discount) is None
 
@@ -235,7 +235,7 @@ def test_emissions_of_codecarbon_enter_the_card(run):
 
 def test_package_version_names_the_commit():
     found = package_version()
-    assert re.fullmatch(r"[0-9a-f]{40}\+?", found["commit"]) and found["version"] in ("0.1.0",)
+    assert re.fullmatch(r"[0-9a-f]{40}\+?", found.commit) and found.version in ("0.1.0",)
 
 
 def test_python_of_a_card_runs(run, hub, tmp_path):

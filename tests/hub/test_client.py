@@ -20,8 +20,17 @@ import turnppo_hf.hub.http_errors
 from tests.fake_hub.clients import Clock, forget_connections
 from tests.fake_hub.fixture import Hub
 from turnppo_hf.hub.background import BackgroundPushes
-from turnppo_hf.hub.client import RETRY_WAITS_S, create_repository, is_writable, push_folder, read_card, with_retries
+from turnppo_hf.hub.client import (
+    RETRY_WAITS_S,
+    create_repository,
+    is_writable,
+    push_checkpoint,
+    push_folder,
+    read_card,
+    with_retries,
+)
 from turnppo_hf.hub.exceptions import PushError, ReleaseError
+from turnppo_hf.hub.files import PRIVATE_FILES
 from turnppo_hf.hub.http_errors import explain, redact
 
 every_mode = pytest.mark.parametrize("hub", ["lfs", "multipart", "xet"], indirect=True)
@@ -32,7 +41,7 @@ TIMEOUT_S = 0.5
 
 # name -> request it strikes, what the test Hub does, whether it passes, cause and remedy that the user reads
 FAULTS: dict[str, tuple[str, dict[str, Any], bool, str]] = {
-    "400 bad card": (COMMIT, {"status": 400, "message": "Invalid metadata"}, False, r"refuses.*400: Invalid.*Mend it"),
+    "400 bad card": (COMMIT, {"status": 400, "message": "Invalid metadata"}, False, r"refuses.*400: Invalid.*Fix it"),
     "401 revoked token": (
         COMMIT,
         {"status": 401, "message": "Invalid credentials in Authorization header"},
@@ -177,8 +186,11 @@ def test_push_goes_where_it_is_told_to(hub: Hub, folder: Path) -> None:
     push(folder, revision="refs/pr/1")
     assert hub.files("alice/agent", "refs/pr/1") == released(folder) != hub.files("alice/agent")
     assert set(hub.repos["model", "alice/agent"].branches) == {"main", "next"}
-    push(folder, path_in_repo="copies/a", repo_type="dataset")
-    assert hub.files("alice/agent", repo_type="dataset")["copies/a/critic/model.safetensors"] == LARGE[::-1]
+    push(folder, repo_type="dataset")
+    assert hub.files("alice/agent", repo_type="dataset")["critic/model.safetensors"] == LARGE[::-1]
+    push_checkpoint(folder, "alice/agent", "copies/a", message="checkpoint")
+    copied = hub.files("alice/agent")
+    assert copied["copies/a/critic/model.safetensors"] == LARGE[::-1] and copied["copies/a/optimizer.pt"] == b"pickle"
 
 
 def inject(hub: Hub, name: str, times: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,14 +305,16 @@ def test_commit_whose_answer_is_lost_is_not_made_twice(hub: Hub, folder: Path, m
     assert commit.oid == hub.commits("alice/agent")[0].oid and hub.files("alice/agent") == released(folder)
 
 
-def test_push_that_replaces_deletes_what_lay_in_its_place(hub: Hub, folder: Path) -> None:
-    push(folder, path_in_repo="last")
-    push(folder, path_in_repo="other")
+def test_checkpoint_is_pushed_in_place_of_what_was_there(hub: Hub, folder: Path) -> None:
+    push(folder)
+    for name in ("last", "other"):
+        push_checkpoint(folder, "alice/agent", name, message="checkpoint", ignore_patterns=PRIVATE_FILES)
     (folder / "turnppo.json").unlink()
-    push(folder, path_in_repo="other")
-    push(folder, path_in_repo="last", replace=True)
+    push(folder)
+    push_checkpoint(folder, "alice/agent", "last", message="checkpoint", ignore_patterns=PRIVATE_FILES)
     names = set(hub.files("alice/agent"))
-    assert names == {f"other/{name}" for name in PUBLIC} | {f"last/{name}" for name in PUBLIC - {"turnppo.json"}}
+    last = {f"last/{name}" for name in PUBLIC - {"turnppo.json"}}
+    assert names == PUBLIC | {f"other/{name}" for name in PUBLIC} | last, "the control: `push_folder` deletes nothing"
 
 
 def test_offline_mode_makes_no_request(hub: Hub, folder: Path, monkeypatch: Any, waits: list[float]) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from turnppo_hf import TurnPPOAgent
-from turnppo_hf.hub.agent_record import read_record
+from turnppo_hf.hub.agent_record import AgentRecord
 from turnppo_hf.hub.exceptions import PushError, ReleaseError
 from turnppo_hf.hub.files import check_critic, check_folder, check_names, is_private
 from turnppo_hf.models import imitation
@@ -35,7 +35,7 @@ def change(path, **values):
 
 def test_check_folder_accepts_what_the_package_holds(folder):
     check_folder(folder)
-    assert TurnPPOAgent.from_pretrained(folder).record["environment"] == "turnppo_hf/Sokoban-v0"
+    assert TurnPPOAgent.from_pretrained(folder).record.environment == "turnppo_hf/Sokoban-v0"
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json"])
@@ -79,7 +79,7 @@ def test_folder_without_weights_says_so(folder):
 def test_index_that_leaves_the_folder_is_refused(folder):
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "../../secret.safetensors"}}))
-    with pytest.raises(ReleaseError, match=r"weights lie in '\.\./\.\./secret\.safetensors', outside"):
+    with pytest.raises(ReleaseError, match=r"weights that lie in '\.\./\.\./secret\.safetensors', outside"):
         check_folder(folder)
     index.write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
     check_folder(folder)
@@ -126,9 +126,9 @@ def test_critic_of_another_base_beside_an_actor_is_refused(folder, tiny_actor):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("schema_version", 99, "schema version 99, this version reads up to 1. Upgrade"),
-        ("schema_version", "newest", "`schema_version` is 'newest', it must be int"),
-        ("environment", ["a"], "`environment` is \\['a'\\], it must be str or NoneType"),
+        ("schema_version", 99, "`schema_version` is 99, it must be at most 1 .*Upgrade"),
+        ("schema_version", "newest", "`schema_version` is 'newest', it must be an integer"),
+        ("environment", ["a"], "`environment` is \\['a'\\], it must be a string or null"),
         ("environment_kwargs", "size=5", "`environment_kwargs`"),
         ("limits", {"max_turns": "many"}, "`limits.max_turns` is 'many', it must be a positive integer or null"),
         ("limits", {"max_turns": 0}, "`limits.max_turns` is 0"),
@@ -162,12 +162,12 @@ def test_tampered_record_is_refused(folder, key, value, message):
 def test_record_that_is_no_json_object_is_refused(folder, text):
     (folder / "turnppo.json").write_text(text, encoding="latin-1")
     with pytest.raises(ReleaseError, match=r"turnppo\.json (cannot be read as JSON|holds list)"):
-        read_record(folder)
+        AgentRecord.from_folder(folder)
 
 
 def test_record_with_keys_of_its_own_is_read(folder):
     change(folder / "turnppo.json", mine=[1], limits={"max_turns": None})
-    assert read_record(folder)["mine"] == [1]
+    assert AgentRecord.from_folder(folder).extra["mine"] == [1]
 
 
 def test_environment_of_a_record_never_imports_a_module(folder, monkeypatch):
@@ -180,7 +180,7 @@ def test_environment_of_a_record_never_imports_a_module(folder, monkeypatch):
 
 @pytest.mark.parametrize(
     ("environment", "message"),
-    [("turnppo_hf/Sokobn-v0", "did you mean 'turnppo_hf/Sokoban-v0'"), (None, "does not say which environment")],
+    [("turnppo_hf/Sokobn-v0", "did you mean 'turnppo_hf/Sokoban-v0'"), (None, "does not name the environment")],
 )
 def test_unknown_environment_of_a_record_says_what_to_do(folder, environment, message):
     change(folder / "turnppo.json", environment=environment)
@@ -246,7 +246,7 @@ def test_data_that_a_strangers_record_names_is_not_read(folder, hub):
     agent = TurnPPOAgent.from_pretrained(folder)
     agent.is_local = False
     before = len(hub.log)
-    with pytest.raises(ReleaseError, match=r"wants to read the data 'bob/private'.*Name it yourself"):
+    with pytest.raises(ReleaseError, match=r"asks to read the data 'bob/private'.*Name it yourself"):
         agent.play()
     assert len(hub.log) == before
     assert agent.environment(data="synthetic")[0] == "turnppo_hf/WebShop-v0"

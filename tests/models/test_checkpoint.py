@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
 from tests.trainer.test_turn_ppo_trainer import moved, tasks, weights
-from turnppo_hf.hub.agent_record import read_record
+from turnppo_hf.hub.agent_record import AgentRecord
 from turnppo_hf.models.checkpoint import load_networks
 
 
@@ -29,14 +29,14 @@ def test_checkpoint_is_read_by_plain_transformers(make_trainer, tmp_path):
 def test_record_tells_how_to_play_the_environment_again(make_trainer, tmp_path):
     trainer = make_trainer("turnppo_hf/Sokoban-v0", max_turns=3)
     trainer.save_model()
-    record = read_record(str(tmp_path / "run"))
-    assert record["schema_version"] == 1
-    assert record["environment"] == "turnppo_hf/Sokoban-v0"
-    assert record["limits"] == {"max_turns": 3, "max_turn_length": 4, "max_completion_length": 2048}
+    record = AgentRecord.from_folder(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "turnppo.json").read_text())["schema_version"] == 1
+    assert record.environment == "turnppo_hf/Sokoban-v0"
+    assert record.limits == {"max_turns": 3, "max_turn_length": 4, "max_completion_length": 2048}
     (tmp_path / "run" / "turnppo.json").write_text('{"schema_version": 99}')
-    with pytest.raises(ValueError, match=r"schema version 99.*Upgrade"):
-        read_record(str(tmp_path / "run"))
-    assert read_record(str(tmp_path)) == {}
+    with pytest.raises(ValueError, match=r"`schema_version` is 99.*Upgrade"):
+        AgentRecord.from_folder(tmp_path / "run")
+    assert AgentRecord.from_folder(tmp_path) == AgentRecord()
 
 
 @pytest.mark.parametrize("algorithm", ["turn_ppo", "token_ppo", "grpo"])

@@ -45,7 +45,7 @@ def told(data: Any) -> Any:
 def kinds() -> list[Callable[[random.Random], Any]]:
     return [
         lambda rng: app.choose_agent(anything(rng)),
-        lambda rng: app.told(app.choose_episode)(anything(rng)),
+        lambda rng: app.explained(app.choose_episode)(anything(rng)),
         lambda rng: app.level_from_seed(anything(rng)),
         lambda rng: app.level_from_text(anything(rng)),
         lambda rng: app.level_from_text(random_level(rng)),
@@ -56,11 +56,11 @@ def kinds() -> list[Callable[[random.Random], Any]]:
         lambda rng: app.judge_play(told(anything(rng))),
         lambda rng: next(app.watch_live(anything(rng), anything(rng), anything(rng), anything(rng))),
         lambda rng: next(app.watch_live("before training", anything(rng), anything(rng), None)),
-        lambda rng: app.told(app.compare)(anything(rng), "Best play", anything(rng), anything(rng)),
-        lambda rng: app.told(endpoints.reset)(anything(rng), anything(rng)),
-        lambda rng: app.told(endpoints.step)(random_level(rng), anything(rng), anything(rng)),
-        lambda rng: app.told(endpoints.values)(random_level(rng), anything(rng), anything(rng)),
-        lambda rng: app.told(endpoints.judge)(anything(rng)),
+        lambda rng: app.explained(app.compare)(anything(rng), "Best play", anything(rng), anything(rng)),
+        lambda rng: app.explained(endpoints.reset)(anything(rng), anything(rng)),
+        lambda rng: app.explained(endpoints.step)(random_level(rng), anything(rng), anything(rng)),
+        lambda rng: app.explained(endpoints.values)(random_level(rng), anything(rng), anything(rng)),
+        lambda rng: app.explained(endpoints.judge)(anything(rng)),
     ]
 
 
@@ -86,4 +86,4 @@ def test_error_of_our_own_is_not_taken_for_a_refusal() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        app.told(broken)()
+        app.explained(broken)()

@@ -6,11 +6,13 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from turnppo_hf.cli.common import MODEL_HELP, add_environment, environment_of, hide_loading_bars
 
 if TYPE_CHECKING:
+    from turnppo_hf.evaluation.calibration import CriticJudgement
     from turnppo_hf.evaluation.summary import Summary
     from turnppo_hf.trajectory import Trajectory
 
@@ -37,20 +39,21 @@ def run(arguments: argparse.Namespace) -> int:
     from turnppo_hf.cli.train_arguments import HELD_OUT_SEED
     from turnppo_hf.evaluation.calibration import judge_critic
     from turnppo_hf.evaluation.summary import reference_players, summarize
-    from turnppo_hf.hub.agent_record import turn_discounts
 
     hide_loading_bars()
     if arguments.push:
         _check_push_of_evaluation(arguments)
     agent = TurnPPOAgent.from_pretrained(arguments.model, revision=arguments.revision)
-    defaults = {"episodes": 256, "seed": HELD_OUT_SEED, "temperature": 0.0, **agent.record.get("evaluation", {})}
-    chosen = {name: getattr(arguments, name) for name in ("episodes", "seed", "temperature")}
-    settings = {name: defaults[name] if value is None else value for name, value in chosen.items()}
+    held_out = agent.record.evaluation
+    settings: dict[str, Any] = {}
+    for name, default in (("episodes", 256), ("seed", HELD_OUT_SEED), ("temperature", 0.0)):
+        values = (getattr(arguments, name), getattr(held_out, name), default)
+        settings[name] = next(value for value in values if value is not None)
     if settings["episodes"] < 1:
         raise ValueError(f"--episodes must be at least 1, got {settings['episodes']}: no episode would be played.")
     name, environment = environment_of(agent, arguments)
-    recorded = defaults.get("tasks") if arguments.seed is None and arguments.environment is None else None
-    tasks = recorded or [{"seed": settings["seed"] + number} for number in range(settings["episodes"])]
+    recorded = held_out.tasks if arguments.seed is None and arguments.environment is None else None
+    tasks = list(recorded or ({"seed": settings["seed"] + number} for number in range(settings["episodes"])))
     tasks = tasks[: settings["episodes"]]
     with tqdm(total=len(tasks), unit=" episodes", disable=None) as bar:
         trajectories = agent.score(
@@ -59,11 +62,11 @@ def run(arguments: argparse.Namespace) -> int:
             )
         )
     players = {"model": summarize(trajectories), **reference_players(environment, tasks)}
-    critic = judge_critic(trajectories, turn_discounts(agent.record)[0])
+    critic = judge_critic(trajectories, agent.record.turn_discounts[0])
     head = {"model": arguments.model, "environment": name, "environment_kwargs": environment.keywords, **settings}
     if arguments.json:
         summaries = {player: summary.to_dict() for player, summary in players.items()}
-        print(json.dumps({**head, "players": summaries, "critic": critic}, indent=2))
+        print(json.dumps({**head, "players": summaries, "critic": critic and asdict(critic)}, indent=2))
     else:
         _print_evaluation(head, tasks[-1]["seed"], players, critic, trajectories)
     if arguments.push:
@@ -90,7 +93,7 @@ def _print_evaluation(
     head: Mapping[str, Any],
     last_seed: int,
     players: Mapping[str, Summary],
-    critic: Mapping[str, Any] | None,
+    critic: CriticJudgement | None,
     trajectories: Sequence[Trajectory],
 ) -> None:
     from turnppo_hf.evaluation.summary import comparison_table
@@ -102,10 +105,10 @@ def _print_evaluation(
         f"{head['temperature']:g}\n"
     )
     print(comparison_table(players))
-    if critic is not None and critic["explained_variance"] is not None:
+    if critic is not None and critic.explained_variance is not None:
         print(
-            f"\ncritic: explained variance {critic['explained_variance']:.3f} of the returns that followed its values "
-            f"before {critic['turns']} turns"
+            f"\ncritic: explained variance {critic.explained_variance:.3f} of the returns that followed its values "
+            f"before {critic.turns} turns"
         )
     print("\nstop reasons: " + ", ".join(f"{why} {count}" for why, count in model.stop_reasons.items()))
     if model.failed:

@@ -13,7 +13,7 @@ from huggingface_hub import CommitInfo, HfApi, eval_result_entries_to_yaml
 from turnppo_hf.evaluation.summary import Summary
 from turnppo_hf.hub.background import stage
 from turnppo_hf.hub.card.card import eval_results, prepare_release
-from turnppo_hf.hub.client import is_writable, push_folder, read_account, read_card, with_retries
+from turnppo_hf.hub.client import is_writable, push_folder, push_release, read_account, read_card, with_retries
 from turnppo_hf.hub.exceptions import ReleaseError
 from turnppo_hf.hub.files import check_folder
 from turnppo_hf.hub.run_record import RunRecord, add_comparison, read_run
@@ -96,10 +96,10 @@ def push_run(
             stage(source, folder)
         prepare_release(folder, repo_id, dataset=episodes, published=read_card(repo_id, revision=revision))
         where: dict[str, Any] = {"private": private, "revision": revision, "create_pr": create_pr}
-        commits.append(push_folder(folder, repo_id, message=message, release=True, **where))
+        commits.append(push_release(folder, repo_id, message=message, **where))
         if episodes is not None:
             data = Path(scratch, "episodes")
-            kwargs = run.record.get("evaluation", {}).get("environment_kwargs", {})
+            kwargs = run.record.evaluation.environment_kwargs or {}
             write_dataset(run.episodes, data, agent=repo_id, repo_id=episodes, environment_kwargs=kwargs)
             commits.append(push_dataset(data, episodes, private=private))
     if collection is not None:
@@ -138,7 +138,7 @@ def push_evaluation(repo_id: str, summary: Summary, *, protocol: str, revision: 
     """
     account = read_account()
     run: RunRecord = read_run(find_model(repo_id, revision=revision))
-    entries = eval_results(summary.to_dict(), run, f"{repo_id}-episodes", protocol)
+    entries = eval_results(summary, run, f"{repo_id}-episodes", protocol)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, ".eval_results", f"turnppo-{account['name']}.yaml")
         file.parent.mkdir()

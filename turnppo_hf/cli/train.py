@@ -8,7 +8,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,9 @@ from turnppo_hf.cli.common import hide_loading_bars
 from turnppo_hf.cli.train_arguments import RunConfig, RunConfigError, TaskArguments, build_parser, parse_run
 from turnppo_hf.environments import make_environment
 from turnppo_hf.evaluation.calibration import judge_critic
-from turnppo_hf.evaluation.learning_curve import RESULTS_FILE
 from turnppo_hf.evaluation.replay import describe_replay, shown_episode
+from turnppo_hf.evaluation.results import RESULTS_FILE, Duration, HeldOut, LearningPoint, RunResults
 from turnppo_hf.evaluation.summary import Summary, comparison_table, reference_players, summarize, wilson_interval
-from turnppo_hf.hub.agent_record import turn_discounts
 from turnppo_hf.hub.files import CRITIC_FOLDER
 from turnppo_hf.hub.run_record import EPISODES_FILE, TRAIN_CONFIG, package_version
 from turnppo_hf.models.adapters import ADAPTER_CONFIG, is_adapted, trained
@@ -82,7 +81,7 @@ def choose_tasks(task: TaskArguments) -> Tasks:
     return Tasks(train, held_out, {**task.environment_kwargs, **task.eval_environment_kwargs})
 
 
-def run_training(run: RunConfig) -> dict[str, Any]:
+def run_training(run: RunConfig) -> RunResults:
     """
     Train and evaluate.
 
@@ -90,7 +89,7 @@ def run_training(run: RunConfig) -> dict[str, Any]:
         run ([`RunConfig`]): The task and the trainer's configuration.
 
     Returns:
-        `dict`: what `results.json` in the output folder holds; on every rank.
+        [`RunResults`]: what `results.json` in the output folder holds; on every rank.
     """
     start = time.perf_counter()
     args = run.training
@@ -102,27 +101,31 @@ def run_training(run: RunConfig) -> dict[str, Any]:
         print(describe_run(run, tasks, trainer), flush=True)
 
     play = partial(_play_held_out, trainer, held_out_environment, tasks.held_out)
-    rows = {"before": summarize(play())}
+    before, references = summarize(play()), {}
     if is_main:
-        rows |= reference_players(held_out_environment, tasks.held_out)
-        print(f"\nHeld out, before training\n{comparison_table(rows)}\n", flush=True)
+        references = reference_players(held_out_environment, tasks.held_out)
+        print(f"\nHeld out, before training\n{comparison_table({'before': before, **references})}\n", flush=True)
     training_start = time.perf_counter()
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     training_s = time.perf_counter() - training_start
     trainer.save_model(args.output_dir, _internal_call=True)  # else it would push, before the results are there
     trainer.accelerator.wait_for_everyone()
     episodes = play()
-    rows = {"before": rows.pop("before"), "after": summarize(episodes), **rows}
 
-    results = _results(run, tasks, trainer, rows, episodes)
-    results["duration_s"] = {"training": round(training_s, 1), "total": round(time.perf_counter() - start, 1)}
+    results = _results(run, tasks, trainer, before, episodes, references)
+    duration = Duration(training=round(training_s, 1), total=round(time.perf_counter() - start, 1))
+    results = replace(results, duration_s=duration)
     if is_main:
-        _write_results(Path(args.output_dir), run, results, episodes)
+        folder = Path(args.output_dir)
+        results.save(folder)
+        (folder / TRAIN_CONFIG).write_text(run.again(), encoding="utf-8")
+        save_trajectories(episodes, folder / EPISODES_FILE)
         trainer.save_state()
-        print(f"\nHeld out, before and after {trainer.state.global_step} steps\n{comparison_table(rows)}\n")
+        table = comparison_table(results.players)
+        print(f"\nHeld out, before and after {trainer.state.global_step} steps\n{table}\n")
         print(
-            f"trained in {training_s:.0f} s, {results['duration_s']['total']:.0f} s with both evaluations; model and "
-            f"{RESULTS_FILE} in {args.output_dir}"
+            f"trained in {training_s:.0f} s, {duration.total:.0f} s with both evaluations; model and {RESULTS_FILE} "
+            f"in {args.output_dir}"
         )
     if args.push_to_hub:
         trainer.push_to_hub()
@@ -150,7 +153,7 @@ def make_trainer(run: RunConfig, tasks: Tasks, held_out_environment: Callable[[]
         value_model=_known_critic(run, folder, is_adapter=is_adapter),
         **run.adapter_configs(),
     )
-    trainer.environment_record["evaluation"] = _held_out_record(run, tasks)
+    trainer.held_out = _held_out(run, tasks)
     return trainer
 
 
@@ -173,32 +176,35 @@ def _results(
     run: RunConfig,
     tasks: Tasks,
     trainer: TurnPPOTrainer,
-    rows: Mapping[str, Summary],
+    before: Summary,
     episodes: Sequence[Trajectory],
-) -> dict[str, Any]:
-    """What `results.json` holds, but for the times."""
-    shown = shown_episode(episodes)
-    data = trainer.environment_record.get("data")
-    return {
-        "schema_version": 1,
-        "config": Path(run.path).name if Path(run.path).is_absolute() else run.path,
-        "command": run.command,
-        "package": package_version(),
-        "model": run.task.model,
-        "algorithm": run.training.algorithm,
-        "environment": run.task.environment,
-        "environment_kwargs": run.task.environment_kwargs,
-        **({"data": data} if data else {}),
-        "seed": run.training.seed,
-        "train_tasks": len(tasks.train),
-        "held_out": trainer.environment_record["evaluation"],
-        **{name: summary.to_dict() for name, summary in rows.items()},
-        "critic": judge_critic(episodes, turn_discounts(trainer.make_record())[0]),
-        **({"shown_episode": describe_replay(shown)} if shown is not None else {}),
-        "learning_curve": _learning_curve(
-            trainer.state.log_history, rows, trainer.state.global_step, len(tasks.held_out)
-        ),
-    }
+    references: Mapping[str, Summary],
+) -> RunResults:
+    """Return what `results.json` holds, but for the times."""
+    assert isinstance(run.task.environment_kwargs, dict)
+    record, shown, after = trainer.make_record(), shown_episode(episodes), summarize(episodes)
+    curve = _learning_curve(trainer.state.log_history, before, after, trainer.state.global_step, len(tasks.held_out))
+    return RunResults(
+        config=Path(run.path).name if Path(run.path).is_absolute() else run.path,
+        command=run.command,
+        package=package_version(),
+        model=run.task.model,
+        algorithm=run.training.algorithm,
+        environment=run.task.environment,
+        environment_kwargs=run.task.environment_kwargs,
+        data=record.data,
+        seed=run.training.seed,
+        train_tasks=len(tasks.train),
+        held_out=record.evaluation,
+        before=before,
+        after=after,
+        random=references.get("random"),
+        expert=references.get("expert"),
+        optimal=references.get("optimal"),
+        critic=judge_critic(episodes, record.turn_discounts[0]),
+        shown_episode=None if shown is None else describe_replay(shown),
+        learning_curve=curve,
+    )
 
 
 def describe_run(run: RunConfig, tasks: Tasks, trainer: TurnPPOTrainer) -> str:
@@ -214,7 +220,7 @@ def describe_run(run: RunConfig, tasks: Tasks, trainer: TurnPPOTrainer) -> str:
     discounts = [getattr(args, name) for name in ALGORITHMS[args.algorithm].discounts]
     details = "gamma {:g}, lam {:g}, ".format(*discounts) if discounts else f"{args.num_generations} episodes a task, "
     device = args.device.type
-    data = trainer.environment_record.get("data")
+    data = trainer.make_record().data
     lines = {
         "model": f"{task.model} ({type(trainer.model.actor).__name__}): {networks}",
         "environment": f"{task.environment} {json.dumps(task.environment_kwargs)}",
@@ -263,62 +269,50 @@ def _play_held_out(
     """Play the held-out tasks with the trainer's networks as they are, shared out over the ranks, and score them."""
     args = trainer.args
     with trainer.whole_networks(*trainer.model.networks) as networks:
-        agent = TurnPPOAgent(networks.actor, trainer.processing_class, networks.critic, trainer.make_record())
+        record = trainer.make_record()
+        agent = TurnPPOAgent(networks.actor, trainer.processing_class, networks.critic, record)
         mine = agent.play_tasks(
             environment,
             tasks[args.process_index :: args.world_size],
             temperature=args.eval_temperature,
             max_parallel_episodes=args.max_parallel_episodes,
-            name=str(trainer.environment_record["environment"]),
+            name=str(record.environment),
         )
         scored = agent.score(mine)
     return [trajectory for share in gather_object([scored]) for trajectory in share]
 
 
-def _held_out_record(run: RunConfig, tasks: Tasks) -> dict[str, Any]:
-    """What `turnppo evaluate` needs to play the same episodes again."""
-    return {
-        "environment_kwargs": tasks.held_out_kwargs,
-        "episodes": len(tasks.held_out),
-        "seed": tasks.held_out[0]["seed"],
-        "temperature": run.training.eval_temperature,
+def _held_out(run: RunConfig, tasks: Tasks) -> HeldOut:
+    """Return what `turnppo evaluate` needs to play the same episodes again."""
+    return HeldOut(
+        environment_kwargs=tasks.held_out_kwargs,
+        episodes=len(tasks.held_out),
+        seed=tasks.held_out[0]["seed"],
+        temperature=run.training.eval_temperature,
         # seeds alone do not make a dataset's tasks again
-        **({} if run.task.dataset is None else {"tasks": tasks.held_out}),
-    }
+        tasks=None if run.task.dataset is None else tuple(tasks.held_out),
+    )
 
 
 def _learning_curve(
-    history: Sequence[Mapping[str, Any]], rows: Mapping[str, Summary], last_step: int, episodes: int
-) -> list[dict[str, Any]]:
+    history: Sequence[Mapping[str, Any]], before: Summary, after: Summary, last_step: int, episodes: int
+) -> tuple[LearningPoint, ...]:
     """Success and return over steps: the evaluations of the run, with those before and after it at the ends."""
     between = [entry for entry in history if "eval_reward" in entry and 0 < entry["step"] < last_step]
-    points = [_point(0, rows["before"])]
+    points = [LearningPoint.from_summary(0, before)]
     for entry in between:
         played = episodes - int(entry["eval_episodes/failed"])
-        defined = rows["before"].success_rate is not None
-        success = entry["eval_success"] if defined else None
+        success = entry["eval_success"] if before.success_rate is not None else None
         low, high = wilson_interval(round(success * played), played) if success is not None else (None, None)
         points.append(
-            {
-                "step": entry["step"],
-                "episodes": played,
-                "success_rate": success,
-                "success_low": low,
-                "success_high": high,
-                "mean_return": entry["eval_reward"],
-                "return_error": entry["eval_reward_std"] / math.sqrt(played - 1) if played > 1 else None,
-            }
+            LearningPoint(
+                step=entry["step"],
+                episodes=played,
+                success_rate=success,
+                success_low=low,
+                success_high=high,
+                mean_return=entry["eval_reward"],
+                return_error=entry["eval_reward_std"] / math.sqrt(played - 1) if played > 1 else None,
+            )
         )
-    return [*points, _point(last_step, rows["after"])]
-
-
-def _point(step: int, summary: Summary) -> dict[str, Any]:
-    names = ("episodes", "success_rate", "success_low", "success_high", "mean_return", "return_error")
-    values = summary.to_dict()
-    return {"step": step, **{name: values[name] for name in names}}
-
-
-def _write_results(folder: Path, run: RunConfig, results: Mapping[str, Any], episodes: Sequence[Trajectory]) -> None:
-    (folder / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    (folder / TRAIN_CONFIG).write_text(run.again(), encoding="utf-8")
-    save_trajectories(episodes, folder / EPISODES_FILE)
+    return (*points, LearningPoint.from_summary(last_step, after))

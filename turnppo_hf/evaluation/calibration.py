@@ -1,4 +1,4 @@
-"""Episodes with a critic's values in; what it said before each turn against what followed out, as numbers or drawn."""
+"""Episodes with a critic's values in; these values and the returns that followed, compared, out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MAX_GROUPS, _MIN_GROUP = 10, 20  # of turns with similar values; turns in a gro
 @dataclass(frozen=True)
 class CalibrationPoints:
     """
-    What a critic said and what followed, one entry a turn. All arrays are parallel.
+    A critic's values and the returns that followed, one entry a turn. All arrays are parallel.
 
     Example: `CalibrationPoints(values=array([0.5, 1.8]), returns=array([0.8, 1.0]), episodes=array([0, 0]), cut=3,
     failed=0)` is one episode of two turns; three others were cut from outside.
@@ -31,8 +31,17 @@ class CalibrationPoints:
     values: Numbers  # V of the state before the turn
     returns: Numbers  # realised discounted return from the turn on
     episodes: npt.NDArray[np.int64]  # index of the turn's trajectory among those that were passed
-    cut: int  # episodes left out because somebody outside the task cut them
+    cut: int  # episodes left out because a limit from outside the task cut them
     failed: int  # episodes left out because their environment failed
+
+
+@dataclass(frozen=True)
+class CriticJudgement:
+    """How well a critic's values agree with the returns that followed them."""
+
+    turns: int  # with a value and a known return
+    explained_variance: float | None  # of these returns; None where they are all equal
+    discount: float  # per turn, of the returns
 
 
 class Group(NamedTuple):
@@ -104,10 +113,10 @@ def explained_variance(returns: npt.ArrayLike, values: npt.ArrayLike) -> float:
     """
     Return 1 - Var(returns - values) / Var(returns); NaN where the returns are all equal or there are none.
 
-    The metric of that name in training, for numbers that no torch has seen.
+    Training logs it under this name.
     """
     returns, values = np.asarray(returns, dtype=np.float64), np.asarray(values, dtype=np.float64)
-    if not returns.size or returns.var() == 0:
+    if not returns.size or np.ptp(returns) == 0:  # the variance of equal numbers is rounding, not 0
         return math.nan
     return float(1.0 - (returns - values).var() / returns.var())
 
@@ -146,36 +155,35 @@ def _check_turns(trajectories: Sequence[Trajectory]) -> None:
     if wrong:
         raise ValueError(
             f"{len(wrong)} of {len(turns)} turns have a value or a reward that is not finite, such as "
-            f"{wrong[0].value} and {wrong[0].reward}. Means of them say nothing. Find out where they come from: a "
+            f"{wrong[0].value} and {wrong[0].reward}. Their mean is not defined. Find out where they come from: a "
             "critic that diverged, or an environment's reward."
         )
 
 
-def judge_critic(episodes: Sequence[Trajectory], discount: float) -> dict[str, float | None] | None:
+def judge_critic(episodes: Sequence[Trajectory], discount: float) -> CriticJudgement | None:
     """
-    Say how well the critic knew what would follow, for `results.json`.
+    Compare the critic's values with the returns that followed.
 
     Args:
         episodes (`Sequence[Trajectory]`): With the critic's values.
         discount (`float`): Per turn, by which the agent's turns are judged.
 
     Returns:
-        `dict`: `turns` whose return is known, `explained_variance` of these returns (None where they are all equal)
-        and the `discount` per turn; None where there is no critic, or no return is known.
+        [`CriticJudgement`]: or None where there is no critic, or no return is known.
     """
     points = known_returns(episodes, discount)
     if points is None:
         return None
-    share = explained_variance(points.returns, points.values)
-    return {
-        "turns": len(points.values),
-        "explained_variance": None if math.isnan(share) else share,
-        "discount": discount,
-    }
+    explained = explained_variance(points.returns, points.values)
+    return CriticJudgement(
+        turns=len(points.values),
+        explained_variance=None if math.isnan(explained) else explained,
+        discount=discount,
+    )
 
 
 def known_returns(episodes: Sequence[Trajectory], discount: float) -> CalibrationPoints | None:
-    """What the critic said and what followed; None where there was no critic, or no episode has a known return."""
+    """The critic's values and the returns that followed; None without a critic, or where no return is known."""
     played = [item for item in episodes if item.stop_reason is not StopReason.ERROR]
     whole = [item for item in played if not item.stop_reason.bootstraps]
     if not whole or any(turn.value is None for item in whole for turn in item.turns):

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from turnppo_hf.evaluation.pictures.chart import finish_chart, new_chart, save_chart
 from turnppo_hf.evaluation.pictures.theme import Theme, ThemeName, read_theme
+from turnppo_hf.evaluation.results import LearningPoint, RunResults
+from turnppo_hf.ppo.algorithms import ALGORITHMS
 
-RESULTS_FILE = "results.json"
+Metric = Literal["success", "return"]
 
+METRICS: dict[Metric, str] = {"success": "success rate", "return": "mean return"}  # metric -> its name in a picture
 _LABEL_SPACE = 0.055  # between two labels, as a share of the axis
-METRICS = {"success": ("success_rate", "success rate"), "return": ("mean_return", "mean return")}  # key, name
-_LOW = {"success": "success_low", "return": "return_error"}  # what an interval is made of
 _Z = NormalDist().inv_cdf(0.975)
-ALGORITHM_NAMES = {"turn_ppo": "Turn-PPO", "token_ppo": "token PPO", "grpo": "GRPO", "rloo": "RLOO"}
 
 
 class _Label(NamedTuple):
@@ -31,7 +30,7 @@ class _Label(NamedTuple):
 
 
 def learning_curve(
-    results_paths: Sequence[str | Path], output: str | Path, metric: str = "success", *, theme: ThemeName = "light"
+    results_paths: Sequence[str | Path], output: str | Path, metric: Metric = "success", *, theme: ThemeName = "light"
 ) -> Path:
     """
     Draw held-out success or return over optimizer steps, with 95 % bands, beside random, scripted and optimal play.
@@ -41,7 +40,7 @@ def learning_curve(
         output (`str`): Picture to write; its suffix chooses the format (.png, .svg, .pdf).
         metric (`str`, *optional*, defaults to `"success"`): `"success"` with Wilson intervals, or `"return"` with
             normal ones.
-        theme (`"light"` or `"dark"`, *optional*, defaults to `"light"`): Of the page it will stand on.
+        theme (`"light"` or `"dark"`, *optional*, defaults to `"light"`): Of the page that shows the picture.
 
     Returns:
         `Path`: the picture.
@@ -50,65 +49,92 @@ def learning_curve(
         `ValueError`: a path without results, runs on different held-out tasks, or an unknown theme.
         `ImportError`: matplotlib is missing.
     """
-    runs = {name: read_results(path, metric) for name, path in zip(_names(results_paths), results_paths, strict=True)}
+    runs = {name: _read_run(path, metric) for name, path in zip(_names(results_paths), results_paths, strict=True)}
     _check_comparable(runs)
-    if len({run["algorithm"] for run in runs.values()}) == len(runs):
-        runs = {ALGORITHM_NAMES[run["algorithm"]]: run for run in runs.values()}
-    return draw_learning_curve(runs, output, metric, theme=theme)
+    if len({run.algorithm for run in runs.values()}) == len(runs):
+        runs = {name if run.algorithm is None else ALGORITHMS[run.algorithm].title: run for name, run in runs.items()}
+    curves = {name: run.learning_curve or () for name, run in runs.items()}
+    return draw_learning_curve(curves, next(iter(runs.values())), output, metric, theme=theme)
 
 
 def draw_learning_curve(
-    runs: Mapping[str, Mapping[str, Any]], output: str | Path, metric: str = "success", *, theme: ThemeName = "light"
+    curves: Mapping[str, Sequence[LearningPoint]],
+    results: RunResults,
+    output: str | Path,
+    metric: Metric = "success",
+    *,
+    theme: ThemeName = "light",
 ) -> Path:
     """
     Draw what `learning_curve` draws, from results that were read already.
 
     Args:
-        runs (`Mapping[str, Mapping]`): Name -> results on the same held-out tasks; the reference players are those of
-            the first.
+        curves (`Mapping[str, Sequence[LearningPoint]]`): Name of a run -> its points, all on the same held-out tasks.
+        results ([`RunResults`]): Of the first run: the reference players and the environment are taken from it.
         output, metric, theme: As in `learning_curve`.
 
     Returns:
         `Path`: the picture.
     """
-    key, _ = METRICS[metric]
     colors = read_theme(theme)
     figure, axes = new_chart(colors)
     labels = []
-    for (name, run), color in zip(runs.items(), itertools.cycle(colors.series), strict=False):
-        _draw_run(axes, run, metric, color)
-        labels.append(_Label(name, run["learning_curve"][-1][key], color, is_run=True))
-    first = next(iter(runs.values()))
-    for player in ("random", "expert", "optimal"):
-        if first.get(player) is not None:
-            height = first[player][key]
+    for (name, points), color in zip(curves.items(), itertools.cycle(colors.series), strict=False):
+        _draw_run(axes, points, metric, color)
+        labels.append(_Label(name, mean_and_interval(points[-1], metric)[0], color, is_run=True))
+    players = {"random": results.random, "expert": results.expert, "optimal": results.optimal}
+    for player, summary in players.items():
+        height = None
+        if summary is not None:
+            height = summary.success_rate if metric == "success" else summary.mean_return
+        if height is not None:
             axes.axhline(height, color=colors.muted, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
             labels.append(_Label(player, height, colors.muted, is_run=False))
-    _finish(axes, first, metric, colors)
+    episodes = next(iter(curves.values()))[-1].episodes
+    _finish(axes, results, episodes, metric, colors)
     _draw_labels(axes, labels)
     return save_chart(figure, output)
 
 
-def read_results(path: str | Path, metric: str = "success") -> dict[str, Any]:
+def drawable_metrics(points: Sequence[LearningPoint]) -> list[Metric]:
+    """Return the metrics that all points of a curve have, with an interval."""
+    if not points:
+        return []
+    return [metric for metric in METRICS if all(_is_known(point, metric) for point in points)]
+
+
+def mean_and_interval(point: LearningPoint, metric: Metric) -> tuple[float, float, float]:
     """
-    Read a run's `results.json`.
+    Return a metric at a point of a curve, and the bounds of its 95 % interval.
 
     Raises:
-        `ValueError`: there is none, or it holds no learning curve of the metric.
+        `ValueError`: the point does not have them.
     """
-    file = Path(path)
-    file = file / RESULTS_FILE if file.is_dir() else file
-    try:
-        results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{str(file)!r} cannot be read ({error}). `turnppo train` writes it at its end; name the run's folder."
-        ) from error
-    key, name = METRICS[metric]
-    curve = results.get("learning_curve", ())
-    if not curve or any(point.get(key) is None or point.get(_LOW[metric]) is None for point in curve):
+    if metric == "success":
+        mean, low, high = point.success_rate, point.success_low, point.success_high
+        if mean is not None and low is not None and high is not None:
+            return mean, low, high
+    elif point.mean_return is not None and point.return_error is not None:
+        margin = _Z * point.return_error
+        return point.mean_return, point.mean_return - margin, point.mean_return + margin
+    raise ValueError(f"The point of step {point.step} has no {METRICS[metric]} with an interval.")
+
+
+def _is_known(point: LearningPoint, metric: Metric) -> bool:
+    if metric == "success":
+        return None not in (point.success_rate, point.success_low, point.success_high)
+    return None not in (point.mean_return, point.return_error)
+
+
+def _read_run(path: str | Path, metric: Metric) -> RunResults:
+    """Read the results of a run, and check that its learning curve can be drawn."""
+    results = RunResults.from_file(path)
+    curve = results.learning_curve or ()
+    if metric not in drawable_metrics(curve):
         others = " Draw the return instead: --metric return." if metric == "success" and curve else ""
-        raise ValueError(f"{str(file)!r} holds no {name} with intervals, so there is no curve to draw.{others}")
+        raise ValueError(
+            f"{str(path)!r} holds no {METRICS[metric]} with intervals, so there is no curve to draw.{others}"
+        )
     return results
 
 
@@ -119,26 +145,21 @@ def _names(paths: Sequence[str | Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
-def _check_comparable(runs: dict[str, dict[str, Any]]) -> None:
-    tasks = {name: json.dumps(run["held_out"], sort_keys=True) for name, run in runs.items()}
-    different = [name for name, held_out in tasks.items() if held_out != next(iter(tasks.values()))]
-    if different:
-        raise ValueError(
-            f"{different[0]!r} was judged on other held-out tasks than {next(iter(tasks))!r}, so their curves do not "
-            "compare. Draw them apart."
-        )
+def _check_comparable(runs: Mapping[str, RunResults]) -> None:
+    first = next(iter(runs))
+    for name, run in runs.items():
+        if run.held_out != runs[first].held_out:
+            raise ValueError(
+                f"{name!r} was judged on other held-out tasks than {first!r}, so their curves do not compare. Draw "
+                "them apart."
+            )
 
 
-def _draw_run(axes: Any, run: Mapping[str, Any], metric: str, color: str) -> None:
-    points = run["learning_curve"]
-    key, _ = METRICS[metric]
-    steps = [point["step"] for point in points]
-    if metric == "success":
-        low, high = ([point[name] for point in points] for name in ("success_low", "success_high"))
-    else:
-        low, high = ([point[key] + sign * _Z * point["return_error"] for point in points] for sign in (-1, 1))
+def _draw_run(axes: Any, points: Sequence[LearningPoint], metric: Metric, color: str) -> None:
+    steps = [point.step for point in points]
+    means, low, high = zip(*(mean_and_interval(point, metric) for point in points), strict=True)
     axes.fill_between(steps, low, high, color=color, alpha=0.16, linewidth=0)
-    axes.plot(steps, [point[key] for point in points], color=color, linewidth=2, marker="o", markersize=3.5)
+    axes.plot(steps, means, color=color, linewidth=2, marker="o", markersize=3.5)
 
 
 def _draw_labels(axes: Any, labels: list[_Label]) -> None:
@@ -161,15 +182,13 @@ def _draw_labels(axes: Any, labels: list[_Label]) -> None:
         )
 
 
-def _finish(axes: Any, run: Mapping[str, Any], metric: str, theme: Theme) -> None:
-    _, name = METRICS[metric]
+def _finish(axes: Any, results: RunResults, episodes: int, metric: Metric, theme: Theme) -> None:
+    name = METRICS[metric]
     if metric == "success":
         axes.set_ylim(0, 1.03)
     axes.margins(x=0.02)
-    episodes = run["learning_curve"][-1]["episodes"]
-    title = (
-        f"{name.capitalize()} on {episodes} held-out tasks, {run['environment'].rpartition('/')[2]} (95 % interval)"
-    )
-    if data := run.get("data"):  # which world it was, such as a synthetic one
-        title += f"\n{data.partition(':')[0]}"
+    environment = (results.environment or "").rpartition("/")[2]
+    title = f"{name.capitalize()} on {episodes} held-out tasks, {environment} (95 % interval)"
+    if results.data:  # which world it was, such as a synthetic one
+        title += f"\n{results.data.partition(':')[0]}"
     finish_chart(axes, theme, title=title, x_label="optimizer step", y_label=name)

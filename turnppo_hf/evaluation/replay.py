@@ -32,7 +32,7 @@ _Item = TypeVar("_Item")
 MAX_FRAMES = 40
 MAX_BYTES = 300_000  # of an animation: longer episodes of long texts show fewer of their turns
 
-_MAX_BOARD_SIDE = 40  # cells of a larger board would be too small to tell apart: its text is shown
+_MAX_BOARD_SIDE = 40  # cells of a larger board would be too small to distinguish: its text is shown
 _TURN_MS, _MOVE_MS, _PAGE_MS, _LAST_MS = 1100, 450, 2600, 4500
 _XSB = str.maketrans(SYMBOLS, "# .$*@+")
 _WISH = re.compile(r"^(?:Wish|Instruction): *(.+)\n*", re.MULTILINE)
@@ -51,7 +51,7 @@ _ENDINGS = {
 
 def replay(trajectory: Trajectory, output: str | Path, *, theme: ThemeName = "light") -> Path:
     """
-    Draw an episode: what the agent saw and did, what it earned, and what the critic said before each turn.
+    Draw an episode: what the agent saw and did, its rewards, and the critic's value before each turn.
 
     A trajectory does not hold the state after its last turn. For Sokoban the last moves are carried out by the rules;
     for other environments the last frame keeps the last text that the agent saw.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
 from typing import Any
 
 import gymnasium
 import numpy as np
 
+from turnppo_hf.evaluation.json_fields import read_fields, write_fields
 from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
 
@@ -27,7 +28,7 @@ class Summary:
 
     episodes: int  # played to their end
     failed: int  # dropped because their environment failed
-    solved: int | None  # None where the environment never says whether an episode was solved
+    solved: int | None  # None where the environment does not define success
     success_rate: float | None  # solved / episodes
     success_low: float | None  # 95 % Wilson interval
     success_high: float | None
@@ -38,9 +39,19 @@ class Summary:
     invalid_turns: float  # share of turns that executed nothing or were penalised
     stop_reasons: dict[str, int]  # episodes by reason, the most frequent first
 
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Summary:
+        """
+        Return the summary that `to_dict` wrote.
+
+        Raises:
+            `FieldError`: a value that is missing or of a wrong type.
+        """
+        return read_fields(cls, found)
+
     def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON: NaN becomes None."""
-        return {name: None if value != value else value for name, value in asdict(self).items()}
+        """Return it for JSON, where NaN is None."""
+        return write_fields(self)
 
 
 def wilson_interval(successes: float, trials: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -111,7 +122,7 @@ def reference_players(
     environment: Callable[[], gymnasium.Env], tasks: Sequence[Mapping[str, Any]], *, seed: int = 0
 ) -> dict[str, Summary]:
     """
-    Play the same tasks at random, by a script and optimally, where the environment knows how.
+    Play the same tasks at random, by a script and optimally, where the environment offers it.
 
     An environment offers a reference by a method of its own: `random_completion(rng)` returns one turn's text,
     `expert_completions()` and `optimal_completions()` return the texts of the next turns, up to the episode's end.
@@ -167,7 +178,7 @@ def _cells(summary: Summary) -> tuple[str, ...]:
 def _play_reference(
     environment: gymnasium.Env, task: Mapping[str, Any], choose: Callable[[], Sequence[str]]
 ) -> Trajectory:
-    """Play one episode with texts instead of a model; it ends where the environment says or `choose` has no more."""
+    """Play one episode with texts instead of a model; it ends with the environment's episode or `choose`'s texts."""
     options = {name: value for name, value in task.items() if name not in ("seed", "prompt", "environment")}
     observation, info = environment.reset(seed=task["seed"], options=options or None)
     turns: list[Turn] = []

@@ -1,54 +1,32 @@
-"""`turnppo.json`, what an agent plays and how, in; its checked fields out."""
+"""`turnppo.json`, what an agent plays and how, in; an `AgentRecord` out, and back."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+
+from turnppo_hf.environments import full_id, make_environment
+from turnppo_hf.evaluation.json_fields import NULLABLE, FieldError, read_fields, write_fields
+from turnppo_hf.evaluation.results import HeldOut, Package
 from turnppo_hf.hub.exceptions import ReleaseError
 from turnppo_hf.hub.files import read_json
+from turnppo_hf.ppo.algorithms import ALGORITHMS, Algorithm
 
 RECORD_FILE = "turnppo.json"
-
-
 SCHEMA_VERSION = 1
-
-
-_LIMITS = ("max_turns", "max_turn_length", "max_completion_length")
-
-
-_RECORD_TYPES: dict[str, tuple[type, ...]] = {
-    "schema_version": (int,),
-    "environment": (str, type(None)),
-    "environment_kwargs": (dict,),
-    "data": (str,),
-    "limits": (dict,),
-    "chat_template_kwargs": (dict,),
-    "evaluation": (dict,),
-    "sampling": (dict,),
-    "algorithm": (str,),
-    "gamma": (int, float),
-    "lam": (int, float),
-    "token_gamma": (int, float),
-    "token_lam": (int, float),
-    "action_grammar": (str,),
-    "example": (dict,),
-    "package": (dict,),
-    "base_model": (str,),
-    "value_position": (str,),
-    "environment_name": (str,),
-    "environment_version": (str,),
-    "tools": (list,),
-}
-
-
-_ALGORITHMS = ("turn_ppo", "token_ppo", "grpo", "rloo")
-
-
 MAX_EPISODES = 100_000  # of an evaluation that a record asks for
 
+EnvironmentSource = str | Callable[[], gymnasium.Env[str, str]]
+
+_DATA_ARGUMENTS = ("data", "levels")  # of environments that read files or datasets
+_LIMITS = ("max_turns", "max_turn_length", "max_completion_length")
 
 # arguments of `apply_chat_template` that a record may not set: they change what is rendered, or how long it takes
 _OWN_TEMPLATE_ARGUMENTS = (
@@ -57,71 +35,209 @@ _OWN_TEMPLATE_ARGUMENTS = (
 )
 
 
-def read_record(folder: str | Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Example:
+    """What the actor read before its first turn of one training episode. A field is None where it was not recorded."""
+
+    messages: tuple[Mapping[str, Any], ...] | None = None  # of the conversation: `role`, `content`
+    prompt: str | None = None  # the text that the chat template makes of them
+
+
+@dataclass(frozen=True)
+class AgentRecord:
     """
-    Read `turnppo.json` of an agent; empty where there is none.
+    How an agent is prompted, sampled and judged, and in which environment: the content of `turnppo.json`.
+
+    A field that is None was not recorded, and has no key in the file; `environment` is `null` there.
+
+    Example: `AgentRecord(environment="turnppo_hf/Sokoban-v0", environment_kwargs={"size": 5}, limits={"max_turns":
+    None, "max_turn_length": 8, "max_completion_length": 512}, algorithm="turn_ppo", gamma=0.99, lam=0.9)`.
+    """
+
+    package: Package = field(default_factory=Package)  # that saved the agent
+    limits: Mapping[str, int | None] | None = None  # arguments of `Limits`: turns, tokens a turn, tokens an episode
+    chat_template_kwargs: Mapping[str, Any] | None = None  # arguments of `apply_chat_template`
+    sampling: Mapping[str, float] | None = None  # in training: `temperature`, `top_p`, `top_k`
+    algorithm: str | None = None  # a key of `ALGORITHMS`
+    gamma: float | None = None  # discount per turn; of turn_ppo only
+    lam: float | None = None  # lambda of GAE over turns; of turn_ppo only
+    token_gamma: float | None = None  # discount per token; of token_ppo only
+    token_lam: float | None = None  # lambda of GAE over tokens; of token_ppo only
+    value_position: str | None = None  # in words: the tokens at which the critic was trained
+    base_model: str | None = None  # id or folder name of the model that training started from
+    seed: int | None = None  # of the training run
+    environment: str | None = field(default=None, metadata=NULLABLE)  # Gymnasium id; None where Gymnasium has none
+    environment_kwargs: Mapping[str, Any] | None = None  # arguments of the training environment
+    environment_name: str | None = None  # of an environment that has no id
+    tools: tuple[str, ...] | None = None  # names of the tools that the agent called; None where it acted by text
+    environment_version: str | None = None  # of the environment's rules
+    action_grammar: str | None = None  # what a response must look like, in the environment's notation
+    data: str | None = None  # the data that the environment reads, in words
+    evaluation: HeldOut = field(default_factory=HeldOut)  # the held-out episodes
+    example: Example = field(default_factory=Example)
+    extra: Mapping[str, Any] = field(default_factory=dict)  # keys of other versions, written again as they are
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> AgentRecord:
+        """
+        Read `turnppo.json` of an agent; nothing is recorded where there is none.
+
+        Raises:
+            `ReleaseError`: it is no JSON object, has a wrong value, or was written by a newer version.
+        """
+        path = Path(folder) / RECORD_FILE
+        return cls.from_dict(read_json(path), str(path)) if path.exists() else cls()
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any], source: str = RECORD_FILE) -> AgentRecord:
+        """
+        Check the content of a `turnppo.json`.
+
+        Args:
+            found (`Mapping`): The content.
+            source (`str`, *optional*): Where it was read, for messages.
+
+        Raises:
+            `ReleaseError`: a wrong value, or the schema of a newer version.
+        """
+        version = found.get("schema_version", 0)
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise ReleaseError(
+                f"{source} is of a newer version: `schema_version` is {version}, it must be at most {SCHEMA_VERSION} "
+                "for this one. Upgrade turnppo-hf."
+            )
+        try:
+            if isinstance(version, bool) or not isinstance(version, int):
+                raise FieldError("schema_version", version, "an integer")
+            record = read_fields(cls, {name: value for name, value in found.items() if name != "schema_version"})
+            _check_ranges(record)
+        except FieldError as error:
+            raise ReleaseError(
+                f"{source} is damaged: {error} What the agent plays, and how, is read from it. Download it again; if "
+                "it stays so, its author has to save the agent anew."
+            ) from error
+        return record
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `turnppo.json` holds."""
+        return {"schema_version": SCHEMA_VERSION, **write_fields(self)}
+
+    def save(self, folder: str | Path) -> None:
+        """Write `turnppo.json` into a folder."""
+        (Path(folder) / RECORD_FILE).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @property
+    def method(self) -> Algorithm | None:
+        """What the agent was trained with."""
+        return None if self.algorithm is None else ALGORITHMS[self.algorithm]
+
+    @property
+    def turn_discounts(self) -> tuple[float, float]:
+        """
+        Gamma and lambda per turn by which the agent's turns are judged.
+
+        They are 1 unless the agent was trained with turn-level PPO: the critic of token PPO learned returns of tokens.
+        """
+        if self.method is not None and "gamma" not in self.method.discounts:
+            return 1.0, 1.0
+        return (1.0 if self.gamma is None else float(self.gamma)), (1.0 if self.lam is None else float(self.lam))
+
+    @property
+    def held_out_kwargs(self) -> dict[str, Any]:
+        """Arguments of the held-out environment."""
+        return {**(self.environment_kwargs or {}), **(self.evaluation.environment_kwargs or {})}
+
+    @property
+    def top_p(self) -> float:
+        """Nucleus that is sampled from; 1 is the whole distribution."""
+        return (self.sampling or {}).get("top_p", 1.0)
+
+    @property
+    def top_k(self) -> int:
+        """Number of tokens that are sampled from; 0 is all."""
+        return int((self.sampling or {}).get("top_k", 0))
+
+
+def resolve_environment(
+    record: AgentRecord,
+    environment: EnvironmentSource | None,
+    kwargs: Mapping[str, Any],
+    *,
+    model: str,
+    is_local: bool,
+) -> tuple[str, partial[gymnasium.Env[str, str]]]:
+    """
+    Choose an environment: the one given, else the held-out one of the record, as far as the record is trusted.
+
+    Args:
+        record ([`AgentRecord`]): Of the agent.
+        environment (`str` or `Callable`, *optional*): Gymnasium id, or what builds an environment.
+        kwargs (`Mapping`): Arguments of the environment, on top of the record's where it is the record's.
+        model (`str`): The agent's name, for messages.
+        is_local (`bool`): Whether the record is trusted to name data of this machine. No record is trusted to name a
+            module to import.
+
+    Returns:
+        `tuple[str, functools.partial]`: its name, and what builds one, with all arguments in `keywords`.
 
     Raises:
-        `ReleaseError`: it is no JSON object, has a value of a wrong type, or was written by a newer version.
+        `ReleaseError`: the record names none, or one that cannot be built here.
     """
-    path = Path(folder) / RECORD_FILE
-    if not path.exists():
-        return {}
-    record = read_json(path)
-    version = record.get("schema_version", 0)
-    if isinstance(version, int) and version > SCHEMA_VERSION:
+    if environment is not None and not isinstance(environment, str):
+        return getattr(environment, "__name__", type(environment).__name__), partial(environment, **kwargs)
+    name = full_id(environment) if environment else _trusted_environment(record, model)
+    if name == record.environment:
+        recorded = record.held_out_kwargs
+        for key in _DATA_ARGUMENTS:
+            if not is_local and key not in kwargs and recorded.get(key, "synthetic") != "synthetic":
+                raise ReleaseError(
+                    f"The agent's record asks to read the data {recorded[key]!r} on this machine or with your token. "
+                    f"Name it yourself if you trust it: --environment_kwargs {json.dumps({key: recorded[key]})!r}."
+                )
+        kwargs = {**recorded, **kwargs}
+    factory = partial(make_environment, name, **kwargs)
+    factory().close()  # so that a mistake is raised here
+    return name, factory
+
+
+def _trusted_environment(record: AgentRecord, model: str) -> str:
+    if record.tools is not None:
         raise ReleaseError(
-            f"{path} has schema version {version}, this version reads up to {SCHEMA_VERSION}. Upgrade turnppo-hf."
+            f"The model {model!r} was trained in conversations with tools ({', '.join(record.tools)}), and code that "
+            "only its training script has. Build that environment and evaluate with the trainer's evaluate(), or name "
+            "another environment here."
         )
-    for name, kinds in _RECORD_TYPES.items():
-        value = record.get(name, kinds[0]())
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise _damaged(path, name, value, " or ".join(kind.__name__ for kind in kinds))
-    for name, value in record.get("limits", {}).items():
+    if record.environment is None:
+        raise ReleaseError(
+            f"The model {model!r} does not name the environment it plays: it has no turnppo.json, or was trained in "
+            "an environment without a Gymnasium id. Name one, such as turnppo_hf/Sokoban-v0."
+        )
+    if ":" in record.environment:
+        raise ReleaseError(
+            f"The model's record names the environment {record.environment!r}, which would import the module "
+            f"{record.environment.partition(':')[0]!r} on this machine. Name the environment yourself if you trust it."
+        )
+    return record.environment
+
+
+def _check_ranges(record: AgentRecord) -> None:
+    for name, value in (record.limits or {}).items():
         if name not in _LIMITS:
-            raise _damaged(path, f"limits.{name}", value, f"absent: the limits are {', '.join(_LIMITS)}")
+            raise FieldError(f"limits.{name}", value, f"absent: the limits are {', '.join(_LIMITS)}")
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise _damaged(path, f"limits.{name}", value, "a positive integer or null")
-    if record.get("algorithm", "grpo") not in _ALGORITHMS:
-        raise _damaged(path, "algorithm", record["algorithm"], f"one of {', '.join(_ALGORITHMS)}")
-    for name in record.get("chat_template_kwargs", {}):
+            raise FieldError(f"limits.{name}", value, "a positive integer or null")
+    if record.algorithm is not None and record.algorithm not in ALGORITHMS:
+        raise FieldError("algorithm", record.algorithm, f"one of {', '.join(ALGORITHMS)}")
+    for name, value in (record.chat_template_kwargs or {}).items():
         if name in _OWN_TEMPLATE_ARGUMENTS:
-            raise _damaged(path, f"chat_template_kwargs.{name}", record["chat_template_kwargs"][name], "absent")
-    for name, value in record.get("sampling", {}).items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise _damaged(path, f"sampling.{name}", value, "a number from 0 on")
-    _check_evaluation(path, record.get("evaluation", {}))
-    return record
-
-
-def _check_evaluation(path: Path, evaluation: Mapping[str, Any]) -> None:
+            raise FieldError(f"chat_template_kwargs.{name}", value, "absent")
+    for name, number in (record.sampling or {}).items():
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < math.inf:
+            raise FieldError(f"sampling.{name}", number, "a number from 0 on")
     for name, low, high in (("episodes", 1, MAX_EPISODES), ("seed", 0, 2**63), ("temperature", 0, 1e6)):
-        value = evaluation.get(name, low)
-        kinds = (int, float) if name == "temperature" else int
-        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-            raise _damaged(path, f"evaluation.{name}", value, f"a number from {low} to {high:g}")
-    tasks = evaluation.get("tasks", [])
-    if not isinstance(tasks, list) or not all(
-        isinstance(task, dict) and isinstance(task.get("seed"), int) for task in tasks
-    ):
-        raise _damaged(path, "evaluation.tasks", "...", "a list of objects with an integer `seed`")
-    if not isinstance(evaluation.get("environment_kwargs", {}), dict):
-        raise _damaged(path, "evaluation.environment_kwargs", evaluation["environment_kwargs"], "an object")
-
-
-def turn_discounts(record: Mapping[str, Any]) -> tuple[float, float]:
-    """
-    Return gamma and lambda per turn by which an agent's turns are judged.
-
-    They are 1 unless the agent was trained with turn-level PPO: the critic of token PPO learned returns of tokens.
-    """
-    if record.get("algorithm", "turn_ppo") != "turn_ppo":
-        return 1.0, 1.0
-    return float(record.get("gamma", 1.0)), float(record.get("lam", 1.0))
-
-
-def _damaged(path: Path, name: str, value: Any, wanted: str) -> ReleaseError:
-    return ReleaseError(
-        f"{path} is damaged: `{name}` is {value!r}, it must be {wanted}. What the agent plays, and how, is read from "
-        "it. Download it again; if it stays so, its author has to save the agent anew."
-    )
+        number = getattr(record.evaluation, name)
+        if number is not None and not low <= number <= high:
+            raise FieldError(f"evaluation.{name}", number, f"a number from {low} to {high:g}")
+    for task in record.evaluation.tasks or ():
+        if not isinstance(task.get("seed"), int):
+            raise FieldError("evaluation.tasks", "...", "a list of objects with an integer `seed`")

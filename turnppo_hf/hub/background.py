@@ -20,7 +20,12 @@ _TENSORS = (".safetensors", ".pt", ".bin", ".pth")
 
 
 class BackgroundPushes:
-    """Pushes beside the training, one after the other. A failure is a warning and stops nothing."""
+    """
+    Pushes beside the training, one after the other. A failure is a warning and stops nothing.
+
+    `HfApi.run_as_future` runs them in order as well; it neither logs a failure when it occurs, nor counts failures,
+    nor finishes uploads that are under way when the program ends.
+    """
 
     def __init__(self) -> None:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")
@@ -63,7 +68,7 @@ class BackgroundPushes:
 
 
 def stage(source: Path, target: Path) -> None:
-    """Copy a folder that its owner may delete meanwhile; tensors, which nobody rewrites, are linked where possible."""
+    """Copy a folder that may be deleted meanwhile; tensors, which are never rewritten, are linked where possible."""
     shutil.rmtree(target, ignore_errors=True)
     for path in source.rglob("*"):
         if path.is_file():

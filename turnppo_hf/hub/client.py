@@ -1,11 +1,11 @@
-"""A folder in, a commit on the Hub out, and back: with retries, and with errors that say what to do."""
+"""A folder in, a commit on the Hub out, and back: with retries, and with errors that name cause and remedy."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +85,11 @@ def push_folder(
     token: str | None = None,
     revision: str | None = None,
     create_pr: bool = False,
-    path_in_repo: str | None = None,
     ignore_patterns: tuple[str, ...] = PRIVATE_FILES,
-    replace: bool = False,
-    release: bool = False,
-    called: str | None = None,
     **space: Any,
 ) -> CommitInfo:
     """
-    Create the repository where it is missing and upload a folder as one commit.
+    Create the repository where it is missing and upload a folder as one commit; what is there already stays.
 
     What fails for a reason that passes (rate limits, a failing or busy Hub, a broken connection) is tried again after
     `RETRY_WAITS_S`; an upload that was cut goes on with the files that are missing.
@@ -108,48 +104,105 @@ def push_folder(
         revision (`str`, *optional*): Branch, created where it is missing; or a pull request, `"refs/pr/1"`.
         create_pr (`bool`, *optional*): Open a pull request instead. A broken connection is not tried again then,
             because the request may have been opened.
-        path_in_repo (`str`, *optional*): Where in the repository.
         ignore_patterns (`tuple[str, ...]`, *optional*): What stays here; by default pickles and the trainer's state.
-        replace (`bool`, *optional*, defaults to `False`): Delete what is in its place there and not in the folder.
-        release (`bool`, *optional*, defaults to `False`): Upload only what belongs to a release, and delete what an
-            earlier one left of it.
-        called (`str`, *optional*): The folder's name in messages, where it is a copy; its path by default.
         space: Further arguments of `HfApi.create_repo`.
 
     Returns:
         [`~huggingface_hub.CommitInfo`]
 
     Raises:
-        `PushError`: nothing was committed; the message says why and what to do.
+        `PushError`: nothing was committed; the message names the reason and what to do.
     """
-    if not Path(folder).is_dir():
+    create = {"repo_type": repo_type, "private": private, **space}
+    upload = {"commit_message": message, "revision": revision, "ignore_patterns": list(ignore_patterns)}
+    return _upload(Path(folder), repo_id, create, {**upload, "create_pr": create_pr}, token=token)
+
+
+def push_release(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    message: str,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    called: str | None = None,
+) -> CommitInfo:
+    """
+    Upload what belongs to the release of an agent, and delete what an earlier release left of it, as one commit.
+
+    Args:
+        folder, repo_id, message, private, token, revision, create_pr: As in `push_folder`.
+        called (`str`, *optional*): The folder's name in messages, where it is a copy; its path by default.
+
+    Raises:
+        `PushError`: nothing was committed; the message names the reason and what to do.
+    """
+    upload: dict[str, Any] = {"commit_message": message, "revision": revision, "create_pr": create_pr}
+    patterns = {"ignore_patterns": PRIVATE_FILES, "allow_patterns": PUBLISHED_FILES, "delete_patterns": OWNED_FILES}
+    upload |= {name: list(value) for name, value in patterns.items()}
+    return _upload(Path(folder), repo_id, {"private": private}, upload, token=token, called=called)
+
+
+def push_checkpoint(
+    folder: str | Path,
+    repo_id: str,
+    path_in_repo: str,
+    *,
+    message: str,
+    ignore_patterns: tuple[str, ...] = (),
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    called: str | None = None,
+) -> CommitInfo:
+    """
+    Upload a whole checkpoint, the optimizer's state included, into a folder of the repository, in place of what is
+    there.
+
+    Args:
+        path_in_repo (`str`): The folder in the repository.
+        folder, repo_id, message, ignore_patterns, private, token, revision: As in `push_folder`.
+        called: As in `push_release`.
+
+    Raises:
+        `PushError`: nothing was committed; the message names the reason and what to do.
+    """
+    upload: dict[str, Any] = {"commit_message": message, "revision": revision, "path_in_repo": path_in_repo}
+    upload |= {"ignore_patterns": list(ignore_patterns), "delete_patterns": "*"}
+    return _upload(Path(folder), repo_id, {"private": private}, upload, token=token, called=called)
+
+
+def _upload(
+    folder: Path,
+    repo_id: str,
+    create: Mapping[str, Any],
+    upload: Mapping[str, Any],
+    *,
+    token: str | None,
+    called: str | None = None,
+) -> CommitInfo:
+    """Call `HfApi.create_repo` with `create` and `HfApi.upload_folder` with `upload`, again where they may succeed."""
+    if not folder.is_dir():
         raise PushError(
             f"{str(folder)!r} is no folder, so there is nothing to push. Check the path.", is_transient=False
         )
     api = HfApi(token=token)
+    repo_type = create.get("repo_type", "model")
+    create_pr, revision = upload.get("create_pr", False), upload["revision"]
 
     def push() -> CommitInfo:
         target = repo_id
         if not create_pr:
-            target = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, **space).repo_id
+            target = api.create_repo(repo_id, exist_ok=True, **create).repo_id
             if revision is not None and revision != "main" and not revision.startswith("refs/"):
                 api.create_branch(target, branch=revision, repo_type=repo_type, exist_ok=True)
-        return api.upload_folder(
-            repo_id=target,
-            folder_path=folder,
-            path_in_repo=path_in_repo,
-            repo_type=repo_type,
-            commit_message=message,
-            revision=revision,
-            create_pr=create_pr,
-            ignore_patterns=list(ignore_patterns),
-            allow_patterns=list(PUBLISHED_FILES) if release else None,
-            delete_patterns=list(OWNED_FILES) if release else "*" if replace else None,
-        )
+        return api.upload_folder(repo_id=target, folder_path=folder, repo_type=repo_type, **upload)
 
-    return with_retries(
-        push, f"{called or folder} was not pushed to {repo_id!r}", token=token, repeatable=not create_pr
-    )
+    what_failed = f"{called or folder} was not pushed to {repo_id!r}"
+    commit: CommitInfo = with_retries(push, what_failed, token=token, repeatable=not create_pr)
+    return commit
 
 
 def with_retries(
@@ -163,14 +216,16 @@ def with_retries(
     """
     Run a request to the Hub, again where it fails for a reason that passes.
 
+    `huggingface_hub.utils.http_backoff` repeats single requests; this one repeats whole actions of several requests,
+    such as an upload, waits as long as the Hub asks, and turns what remains into a `PushError`.
+
     Args:
         action (`Callable`): Makes the request.
         what_failed (`str`): Beginning of the error, such as "The folder was not pushed".
         token (`str`, *optional*): That must not stand in a message.
         waits (`Sequence[float]`, *optional*): Seconds before each further attempt, `RETRY_WAITS_S` by default. Where
             the Hub names a longer time it is waited for, up to `MAX_WAIT_S`.
-        repeatable (`bool`, *optional*, defaults to `True`): Whether a request may be sent again of which nobody knows
-            whether it arrived.
+        repeatable (`bool`, *optional*, defaults to `True`): Whether a request may be sent again that may have arrived.
 
     Raises:
         `PushError`: it failed for good.
@@ -217,7 +272,7 @@ def fetch(
         `Path`: the local copy.
 
     Raises:
-        `ReleaseError`: it has to be refused, or cannot be had; the message says why.
+        `ReleaseError`: it has to be refused, or cannot be downloaded; the message names the reason.
     """
     reason: Exception | None = None
     try:
@@ -258,7 +313,7 @@ def read_card(repo_id: str, *, token: str | None = None, revision: str | None = 
     A branch that does not exist yet will begin as the main one, and so does its card.
 
     Raises:
-        `PushError`: nobody knows what it shows, so that a push might overwrite it.
+        `PushError`: the card cannot be read, so that a push might overwrite it.
     """
 
     def read() -> str | None:
@@ -282,10 +337,10 @@ def read_card(repo_id: str, *, token: str | None = None, revision: str | None = 
 
 def read_account(token: str | None = None) -> dict[str, Any]:
     """
-    Ask the Hub whose the token is: its answer with `name` and `orgs`.
+    Return the owner of the token as the Hub names it, with `name` and `orgs`.
 
     Raises:
-        `PushError`: there is no token, or the Hub does not say whose it is.
+        `PushError`: there is no token, or the Hub does not accept it.
     """
     api = HfApi(token=token)
     return dict(with_retries(api.whoami, "The Hub was not asked who pushes", token=token))
@@ -296,7 +351,7 @@ def is_writable(repo_id: str, *, token: str | None = None) -> bool:
     Whether the token's user, or an organisation of theirs, owns a repository.
 
     Raises:
-        `PushError`: the Hub does not say who that is.
+        `PushError`: there is no token, or the Hub does not accept it.
     """
     account = read_account(token)
     namespaces = {account["name"], *(org["name"] for org in account.get("orgs", ()))}

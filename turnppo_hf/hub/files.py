@@ -1,9 +1,10 @@
-"""The folder of an agent in; what belongs to its release, and whether it is safe to load, out. Nothing is executed."""
+"""The folder of an agent: which files belong to a release, and the checks before anything of them is loaded."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -23,7 +24,7 @@ PUBLIC_FILES = (
     *("*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "*.model"),
     *("README.md", "LICENSE", "*.yaml", "*.webp", "assets/*"),
 )
-# what tells of an agent's training and judgement: it goes with the agent wherever it is saved
+# the evidence of an agent's training and evaluation: copied wherever the agent is saved
 EVIDENCE_FILES = (
     *("README.md", "LICENSE", "results.json", "trainer_state.json", "training_config.json", "train_config.yaml"),
     *("*.webp", "assets/*.png", ".eval_results/*.yaml"),
@@ -34,8 +35,8 @@ PUBLISHED_FILES = (
     *(".eval_results/*.yaml", "wheels/*.whl", "runs/*"),
     *("*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.mp4"),
 )
-# what a push deletes where the new release has none, so that no file of another agent speaks for this one; `*` stands
-# for folders, too, and checkpoints in folders of their own stay
+# what a push deletes where the new release has none, so that no file of another agent is taken for this one's; `*`
+# matches folders, too, and checkpoints in folders of their own stay
 OWNED_FILES = (
     *("critic/*", "model*.safetensors", "model.safetensors.index.json", "adapter_*", "config.json"),
     *("turnppo.json", "results.json", "trainer_state.json", "training_config.json", "train_config.yaml"),
@@ -58,7 +59,7 @@ def check_names(names: Iterable[str], where: str) -> None:
 
     Args:
         names (`Iterable[str]`): Relative paths as the Hub lists them.
-        where (`str`): Whose they are, for the message.
+        where (`str`): The repository or folder, for the message.
 
     Raises:
         `ReleaseError`: a name that leaves the folder, or weights that exist only as pickles.
@@ -137,8 +138,8 @@ def _check_part(part: Path, where: str) -> None:
         for shard in set(read_json(index).get("weight_map", {}).values()):
             if not isinstance(shard, str) or Path(shard).name != shard:
                 raise ReleaseError(
-                    f"{where} says in {index.name} that weights lie in {shard!r}, outside of its own folder. Nothing "
-                    "was loaded. Do not use this repository."
+                    f"{where} has an index {index.name} of weights that lie in {shard!r}, outside of its own folder. "
+                    "Nothing was loaded. Do not use this repository."
                 )
 
 
@@ -173,9 +174,19 @@ def check_critic(critic: Mapping[str, Any], actor: Mapping[str, Any], what: str)
     if sizes != (1, vocabulary):
         raise ReleaseError(
             f"{what} has {sizes[0]} labels and a vocabulary of {sizes[1]}, but it must have 1 and the actor's "
-            f"{vocabulary}: it reads the actor's own tokens and says one value. It belongs to another base model; "
-            "train or take one of the same family."
+            f"{vocabulary}: it reads the actor's own tokens and outputs one value for each. It belongs to another "
+            "base model; train or take one of the same family."
         )
+
+
+def copy_evidence(source: Path, target: Path) -> None:
+    """Copy card, pictures and results of an agent from its folder into another one."""
+    for pattern in EVIDENCE_FILES:
+        for path in sorted(source.glob(pattern)):
+            copy = target / path.relative_to(source)
+            if copy.resolve() != path.resolve():
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
 
 
 def read_json(path: Path) -> dict[str, Any]:

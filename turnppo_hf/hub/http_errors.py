@@ -30,14 +30,14 @@ HUB_ERRORS = (
 _TRANSIENT = {408, 409, 412, 425, 429, 500, 502, 503, 504}
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{10,}|Bearer +[^\s'\"\\]+")
 _SENTENCES = {  # status -> what it means, what to do
-    400: ("the Hub refuses what was sent", "Mend it and try again."),
+    400: ("the Hub refuses what was sent", "Fix it and try again."),
     401: ("the Hub does not accept the token", "Run `hf auth login`, or set HF_TOKEN to a valid one."),
-    402: ("the Hub wants a paid plan for this", "Choose another kind of repository or hardware."),
+    402: ("the Hub asks for a paid plan for this", "Choose another kind of repository or hardware."),
     403: (
         "the token may not write there",
         "Use a token with write permission, and a namespace that its user may write to.",
     ),
-    404: ("the Hub knows no such repository, or it is private", "Check the name and the token."),
+    404: ("the Hub has no such repository, or it is private", "Check the name and the token."),
     409: ("the repository is being changed by somebody else", "Try again."),
     412: ("the repository was changed in between", "Try again."),
     413: ("the Hub refuses a file as too large", "Remove it from the folder, or save in smaller shards."),
@@ -60,13 +60,13 @@ def is_transient(error: Exception) -> bool:
 
 
 def explain(error: Exception) -> str:
-    """Say in a sentence or two what the Hub's answer means and what to do; never with a token in it."""
+    """Return in a sentence or two what the Hub's answer means and what to do; never with a token in it."""
     cause, remedy = cause_and_remedy(error)
     return f"{cause} {remedy}".strip()
 
 
 def asked_wait(error: Exception) -> float:
-    """Seconds that the Hub asks to wait before the next request; 0 where it does not say."""
+    """Seconds that the Hub asks to wait before the next request; 0 where it names none."""
     if not isinstance(error, HfHubHTTPError):
         return 0.0
     limits = parse_ratelimit_headers(error.response.headers)
@@ -86,7 +86,7 @@ def redact(text: str, *tokens: str | None) -> str:
 
 
 def cause_and_remedy(error: Exception) -> tuple[str, str]:
-    """What an error means, and what to do about it, each a sentence; the second is empty where nobody knows."""
+    """What an error means, and what to do about it, each a sentence; the second is empty where none is known."""
     if (wrapped := _wrapped(error)) is not None:
         cause, remedy = cause_and_remedy(wrapped)
         about = f"{_one_line(str(error)).rstrip('.')}: " if type(error) is RuntimeError else ""
@@ -114,14 +114,14 @@ def cause_and_remedy(error: Exception) -> tuple[str, str]:
 
 
 def _wrapped(error: Exception) -> Exception | None:
-    """Return the error behind one of the client's that only says what it was about."""
+    """Return the error behind one of the client's that only names the request."""
     wraps = isinstance(error, LocalEntryNotFoundError | RevisionResolutionError) or type(error) is RuntimeError
     return error.__cause__ if wraps and isinstance(error.__cause__, Exception) else None
 
 
 def _explain_status(error: HfHubHTTPError) -> tuple[str, str]:
-    status, said = error.response.status_code, _one_line(error.server_message or "")
-    told = f"{status}: {said}" if said else str(status)
+    status, message = error.response.status_code, _one_line(error.server_message or "")
+    answer = f"{status}: {message}" if message else str(status)
     cause, remedy = _SENTENCES.get(status, ("the Hub refuses", "Check what was asked for."))
     if isinstance(error, GatedRepoError):
         cause, remedy = "its owner gives access to it on request", "Ask for it on its page on the Hub."
@@ -129,7 +129,7 @@ def _explain_status(error: HfHubHTTPError) -> tuple[str, str]:
         cause, remedy = "the Hub shows no such repository to strangers", "Check the name, and run `hf auth login`."
     elif status >= 500:
         cause, remedy = "the Hub fails", "See https://status.huggingface.co and try again later."
-    return f"{cause} ({told}).", remedy
+    return f"{cause} ({answer}).", remedy
 
 
 def _one_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The folder of an agent in, the facts that its card may tell out; what was not recorded is absent, never guessed."""
+"""The folder of an agent in, the facts of its card out; what was not recorded is absent, never guessed."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import json
 import math
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from turnppo_hf.evaluation.learning_curve import RESULTS_FILE
-from turnppo_hf.hub.agent_record import RECORD_FILE, read_record
+from turnppo_hf.evaluation.results import RESULTS_FILE, ComparedRun, Package, RunResults
+from turnppo_hf.hub.agent_record import RECORD_FILE, AgentRecord
 from turnppo_hf.hub.exceptions import ReleaseError
 from turnppo_hf.hub.files import CRITIC_FOLDER, is_private, read_json
 from turnppo_hf.hub.wheel import DISTRIBUTION
@@ -26,17 +26,14 @@ TRAIN_CONFIG = "train_config.yaml"  # what `turnppo train` needs to train the ag
 EPISODES_FILE = "trajectories/held_out.parquet"  # the episodes behind the results, with the critic's values
 EMISSIONS_FILE = "emissions.csv"  # CodeCarbon's, where its callback ran
 
-# what another run must share with this one, so that their results compare
-_COMPARABLE = ("environment", "held_out")
-
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What is known of an agent. Mappings are empty and numbers `None` where nothing was recorded."""
+    """What is recorded of an agent. Mappings are empty and numbers `None` where nothing was recorded."""
 
     name: str  # of its folder
-    record: Mapping[str, Any]  # turnppo.json
-    results: Mapping[str, Any]  # results.json of `turnppo train`
+    record: AgentRecord  # turnppo.json
+    results: RunResults  # results.json of `turnppo train`
     training: Mapping[str, Any]  # training_config.json: every argument of the trainer
     log_history: Sequence[Mapping[str, Any]]  # trainer_state.json
     model_type: str | None  # architecture, such as "llama"
@@ -48,20 +45,14 @@ class RunRecord:
     steps: int | None = None  # optimizer steps of the weights that are here
 
     @property
-    def algorithm(self) -> str | None:
-        """None where the record does not say that it was trained with one of ours."""
-        return self.record.get("algorithm")
-
-    @property
     def is_playable(self) -> bool:
         """Whether the record names an environment of this package, so that strangers can play it by a command."""
-        return str(self.record.get("environment")).startswith("turnppo_hf/")
+        return (self.record.environment or "").startswith("turnppo_hf/")
 
     @property
-    def comparison(self) -> Sequence[Mapping[str, Any]]:
-        """Results of other runs on the same held-out tasks, as `add_comparison` put them in."""
-        found: Sequence[Mapping[str, Any]] = self.results.get("comparison", ())
-        return found
+    def comparison(self) -> Sequence[ComparedRun]:
+        """Results of other runs on the same held-out tasks, as `add_comparison` adds them."""
+        return self.results.comparison or ()
 
 
 def read_run(folder: str | Path) -> RunRecord:
@@ -87,8 +78,8 @@ def read_run(folder: str | Path) -> RunRecord:
     episodes = path / EPISODES_FILE
     return RunRecord(
         name=path.resolve().name,
-        record=read_record(path),
-        results=_read_if_there(path / RESULTS_FILE),
+        record=AgentRecord.from_folder(path),
+        results=_read_results(path) if (path / RESULTS_FILE).exists() else RunResults(),
         training=training,
         log_history=state.get("log_history", []),
         steps=_steps(state, training),
@@ -106,26 +97,24 @@ def add_comparison(folder: str | Path, others: Sequence[str | Path]) -> None:
     Write the results of other runs into this one's `results.json`, for its card and its curves.
 
     Args:
-        folder (`str` or `Path`): The run that is told of.
+        folder (`str` or `Path`): The run that the others are compared with.
         others (`Sequence`): Folders of runs, such as baselines or other seeds.
 
     Raises:
         `ReleaseError`: a run without results, or one that was judged on other tasks.
     """
-    file = Path(folder) / RESULTS_FILE
     results = _need_results(folder)
-    entries = []
+    compared = []
     for other in others:
         theirs = _need_results(other)
-        for key in _COMPARABLE:
-            if theirs.get(key) != results.get(key):
+        for name in ("environment", "held_out"):
+            if getattr(theirs, name) != getattr(results, name):
                 raise ReleaseError(
-                    f"{str(other)!r} and {str(folder)!r} differ in `{key}`, so their figures do not compare. Evaluate "
-                    "both on the same held-out tasks."
+                    f"{str(other)!r} and {str(folder)!r} differ in `{name}`, so their figures do not compare. "
+                    "Evaluate both on the same held-out tasks."
                 )
-        kept = ("algorithm", "seed", "model", "command", "package", "after", "learning_curve", "duration_s")
-        entries.append({name: theirs[name] for name in kept if name in theirs})
-    file.write_text(json.dumps({**results, "comparison": entries}, indent=2) + "\n", encoding="utf-8")
+        compared.append(theirs.compared())
+    replace(results, comparison=tuple(compared)).save(folder)
 
 
 def count_parameters(folder: Path) -> int:
@@ -142,12 +131,11 @@ def count_parameters(folder: Path) -> int:
     return total
 
 
-def package_version() -> dict[str, str]:
-    """Return the installed version, and the commit where the installation knows it."""
-    found = {"name": DISTRIBUTION, "version": metadata.version(DISTRIBUTION)}
-    direct = metadata.distribution(DISTRIBUTION).read_text("direct_url.json") or "{}"
-    commit = json.loads(direct).get("vcs_info", {}).get("commit_id") or _commit_of_checkout()
-    return {**found, "commit": commit} if commit else found
+def package_version() -> Package:
+    """Return the installed version, and the commit where the installation records it."""
+    direct = json.loads(metadata.distribution(DISTRIBUTION).read_text("direct_url.json") or "{}")
+    commit = direct.get("vcs_info", {}).get("commit_id") or _commit_of_checkout()
+    return Package(name=DISTRIBUTION, version=metadata.version(DISTRIBUTION), commit=commit or None)
 
 
 def _commit_of_checkout() -> str:
@@ -166,14 +154,20 @@ def _commit_of_checkout() -> str:
     return commit + ("+" if changed.strip() else "")
 
 
-def _need_results(folder: str | Path) -> dict[str, Any]:
-    found = _read_if_there(Path(folder) / RESULTS_FILE)
-    if not found:
+def _need_results(folder: str | Path) -> RunResults:
+    if not (Path(folder) / RESULTS_FILE).exists():
         raise ReleaseError(
             f"{str(folder)!r} holds no {RESULTS_FILE}, so there is nothing to compare. `turnppo train` writes it at "
             "its end."
         )
-    return found
+    return _read_results(folder)
+
+
+def _read_results(folder: str | Path) -> RunResults:
+    try:
+        return RunResults.from_file(folder)
+    except ValueError as error:
+        raise ReleaseError(str(error)) from error
 
 
 def _read_if_there(path: Path) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def push_space(
         token (`str`, *optional*): Defaults to the one that `hf auth login` or `HF_TOKEN` gives.
 
     Raises:
-        `PushError`: nothing was committed; the message says why.
+        `PushError`: nothing was committed; the message names the reason.
         `ValueError`: a secret that is not set here, or an agent for a static Space.
     """
     missing = [name for name in secrets if not os.environ.get(name)]

@@ -29,7 +29,7 @@ _COLUMNS: dict[str, tuple[Any, str]] = {
     "task": (Value("string"), "the dataset row that started the episode, without its prompt, as JSON"),
     "split": (Value("string"), "as in the file's name"),
     "agent": (Value("string"), "who played"),
-    "success": (Value("bool"), "whether the goal was reached; null where the environment does not say"),
+    "success": (Value("bool"), "whether the goal was reached; null where the environment does not define it"),
     "stop_reason": (Value("string"), f"why the episode ended: {', '.join(r for r in StopReason if r != 'error')}"),
     "return": (Value("float64"), "undiscounted sum of the environment's rewards"),
     "penalty": (Value("float64"), "sum of the format penalties, zero or negative, not in `return`"),
@@ -130,7 +130,7 @@ def episode_rows(trajectories: Sequence[Trajectory], *, agent: str, split: str) 
 
 def _row(trajectory: Trajectory, episode_id: str, agent: str, split: str) -> dict[str, Any]:
     turns = trajectory.turns
-    says_success = trajectory.solved or "solved" in trajectory.metrics
+    has_success = trajectory.solved or "solved" in trajectory.metrics
     task = {name: value for name, value in trajectory.task.items() if name != "prompt"}
     values, advantages = [turn.value for turn in turns], [turn.advantage for turn in turns]
     return {
@@ -140,7 +140,7 @@ def _row(trajectory: Trajectory, episode_id: str, agent: str, split: str) -> dic
         "task": json.dumps(task, ensure_ascii=False, sort_keys=True, default=str),
         "split": split,
         "agent": agent,
-        "success": trajectory.solved if says_success else None,
+        "success": trajectory.solved if has_success else None,
         "stop_reason": trajectory.stop_reason.value,
         "return": trajectory.total_reward,
         "penalty": trajectory.total_penalty,
@@ -257,7 +257,7 @@ def push_dataset(
 
     Raises:
         `ValueError`: the folder holds no dataset of ours.
-        `PushError`: nothing was committed; the message says why and what to do.
+        `PushError`: nothing was committed; the message names the reason and what to do.
     """
     place = Path(folder)
     if not list(place.glob(_FILES[0])) or not _is_ours(place / "README.md"):

@@ -191,7 +191,7 @@ def sampled_logprobs(
         tokens = input_ids[sampled]
         with _head_only_at(model, predicting, tokens, score) as scored:
             logits = model(input_ids=input_ids, use_cache=False).logits
-        if scored and logits is not scored[0]:  # the model does something to logits that no setting told of
+        if scored and logits is not scored[0]:  # the model changes its logits in a way that no setting names
             with _head_only_at(model, predicting) as scored:
                 logits = model(input_ids=input_ids, use_cache=False).logits
         chosen, entropies = scored[0].T if scored else score(logits, tokens)
@@ -241,7 +241,10 @@ def _head_only_at(
     score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> Iterator[list[torch.Tensor]]:
     """
-    Let the language-model head see only these positions.
+    Compute the language-model head at these positions only.
+
+    From transformers 5.23 on `logits_to_keep` takes a boolean mask of shape `(B, T)`, which selects the same positions
+    (`slice_logits_to_keep`); once that is the lowest version supported, the mask replaces the selection here.
 
     The model's own forward still applies whatever it does to logits (soft-capping, scaling), element by element, which
     calling the head by hand would leave out. Given `tokens` and `score`, a head whose table would be large gives the
@@ -271,7 +274,7 @@ def _head_only_at(
         yield made
     finally:
         del head.forward
-        if before is not None:  # somebody else, such as accelerate's hooks, had put one in place
+        if before is not None:  # of accelerate's hooks, for example
             head.forward = before
 
 
@@ -319,7 +322,7 @@ def critic_from_actor(actor: PreTrainedModel, kind: str = "separate") -> PreTrai
 
 def _stand_on(critic: PreTrainedModel, actor: PreTrainedModel, kind: str) -> None:
     """Give a critic without memory the actor's layers, and a head in float32."""
-    critic.name_or_path = actor.name_or_path  # where its adapter says that its base is
+    critic.name_or_path = actor.name_or_path  # the base that its adapter names
     if kind == "shared":
         setattr(critic, critic.base_model_prefix, actor.base_model)
     else:

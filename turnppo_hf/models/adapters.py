@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ import torch
 from accelerate.utils import is_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from turnppo_hf.hub.files import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -169,7 +171,7 @@ def share_weights(skeleton: nn.Module, source: nn.Module) -> None:
 
     Args:
         skeleton (`nn.Module`): On the device `meta`; it gets the same layers, not copies.
-        source (`nn.Module`): Whose layers may be wrapped by PEFT.
+        source (`nn.Module`): Its layers may be wrapped by PEFT.
     """
     for name, module in list(skeleton.named_modules()):
         parts = name.split(".") if name else []
@@ -240,9 +242,17 @@ def save_critic_of_trunk(actor: Any, critic: Any, folder: Path) -> None:
     save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 
-def open_adapter(model: Any, folder: Path, *, is_trainable: bool = False) -> Any:
-    """Put the adapter of a folder on its base model."""
-    return _import_peft().PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
+def load_adapted(folder: Path, load_base: Callable[[str], Any], *, is_trainable: bool = False) -> Any:
+    """
+    Load a base model and the adapter of a folder on it.
+
+    Args:
+        folder (`Path`): Holds the adapter, whose configuration names the base model.
+        load_base (`Callable`): Loads the base model by its id or path.
+        is_trainable (`bool`, *optional*, defaults to `False`): Whether the adapter is trained further.
+    """
+    base = load_base(read_json(folder / ADAPTER_CONFIG)["base_model_name_or_path"])
+    return _import_peft().PeftModel.from_pretrained(base, str(folder), is_trainable=is_trainable)
 
 
 def load_adapter(model: Any, folder: Path) -> None:
@@ -277,7 +287,7 @@ def _head_state(critic: Any) -> dict[str, torch.Tensor]:
 
 
 def trained(parameters: Iterable[nn.Parameter]) -> int:
-    """Count the numbers that training moves."""
+    """Count the numbers that training changes."""
     return sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
 
 

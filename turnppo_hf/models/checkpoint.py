@@ -1,16 +1,14 @@
-"""Actor at the root, `critic/` beside it, the run's record and the pending rollout batch: saved and read back."""
+"""Networks and their record in, a checkpoint out (actor at the root, `critic/` beside it), and back."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from turnppo_hf.hub.agent_record import RECORD_FILE, SCHEMA_VERSION
+from turnppo_hf.hub.agent_record import AgentRecord
 from turnppo_hf.hub.files import CRITIC_FOLDER
 from turnppo_hf.models.actor_critic import ActorCritic
 from turnppo_hf.models.adapters import (
@@ -26,7 +24,7 @@ from turnppo_hf.models.adapters import (
 def save_networks(
     model: ActorCritic,
     tokenizer: PreTrainedTokenizerBase,
-    record: dict[str, Any],
+    record: AgentRecord,
     folder: str,
     states: Mapping[str, dict[str, torch.Tensor]] | None = None,
 ) -> None:
@@ -50,10 +48,10 @@ def save_networks(
                 save_critic_of_trunk(model.actor, network, part)
             else:
                 network.save_pretrained(part, state_dict=state)
-            if not had_card:  # PEFT leaves one that says nothing
+            if not had_card:  # PEFT writes an empty one
                 (part / "README.md").unlink(missing_ok=True)
     tokenizer.save_pretrained(path)
-    (path / RECORD_FILE).write_text(json.dumps({"schema_version": SCHEMA_VERSION, **record}, indent=2) + "\n")
+    record.save(path)
 
 
 def load_networks(model: ActorCritic, folder: str) -> None:

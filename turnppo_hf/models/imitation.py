@@ -1,8 +1,7 @@
-"""Demonstrations, tokenizers and untrained actors, and how they are written: what the scripts of this folder share."""
+"""Demonstrations, tokenizers and untrained actors for the scripts that make the packaged ones, and their saving."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from turnppo_hf.hub.agent_record import RECORD_FILE, SCHEMA_VERSION
+from turnppo_hf.hub.agent_record import AgentRecord
 
 SPECIAL = ("<|unknown|>", "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 TEMPLATE = (
@@ -77,8 +76,8 @@ def make_demonstrations(
         environment (`gymnasium.Env`): One of ours, with `random_completion`.
         expert (`Callable`): Returns the texts of its next turns; a random one is played where it has none.
         num_episodes (`int`): Conversations.
-        noise (`float`): Share of turns whose action is drawn at random instead, so that the demonstrations also show
-            how to go on from a mistake.
+        noise (`float`): Fraction of turns with an action that is drawn at random instead, so that the demonstrations
+            also show how to go on from a mistake.
         seed (`int`): Of the tasks and the noise.
     """
     rng = np.random.default_rng(seed)
@@ -110,10 +109,4 @@ def write_actor(
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
     limits = {"max_turns": None, "max_turn_length": max_turn_length, "max_completion_length": max_completion_length}
-    record = {
-        "schema_version": SCHEMA_VERSION,
-        "environment": environment,
-        "environment_kwargs": environment_kwargs,
-        "limits": limits,
-    }
-    (target / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
+    AgentRecord(limits=limits, environment=environment, environment_kwargs=environment_kwargs).save(target)

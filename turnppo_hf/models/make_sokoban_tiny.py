@@ -1,7 +1,7 @@
 """Make the embedded starting actor: a small Llama with a character tokenizer, cloned from a solver's demonstrations.
 
 `python -m turnppo_hf.models.make_sokoban_tiny` writes `turnppo_hf/models/sokoban_tiny` again, in some minutes on two
-cores. The imitation stops early on purpose: the actor knows how to answer and a little of how to play, and
+cores. The imitation stops early on purpose: the actor answers in the right format and plays a little, and
 reinforcement learning has the rest to do.
 """
 

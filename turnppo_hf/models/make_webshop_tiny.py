@@ -2,7 +2,7 @@
 
 `python -m turnppo_hf.models.make_webshop_tiny` makes one like the packaged `turnppo_hf/models/webshop_tiny`, in half
 an hour on two cores. It first learns to find a product's number in a list, then plays in other generated shops than
-the one that is trained and judged in. It imitates many turns that are drawn at random: the actor knows how to search,
+the one that is trained and judged in. It imitates many turns that are drawn at random: the actor can search,
 click and buy, and reinforcement learning has the rest to do.
 """
 
@@ -127,7 +127,7 @@ def make_plays(folder: Path, num_shops: int, num_episodes: int, noise: float, se
 
 def imitate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, plays: Dataset, batch_size: int) -> None:
     """
-    Train on what the assistant says in each conversation, once.
+    Train on the assistant's messages of each conversation, once.
 
     Pages are long and answers short: logits are made for the answers only, which halves the time of a step beside a
     trainer that makes all.
@@ -150,14 +150,14 @@ def imitate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, plays: 
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, 30, len(batches))
     for batch in (progress := tqdm(batches)):
-        ids, said = (
+        ids, trained = (
             pad_sequence([torch.tensor(row[name]) for row in batch], batch_first=True)
             for name in ("input_ids", "assistant_masks")
         )
-        said = said[:, 1:].bool()
+        trained = trained[:, 1:].bool()
         # no token that counts sees the padding, which is to its right
         hidden = model.model(ids).last_hidden_state[:, :-1]
-        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[said]), ids[:, 1:][said])
+        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[trained]), ids[:, 1:][trained])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

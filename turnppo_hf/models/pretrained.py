@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from transformers.utils import logging
 
 from turnppo_hf.hub.client import fetch
 from turnppo_hf.hub.exceptions import ReleaseError
-from turnppo_hf.hub.files import CRITIC_FOLDER, check_is_model, read_json
-from turnppo_hf.models.adapters import ADAPTER_CONFIG, open_adapter
+from turnppo_hf.hub.files import CRITIC_FOLDER, check_is_model
+from turnppo_hf.models.adapters import ADAPTER_CONFIG, load_adapted
 
 # name -> folder in turnppo_hf/models
 EMBEDDED_MODELS = {"tiny": "sokoban_tiny", "tiny-webshop": "webshop_tiny", "tiny-trained": "sokoban_turnppo"}
@@ -56,7 +57,7 @@ def load_agent_networks(folder: Path, dtype: Any) -> tuple[PreTrainedModel, PreT
         `tuple`: the actor, and the critic or `None`.
     """
     try:
-        actor = _load_whole(AutoModelForCausalLM, folder, dtype)
+        actor = _load_network(AutoModelForCausalLM, folder, dtype)
         critic = _load_critic(folder, dtype)
     except ReleaseError:
         raise
@@ -69,11 +70,10 @@ def load_agent_networks(folder: Path, dtype: Any) -> tuple[PreTrainedModel, PreT
     return actor.eval(), None if critic is None else critic.eval()
 
 
-def _load_whole(kind: Any, folder: Path, dtype: Any) -> PreTrainedModel:
-    """Load a network, and refuse one whose missing weights would be random numbers."""
+def _load_network(kind: Any, folder: Path, dtype: Any) -> PreTrainedModel:
+    """Load a network, and refuse one with missing weights, which would be random numbers."""
     if (folder / ADAPTER_CONFIG).exists():
-        base = read_json(folder / ADAPTER_CONFIG)["base_model_name_or_path"]
-        return open_adapter(kind.from_pretrained(base, dtype=dtype, use_safetensors=True), folder)
+        return load_adapted(folder, partial(kind.from_pretrained, dtype=dtype, use_safetensors=True))
     network, info = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
     missing = sorted(info["missing_keys"])
     if missing:
@@ -89,19 +89,21 @@ def _load_critic(folder: Path, dtype: Any) -> PreTrainedModel | None:
     if not part.is_dir():
         return None
     if not (part / ADAPTER_CONFIG).exists():
-        return _load_whole(AutoModelForTokenClassification, part, dtype)
+        return _load_network(AutoModelForTokenClassification, part, dtype)
+    critic: PreTrainedModel = load_adapted(part, partial(_load_critic_base, dtype=dtype))
+    return critic
+
+
+def _load_critic_base(base: str, dtype: Any) -> PreTrainedModel:
     # transformers would look for the base model's configuration in a folder `critic` of the base, with two labels
-    settings = read_json(part / ADAPTER_CONFIG)
-    base = settings["base_model_name_or_path"]
     config = AutoConfig.from_pretrained(base, num_labels=1)
     config.classifier_dropout = 0.0
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it would warn of a head without weights, which the adapter brings
     try:
-        backbone = AutoModelForTokenClassification.from_pretrained(
+        backbone: PreTrainedModel = AutoModelForTokenClassification.from_pretrained(
             base, config=config, dtype=dtype, use_safetensors=True
         )
     finally:
         logging.set_verbosity(verbosity)
-    critic: PreTrainedModel = open_adapter(backbone, part)
-    return critic
+    return backbone

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import PreTrainedModel
+
+from turnppo_hf._trl import get_config_model_id
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
+
+
+def default_arguments(model: str | PreTrainedModel) -> TurnPPOConfig:
+    """Return the configuration of a training that is given none: it writes to `<model name>-TurnPPO`."""
+    name = model if isinstance(model, str) else get_config_model_id(model.config)
+    return TurnPPOConfig(f"{name.split('/')[-1]}-TurnPPO")
 
 
 def check_arguments(

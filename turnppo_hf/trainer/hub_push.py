@@ -19,7 +19,7 @@ from transformers.utils import logging
 from turnppo_hf.hub.background import BackgroundPushes, stage
 from turnppo_hf.hub.card.card import README, prepare_release
 from turnppo_hf.hub.card.merge import merge_cards
-from turnppo_hf.hub.client import create_repository, push_folder, read_card
+from turnppo_hf.hub.client import create_repository, push_checkpoint, push_release, read_card
 from turnppo_hf.hub.exceptions import PushError
 from turnppo_hf.hub.http_errors import explain, redact
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
@@ -68,14 +68,14 @@ class HubPusher:
             logger.warning("%s Training starts all the same, and every push tries to create it.", error)
 
     def push_release(
-        self, write_card: Callable[[], None], message: str, target: Mapping[str, Any], *, blocking: bool
+        self, write_card: Callable[[], None], message: str | None, target: Mapping[str, Any], *, blocking: bool
     ) -> CommitInfo | Future[CommitInfo]:
         """
         Push the output folder as one commit, after the pushes under way.
 
         Args:
             write_card (`Callable`): Writes the folder's card, once the repository's full name is found.
-            message (`str`): Of the commit.
+            message (`str`, *optional*): Of the commit, `"End of training"` by default.
             target (`Mapping`): `token`, `revision` and `private`; None leaves the configuration's.
             blocking (`bool`): Whether to wait for it.
 
@@ -86,7 +86,7 @@ class HubPusher:
         where = self._target(**target)
         self._find_namespace(where)
         write_card()
-        push = partial(self._push_folder, Path(str(self.args.output_dir)), message, where)
+        push = partial(self._push_folder, Path(str(self.args.output_dir)), message or "End of training", where)
         return push() if blocking else self.background.submit(push)
 
     def push_checkpoint(self, folder: Path, state: TrainerState, on_begin: Callable[[], Any]) -> None:
@@ -146,12 +146,11 @@ class HubPusher:
             if folder := names.get(self.args.hub_strategy):  # type: ignore[call-overload]  # an enum after __post_init__
                 # what a run resumes from, pickles of its optimizer included, because the strategy asks for it
                 added = {path.relative_to(copy).as_posix() for path in copy.rglob("*")} - saved
-                push_folder(
+                push_checkpoint(
                     copy,
                     str(self.repo_id),
+                    folder,
                     message=f"{message}, checkpoint",
-                    path_in_repo=folder,
-                    replace=True,
                     ignore_patterns=tuple(glob.escape(name) for name in added),
                     **target,
                 )
@@ -165,7 +164,7 @@ class HubPusher:
         if published is not None:
             card = folder / README
             card.write_text(merge_cards(published, card.read_text(encoding="utf-8")), encoding="utf-8")
-        return push_folder(folder, str(self.repo_id), message=message, release=True, **target)
+        return push_release(folder, str(self.repo_id), message=message, **target)
 
     def _target(self, **given: Any) -> dict[str, Any]:
         """Return where and as whom to push: what is given, else what the configuration names."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from turnppo_hf.evaluation.calibration import explained_variance
 from turnppo_hf.trajectory import StopReason, Trajectory
 
 
@@ -99,14 +100,6 @@ METRICS = (
 )
 
 
-def explained_variance(returns: torch.Tensor, values: torch.Tensor) -> float:
-    """Return 1 - Var(returns - values) / Var(returns) of 1-D tensors; NaN where the returns are all equal."""
-    variance = returns.double().var(correction=0)
-    if not len(returns) or variance == 0:
-        return math.nan
-    return float(1.0 - (returns.double() - values.double()).var(correction=0) / variance)
-
-
 def rollout_metrics(
     trajectories: Sequence[Trajectory], *, bootstrap_truncated: bool | None = None
 ) -> dict[str, float]:
@@ -191,7 +184,7 @@ def credit_metrics(credit: Mapping[str, torch.Tensor], *, with_critic: bool) -> 
     metrics |= {
         "value/mean": float(values.mean()),
         "returns/mean": float(returns.mean()),
-        "explained_variance": explained_variance(returns, values),
+        "explained_variance": explained_variance(returns.cpu().numpy(), values.cpu().numpy()),
     }
     spread = values.std(correction=0) * returns.std(correction=0)
     if spread > 0:

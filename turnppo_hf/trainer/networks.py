@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedModel
 
 from turnppo_hf._trl import create_model_from_path
-from turnppo_hf.hub.files import check_critic, read_json
+from turnppo_hf.hub.files import check_critic
 from turnppo_hf.models.actor_critic import ActorCritic, critic_from_actor, disable_dropout
 from turnppo_hf.models.adapters import (
     ADAPTER_CONFIG,
@@ -22,9 +22,9 @@ from turnppo_hf.models.adapters import (
     in_float32,
     is_adapted,
     keep_layout,
+    load_adapted,
     load_adapter,
     load_head,
-    open_adapter,
     remember_as_given,
     unadapted,
 )
@@ -103,8 +103,10 @@ def load_actor(
 
 def _from_pretrained(model: str, kwargs: dict[str, Any]) -> PreTrainedModel:
     if (Path(model) / ADAPTER_CONFIG).exists():
-        base = read_json(Path(model) / ADAPTER_CONFIG)["base_model_name_or_path"]
-        return open_adapter(_from_pretrained(base, kwargs), Path(model), is_trainable=True)
+        adapted: PreTrainedModel = load_adapted(
+            Path(model), lambda base: _from_pretrained(base, kwargs), is_trainable=True
+        )
+        return adapted
     try:
         return create_model_from_path(model, AutoModelForCausalLM, **kwargs)
     except ImportError as error:

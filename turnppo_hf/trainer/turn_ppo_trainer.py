@@ -19,21 +19,24 @@ from transformers.integrations.deepspeed import propagate_args_to_deepspeed
 
 from turnppo_hf._trl import BaseTrainer, get_config_model_id, identity
 from turnppo_hf.environments.factory import EnvironmentFactory, open_environments
+from turnppo_hf.evaluation.results import HeldOut
+from turnppo_hf.hub.agent_record import AgentRecord, Example
 from turnppo_hf.hub.card.card import prepare_release
 from turnppo_hf.models.actor_critic import ActorCritic
 from turnppo_hf.models.checkpoint import load_networks
 from turnppo_hf.ppo.batch import stack
 from turnppo_hf.rollout.chat import Chat
 from turnppo_hf.rollout.rewards import Rewards
-from turnppo_hf.trainer.arguments import check_arguments
+from turnppo_hf.trainer.arguments import check_arguments, default_arguments
 from turnppo_hf.trainer.collector import Collector
 from turnppo_hf.trainer.distributed import Sharding, StepInDeepSpeed, WholeNetworks, shard_on_cpu
 from turnppo_hf.trainer.hub_push import HubPusher
 from turnppo_hf.trainer.metrics import rollout_metrics
 from turnppo_hf.trainer.networks import build_networks, check_launch
 from turnppo_hf.trainer.optimizer_step import pick_minibatch, update_again, update_once
+from turnppo_hf.trainer.record import agent_record, find_example
 from turnppo_hf.trainer.rollout_batch import RolloutBatch, check_failures, pending_file
-from turnppo_hf.trainer.saving import checkpoint_on_error, make_record, save_run
+from turnppo_hf.trainer.saving import checkpoint_on_error, save_run
 from turnppo_hf.trainer.tasks import check_eval_tasks, check_tasks, load_rows
 from turnppo_hf.trainer.training_log import TrainingLog
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
@@ -112,9 +115,7 @@ class TurnPPOTrainer(BaseTrainer):
         environment_factory: EnvironmentFactory | Mapping[str, EnvironmentFactory] | None = None,
         value_model: str | PreTrainedModel | None = None,
     ) -> None:
-        if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = TurnPPOConfig(f"{name.split('/')[-1]}-TurnPPO")
+        args = default_arguments(model) if args is None else args
         check_arguments(
             reward_funcs, args, train_dataset, reward_processing_classes, tools, rollout_func, environment_factory
         )
@@ -128,9 +129,11 @@ class TurnPPOTrainer(BaseTrainer):
         )
         if offered := self.environments.tools:
             self.chat.offer_tools(offered)
-        rewards = Rewards(reward_funcs, args.reward_weights, state=lambda: self.state)
+        self.rewards = Rewards(reward_funcs, args.reward_weights, state=lambda: self.state)
         train_dataset = check_tasks(train_dataset, args, self.environment_names)
         check_eval_tasks(eval_dataset, self.environment_names)
+        self.held_out: HeldOut | None = None  # the episodes that the agent is judged on; set before training
+        self._example: Example | None = None
         self.hub = HubPusher(args)
         self._log = TrainingLog(args)
         self._last_trajectories: list[Trajectory] = []  # of all ranks
@@ -166,7 +169,7 @@ class TurnPPOTrainer(BaseTrainer):
             self.environment_names[0],
             train_dataset,
             autocast=self._autocast,
-            rewards=rewards if reward_funcs is not None or self.environments.of_tools else None,
+            rewards=self.rewards if reward_funcs is not None or self.environments.of_tools else None,
             rollout_func=None if rollout_func is None else lambda prompts: rollout_func(prompts, self),
         )
 
@@ -194,15 +197,10 @@ class TurnPPOTrainer(BaseTrainer):
         with checkpoint_on_error(self._checkpoint_now, self.is_in_train):
             with self.whole_networks("actor"):
                 mine, self._last_trajectories = self.collector.collect(rows, batch_number)
-            duration_s = time.perf_counter() - start
-            self._log.add_rollout(
-                self._last_trajectories, self.collector.timing, duration_s, self._logged_by_rewards()
-            )
+            duration_s, of_rewards = time.perf_counter() - start, self.rewards.take_metrics(gather_object)
+            self._log.add_rollout(self._last_trajectories, self.collector.timing, duration_s, of_rewards)
             check_failures(self._last_trajectories, self.args.max_failed_share)
         return [trajectory for trajectory in mine if trajectory.stop_reason is not StopReason.ERROR]
-
-    def _logged_by_rewards(self) -> dict[str, float]:
-        return {} if self.collector.rewards is None else self.collector.rewards.take_metrics(gather_object)
 
     def _checkpoint_now(self) -> str:
         """Save a checkpoint before the run ends with an error; return a sentence with its place."""
@@ -282,11 +280,10 @@ class TurnPPOTrainer(BaseTrainer):
             raise ValueError("There is no `eval_dataset` to evaluate on. Pass one here or to TurnPPOTrainer.")
         with checkpoint_on_error(self._checkpoint_now, self.is_in_train), self.whole_networks("actor"):
             played = self.collector.evaluate(dataset, self.args.eval_temperature)
-        found = {**rollout_metrics(played), **self._logged_by_rewards()}
+        found = {**rollout_metrics(played), **self.rewards.take_metrics(gather_object)}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(dict(metrics))
-        control: Any = self.control  # type: ignore[has-type]
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, control, metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -308,15 +305,18 @@ class TurnPPOTrainer(BaseTrainer):
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
-    def make_record(self) -> dict[str, Any]:
+    def make_record(self) -> AgentRecord:
         """Return what `turnppo.json` holds: the environment, and how the actor is prompted, sampled and judged."""
-        base_model = get_config_model_id(self.model.config)
-        return make_record(self.args, base_model, self.environment_record, self._last_trajectories, self.chat)
+        environment, base_model = self.environment_record, get_config_model_id(self.model.config)
+        if self._example is None:
+            self._example = find_example(self.chat, self._last_trajectories, uses_tools="tools" in environment)
+        return agent_record(
+            self.args, environment, base_model=base_model, evaluation=self.held_out, example=self._example
+        )
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         if self._rollout is not None and self.state.global_step % self.args.updates_per_batch:
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            self._rollout.save(pending_file(folder, self.args))
+            self._rollout.save(pending_file(f"{self.args.output_dir}/checkpoint-{self.state.global_step}", self.args))
         super()._save_checkpoint(model, trial)  # pushes it, too
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
@@ -386,8 +386,8 @@ class TurnPPOTrainer(BaseTrainer):
         if not self.is_world_process_zero():
             return None
         target = {"token": token, "revision": revision, "private": private}
-        message = commit_message or "End of training"
-        return self.hub.push_release(partial(self.create_model_card, **kwargs), message, target, blocking=blocking)
+        write_card = partial(self.create_model_card, **kwargs)
+        return self.hub.push_release(write_card, commit_message, target, blocking=blocking)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         self.accelerator.wait_for_everyone()  # every rank has its own part in a checkpoint

@@ -71,7 +71,7 @@ def test_sokoban_has_no_data_to_speak_of() -> None:
 
 def play(count: int, **kwargs: Any) -> list[Any]:
     agent = TurnPPOAgent.from_pretrained("tiny-webshop", device="cpu")
-    record = {**agent.record["environment_kwargs"], "split": "test", **kwargs}
+    record = {**agent.record.environment_kwargs, "split": "test", **kwargs}
     tasks = [{"seed": 1_000_000 + number} for number in range(count)]
     return agent.play_tasks(lambda: make_environment("turnppo_hf/WebShop-v0", **record), tasks, temperature=1.0)
 
@@ -97,6 +97,6 @@ def test_packaged_shopper_is_recorded_with_its_environment() -> None:
 
 def test_trajectories_of_other_environments_log_no_such_share() -> None:
     agent = TurnPPOAgent.from_pretrained("tiny", device="cpu")
-    kwargs = agent.record["environment_kwargs"]
+    kwargs = agent.record.environment_kwargs
     played = agent.play_tasks(lambda: make_environment("turnppo_hf/Sokoban-v0", **kwargs), [{"seed": 1}])
     assert "synthetic" not in rollout_metrics(played)

@@ -19,7 +19,7 @@ def critic_calibration(
     trajectories: Sequence[Trajectory], output: str | Path, *, gamma: float, theme: ThemeName = "light"
 ) -> Path:
     """
-    Draw what the critic said before each turn against the return that followed, see [`calibration_points`].
+    Draw the critic's value before each turn against the return that followed, see [`calibration_points`].
 
     Beside each turn it shows the mean return of turns with similar values, see [`grouped_means`], and where both are
     equal.
@@ -94,4 +94,4 @@ def _title(points: CalibrationPoints, environment: str) -> str:
     episodes = len(np.unique(points.episodes))
     title = f"Explained variance {explained}, {len(points.values)} turns of {episodes} episodes, {environment}"
     left_out = [f"{count} {why}" for count, why in ((points.cut, "cut"), (points.failed, "failed")) if count]
-    return f"{title}\nwithout {' and '.join(left_out)} episodes, whose return is unknown" if left_out else title
+    return f"{title}\nwithout {' and '.join(left_out)} episodes of unknown return" if left_out else title

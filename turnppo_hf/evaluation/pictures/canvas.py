@@ -28,7 +28,7 @@ class Canvas:
         paper (`str`): Color of the background.
 
     Raises:
-        `ImportError`: Pillow or matplotlib, whose fonts are used, is missing.
+        `ImportError`: Pillow is missing, or matplotlib, which provides the fonts.
     """
 
     def __init__(self, size: tuple[int, int], paper: str) -> None:
@@ -180,7 +180,7 @@ def require_pillow() -> None:
     Check that frames can be drawn.
 
     Raises:
-        `ImportError`: Pillow or matplotlib, whose fonts are used, is missing.
+        `ImportError`: Pillow is missing, or matplotlib, which provides the fonts.
     """
     try:
         import matplotlib  # noqa: F401
@@ -198,7 +198,7 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     from PIL import ImageFont
 
     file = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")
-    # without shaping a character is as wide as the font says, wherever Pillow was built
+    # without shaping a character is as wide as in the font, wherever Pillow was built
     return ImageFont.truetype(str(file), size, layout_engine=ImageFont.Layout.BASIC)
 
 
@@ -213,7 +213,7 @@ def _length(text: str, size: int, bold: bool) -> float:
 
 
 def _is_wider(text: str, size: int, width: float, bold: bool) -> bool:
-    """Tell whether a line is wider than a width; of a long text only what could fit is measured."""
+    """Whether a line is wider than a width; of a long text only what could fit is measured."""
     return _length(text[: _most_characters(width)], size, bold) > width
 
 

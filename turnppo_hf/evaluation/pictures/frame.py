@@ -44,7 +44,7 @@ class Frame:
     values_are_critics: bool = True  # else they are the returns so far
     board: tuple[str, ...] | None = None  # rows in RAGEN's symbols; None where `page` is shown
     page: str = ""  # the environment's text
-    wish: str = ""  # what the page's visitor wants, shown above every page; empty where nothing says so
+    wish: str = ""  # what the page's visitor wants, shown above every page; empty where there is none
     moves: tuple[str, ...] = ()  # the action's moves on a board: Up, Down, Left, Right
     moves_done: int = 0  # of `moves`
     reward: float | None = None  # of the turn; None while it is being played

@@ -1,7 +1,7 @@
 """
 A Sokoban board in RAGEN's symbols in, its picture out.
 
-Every kind of cell has a form of its own, so they are told apart without color: bricks, nothing, a ring, a crate with a
+Every kind of cell has a form of its own, so they are distinct without color: bricks, nothing, a ring, a crate with a
 cross, a crate with a tick, a figure, a figure in a ring.
 """
 

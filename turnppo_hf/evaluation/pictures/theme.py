@@ -1,4 +1,4 @@
-"""A theme's name in, its colors out: for light and for dark pages of the Hub, told apart without red and green."""
+"""A theme's name in, its colors out: for light and for dark pages of the Hub, distinct without red and green."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
+from turnppo_hf.evaluation.summary import Summary
+from turnppo_hf.hub.agent_record import AgentRecord
 from turnppo_hf.hub.card import text as card_text
 from turnppo_hf.hub.card.merge import TEMPLATE, merge_cards
 from turnppo_hf.hub.card.pictures import draw_pictures, picture_facts
@@ -59,11 +61,11 @@ def prepare_release(
     _forget_places(path, run.record)
     draw_pictures(run, path)
     build_wheel(path / WHEELS)
-    if "after" in run.results:
+    if run.results.after is not None:
         results = path / EVAL_RESULTS_FILE
         results.parent.mkdir(exist_ok=True)
-        after, name = run.results["after"], dataset or f"{repo_id or run.name}-episodes"
-        entries = eval_results(after, run, name, card_text.seeds_and_temperature(run))
+        name = dataset or f"{repo_id or run.name}-episodes"
+        entries = eval_results(run.results.after, run, name, card_text.seeds_and_temperature(run))
         results.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), encoding="utf-8")
     text = _render(run, path, repo_id, title=title, dataset=dataset, tags=tags)
     old = [(path / README).read_text(encoding="utf-8")] if (path / README).exists() else []
@@ -72,16 +74,16 @@ def prepare_release(
     (path / README).write_text(text, encoding="utf-8")
 
 
-def _forget_places(folder: Path, record: Mapping[str, Any]) -> None:
-    """Shorten the paths of this machine in what is published, and name those that stay: the agent needs them."""
+def _forget_places(folder: Path, record: AgentRecord) -> None:
+    """Shorten the paths of this machine in what is published, and warn of those that the agent needs."""
     state = folder / "trainer_state.json"
     if state.exists():
         content = read_json(state)
         best = content.get("best_model_checkpoint")
         if isinstance(best, str) and Path(best).name != best:
             state.write_text(json.dumps({**content, "best_model_checkpoint": Path(best).name}, indent=2) + "\n")
-    for kwargs in (record.get("environment_kwargs", {}), record.get("evaluation", {}).get("environment_kwargs", {})):
-        for name, value in kwargs.items():
+    for kwargs in (record.environment_kwargs, record.evaluation.environment_kwargs):
+        for name, value in (kwargs or {}).items():
             if isinstance(value, str) and Path(value).is_absolute():
                 logger.warning(
                     "The environment's argument `%s` is %r, a path of this machine. It is published with the agent, "
@@ -124,44 +126,49 @@ def _render(
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
-def eval_results(row: Mapping[str, Any], run: RunRecord, dataset: str, protocol: str) -> list[EvalResultEntry]:
+def eval_results(summary: Summary, run: RunRecord, dataset: str, protocol: str) -> list[EvalResultEntry]:
     """
-    Say the result of one evaluation in the Hub's format of `.eval_results`.
+    Return the result of one evaluation in the Hub's format of `.eval_results`.
 
     Args:
-        row (`Mapping`): A player's summary, as in `results.json`.
+        summary ([`Summary`]): The result.
         run (`RunRecord`): Of the agent that was evaluated.
-        dataset (`str`): Id of the dataset that stands for the task.
+        dataset (`str`): Id of the dataset that represents the task.
         protocol (`str`): How it was played, such as "seeds 5 to 12, temperature 0".
     """
     task = card_text.environment_name(run).lower()
-    values = {"success_rate": row.get("success_rate"), "mean_return": row.get("mean_return")}
-    notes = f"{row['episodes']} episodes, {protocol}, {DISTRIBUTION} {metadata.version(DISTRIBUTION)}"
+    notes = f"{summary.episodes} episodes, {protocol}, {DISTRIBUTION} {metadata.version(DISTRIBUTION)}"
     return [
         EvalResultEntry(dataset_id=dataset, task_id=f"{task}_{metric}", value=value, notes=notes)
-        for metric, value in values.items()
-        if value is not None
+        for metric, value in _metrics(summary).items()
     ]
+
+
+def _metrics(summary: Summary | None) -> dict[str, float]:
+    """Name what is reported of an evaluation; the success only where it is defined."""
+    if summary is None:
+        return {}
+    success = {} if summary.success_rate is None else {"success_rate": summary.success_rate}
+    return {**success, "mean_return": summary.mean_return}
 
 
 def _front_matter(run: RunRecord, repo: str, dataset: str | None, tags: Sequence[str] | None) -> ModelCardData:
     name = card_text.environment_name(run)
-    base = str(run.record.get("base_model") or "")
+    base = run.record.base_model or ""
     on_hub = base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else None
-    row = run.results.get("after", {})
-    metrics = {"success_rate": row.get("success_rate"), "mean_return": row.get("mean_return")}
+    after = run.results.after
     scores = [
         EvalResult(
             task_type="reinforcement-learning",
             task_name="reinforcement-learning",
             dataset_type=name.lower(),
-            dataset_name=f"{run.record.get('environment')}, {row['episodes']} held-out episodes",
+            dataset_name=f"{run.record.environment}, {after.episodes} held-out episodes",
             metric_type=metric,
             metric_name=metric,
             metric_value=round(value, 4),
         )
-        for metric, value in metrics.items()
-        if value is not None
+        for metric, value in _metrics(after).items()
+        if after is not None
     ]
     found: dict[str, Any] = {
         "library_name": "peft" if run.is_adapter else "transformers",
@@ -170,7 +177,7 @@ def _front_matter(run: RunRecord, repo: str, dataset: str | None, tags: Sequence
         "base_model_relation": ("adapter" if run.is_adapter else "finetune") if on_hub else None,
         "datasets": [dataset] if dataset else None,
         "tags": list(dict.fromkeys([*_TAGS, name.lower(), *(tags or ())])),
-        "metrics": [metric for metric, value in metrics.items() if value is not None] or None,
+        "metrics": list(_metrics(after)) or None,
         "eval_results": scores or None,
         "model_name": repo.rpartition("/")[2] if scores else None,
     }
@@ -180,25 +187,23 @@ def _front_matter(run: RunRecord, repo: str, dataset: str | None, tags: Sequence
 
 
 def _facts(run: RunRecord, folder: Path) -> dict[str, Any]:
-    example = run.record.get("example", {})
-    evaluation = run.record.get("evaluation", {})
-    temperature = evaluation.get("temperature", 0)
-    messages = example.get("messages") or [{"role": "user", "content": ""}]
-    template_kwargs = run.record.get("chat_template_kwargs", {})
+    record = run.record
+    messages = record.example.messages or [{"role": "user", "content": ""}]
+    template_kwargs = record.chat_template_kwargs or {}
     return {
         "claim": card_text.claim(run),
         "messages": json.dumps(messages, ensure_ascii=False),
         "template_kwargs": "".join(f", {name}={value!r}" for name, value in template_kwargs.items()),
-        "max_new_tokens": run.record.get("limits", {}).get("max_turn_length") or 512,
-        "sampling_arguments": _sampling_arguments(temperature, run.record.get("sampling", {})),
+        "max_new_tokens": (record.limits or {}).get("max_turn_length") or 512,
+        "sampling_arguments": _sampling_arguments(record),
         "is_playable": run.is_playable,
-        "first_seed": evaluation.get("seed", 0),
+        "first_seed": record.evaluation.seed or 0,
         "has_critic": "critic" in run.sizes,
         "results_table": card_text.results_table(run),
         "protocol": card_text.protocol(run),
         "training_evaluation": card_text.training_evaluation(run),
         "environment_table": card_text.environment_table(run),
-        "example_prompt": card_text.fenced(example["prompt"]) if "prompt" in example else "",
+        "example_prompt": "" if record.example.prompt is None else card_text.fenced(record.example.prompt),
         "training_table": card_text.training_table(run),
         "limitations": card_text.limitations(run),
         "carbon": card_text.carbon(run),
@@ -206,12 +211,12 @@ def _facts(run: RunRecord, folder: Path) -> dict[str, Any]:
     }
 
 
-def _sampling_arguments(temperature: float, sampling: Mapping[str, Any]) -> str:
+def _sampling_arguments(record: AgentRecord) -> str:
     """Arguments of transformers' `generate` that draw as the evaluation did; its own default is top-k 50."""
-    if temperature == 0:
+    temperature = record.evaluation.temperature
+    if not temperature:
         return "do_sample=False"
-    top_k, top_p = sampling.get("top_k", 0), sampling.get("top_p", 1.0)
-    return f"do_sample=True, temperature={temperature:g}, top_k={top_k}, top_p={top_p:g}"
+    return f"do_sample=True, temperature={temperature:g}, top_k={record.top_k}, top_p={record.top_p:g}"
 
 
 def _template() -> jinja2.Template:

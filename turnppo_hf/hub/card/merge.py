@@ -31,7 +31,7 @@ def merge_cards(old: str, new: str) -> str:
 
     A section (of the second level) is the user's where its heading is none of the template's, or where it holds
     `<!-- keep: true -->`; it comes after the section that it followed. Of a card that is none of ours everything is
-    the user's: sections under our headings, and what stands before the first, are kept under headings that say so.
+    the user's: sections under our headings, and what precedes the first, are kept under headings that name them so.
 
     Args:
         old (`str`): A card, of whatever form.

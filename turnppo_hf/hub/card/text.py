@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from turnppo_hf.evaluation.learning_curve import ALGORITHM_NAMES
+from turnppo_hf.evaluation.results import ComparedRun, RunResults
+from turnppo_hf.evaluation.summary import Summary
 from turnppo_hf.hub.run_record import RunRecord
 from turnppo_hf.hub.wheel import DISTRIBUTION
+from turnppo_hf.ppo.algorithms import ALGORITHMS
 
-_METHODS = {
-    "turn_ppo": "turn-level PPO (Turn-PPO: one advantage and one clipped ratio per turn, a critic, GAE over turns)",
-    "token_ppo": "token-level PPO (an advantage and a clipped ratio per token, a critic, GAE over tokens)",
-    "grpo": "GRPO (one advantage per episode, relative to its group; no critic)",
-    "rloo": "RLOO (one advantage per episode, against the rest of its group; no critic)",
-}
 # key of training_config.json -> its name in the card
 _HYPERPARAMETERS = {
     "gamma": "discount per turn, gamma",
@@ -45,14 +42,14 @@ _HYPERPARAMETERS = {
     "bf16": "bf16 autocast",
     "seed": "seed",
 }
-_ONLY_FOR = {"token_ppo": ("token_gamma", "token_lam"), "turn_ppo": ("gamma", "lam")}
+_DISCOUNTS = ("gamma", "lam", "token_gamma", "token_lam")
 _CRITIC_KEYS = ("critic_lr_multiplier", "critic_warmup_steps", "cliprange_value")
 
 
 def environment_name(run: RunRecord) -> str:
     """The environment's name without namespace and version, such as `Sokoban`."""
-    identifier = run.record.get("environment") or run.record.get("environment_name") or "a custom environment"
-    return str(identifier).rpartition("/")[2].rpartition("-v")[0] or str(identifier)
+    identifier = run.record.environment or run.record.environment_name or "a custom environment"
+    return identifier.rpartition("/")[2].rpartition("-v")[0] or identifier
 
 
 def claim(run: RunRecord) -> str:
@@ -60,24 +57,24 @@ def claim(run: RunRecord) -> str:
     adapter = " of an adapter" if run.is_adapter else ""
     millions = " and ".join(f"{_count(size)} parameters ({name}{adapter})" for name, size in run.sizes.items())
     kind = f"{run.model_type} " if run.model_type else ""
-    base = run.record.get("base_model")
+    base, method = run.record.base_model, run.record.method
     origin = f", starting from {_linked(base)}" if base else ""
-    method = f", trained with {_METHODS[run.algorithm]}" if run.algorithm else ""
+    how = f", trained with {method.summary}" if method else ""
     article = "An" if (kind or "agent").startswith(tuple("aeiouAEIOU")) else "A"
-    trained = f"{article} {kind}agent of {millions} for {environment_name(run)}{origin}{method}."
-    before, after = run.results.get("before", {}), run.results.get("after")
-    if not after:
+    trained = f"{article} {kind}agent of {millions} for {environment_name(run)}{origin}{how}."
+    before, after = run.results.before, run.results.after
+    if after is None:
         return trained
-    success, start = after.get("success_rate"), before.get("success_rate")
-    if success is not None:
+    if after.success_rate is not None and after.success_low is not None and after.success_high is not None:
+        start = None if before is None else before.success_rate
         since = "" if start is None else f"; before training it was {percent(start)}"
         return (
-            f"{trained} On {after['episodes']} held-out episodes it succeeds in **{percent(success)}** "
-            f"(95 % interval {percent(after['success_low'])} to {percent(after['success_high'])}){since}."
+            f"{trained} On {after.episodes} held-out episodes it succeeds in **{percent(after.success_rate)}** "
+            f"(95 % interval {percent(after.success_low)} to {percent(after.success_high)}){since}."
         )
-    since = f"; before training it was {before['mean_return']:.2f}" if "mean_return" in before else ""
+    since = "" if before is None else f"; before training it was {before.mean_return:.2f}"
     return (
-        f"{trained} On {after['episodes']} held-out episodes its mean return is **{after['mean_return']:.2f}** ± "
+        f"{trained} On {after.episodes} held-out episodes its mean return is **{after.mean_return:.2f}** ± "
         f"{_error(after)} (standard error){since}."
     )
 
@@ -85,21 +82,21 @@ def claim(run: RunRecord) -> str:
 def results_table(run: RunRecord) -> str:
     """The agent beside its start, the runs it is compared with, and reference players of the same episodes."""
     results = run.results
-    if "after" not in results:
+    if results.after is None:
         return ""
-    names = {"before": "before training", "random": "random player", "expert": "scripted player"}
-    names["optimal"] = "optimal player"
-    rows = [(names["before"], "", results.get("before"))]
-    method = f" ({ALGORITHM_NAMES[run.algorithm]})" if run.algorithm else ""
-    rows.append((f"**this agent{method}**", _steps(results), results["after"]))
-    for other in run.comparison:
-        seed = f", seed {other['seed']}" if "seed" in other else ""
-        rows.append((ALGORITHM_NAMES[other["algorithm"]] + seed, _steps(other), other.get("after")))
-    rows += [(names[player], "", results.get(player)) for player in ("random", "expert", "optimal")]
+    method = f" ({run.record.method.title})" if run.record.method else ""
+    rows = [
+        ("before training", "", results.before),
+        (f"**this agent{method}**", _steps(results), results.after),
+        *((_name_of(other), _steps(other), other.after) for other in run.comparison),
+        ("random player", "", results.random),
+        ("scripted player", "", results.expert),
+        ("optimal player", "", results.optimal),
+    ]
     lines = [
-        (name, steps, str(row["episodes"]), _success(row), f"{row['mean_return']:.2f} ± {_error(row)}")
+        (name, steps, str(row.episodes), _success(row), f"{row.mean_return:.2f} ± {_error(row)}")
         for name, steps, row in rows
-        if row
+        if row is not None
     ]
     header = ("player", "trained for", "episodes", "success (95 % interval)", "mean return ± standard error")
     return _table(header, lines)
@@ -107,21 +104,19 @@ def results_table(run: RunRecord) -> str:
 
 def seeds_and_temperature(run: RunRecord) -> str:
     """How the held-out episodes were chosen and played."""
-    held_out = run.results.get("held_out", {})
-    temperature = held_out.get("temperature", 0)
-    how = "greedy" if temperature == 0 else f"sampled at temperature {temperature:g}"
-    if "tasks" in held_out or "seed" not in held_out:
+    held_out = run.results.held_out
+    how = f"sampled at temperature {held_out.temperature:g}" if held_out.temperature else "greedy"
+    if held_out.tasks is not None or held_out.seed is None or held_out.episodes is None:
         return f"the recorded tasks, {how}"
-    return f"seeds {held_out['seed']} to {held_out['seed'] + held_out['episodes'] - 1}, {how}"
+    return f"seeds {held_out.seed} to {held_out.seed + held_out.episodes - 1}, {how}"
 
 
 def protocol(run: RunRecord) -> str:
     """How the figures of the table were made."""
-    others = [other for other in run.comparison if other.get("command")]
-    commands = "; ".join(f"`{other['command']}`" for other in others)
+    commands = "; ".join(f"`{other.command}`" for other in run.comparison if other.command)
     compared = f" The runs beside it: {commands}." if commands else ""
     return (
-        f"Held-out episodes, {seeds_and_temperature(run)}, one training run (seed {run.results.get('seed')}); "
+        f"Held-out episodes, {seeds_and_temperature(run)}, one training run (seed {run.results.seed}); "
         "intervals are over episodes, not over training seeds. Success has Wilson intervals, the return leaves format "
         f"penalties out.{compared}"
     )
@@ -130,7 +125,7 @@ def protocol(run: RunRecord) -> str:
 def training_evaluation(run: RunRecord) -> str:
     """The last evaluation during training, where no held-out result was recorded."""
     points = [item for item in run.log_history if "eval_reward" in item and item["step"] <= (run.steps or 0)]
-    if run.results or not points:
+    if run.results.after is not None or not points:
         return ""
     last = points[-1]
     success = f"success {last['eval_success']:.3f}, " if last.get("eval_success") == last.get("eval_success") else ""
@@ -143,26 +138,25 @@ def training_evaluation(run: RunRecord) -> str:
 def environment_table(run: RunRecord) -> str:
     """What is played, by which rules and limits."""
     record = run.record
-    held_out = record.get("evaluation", {}).get("environment_kwargs")
-    limits = {name: value for name, value in record.get("limits", {}).items() if value is not None}
-    sampling = record.get("sampling", {})
+    limits = {name: value for name, value in (record.limits or {}).items() if value is not None}
     rows = {
-        "environment": _code(record.get("environment")),
-        "version": record.get("environment_version"),
-        "data": record.get("data"),
-        "arguments": _code(record.get("environment_kwargs")),
-        "arguments, held out": _code(held_out),
-        "action grammar": _code(record.get("action_grammar")),
+        "environment": _code(record.environment),
+        "version": record.environment_version,
+        "data": record.data,
+        "arguments": _code(record.environment_kwargs),
+        "arguments, held out": _code(record.evaluation.environment_kwargs),
+        "action grammar": _code(record.action_grammar),
         "limits": ", ".join(f"{name} {value}" for name, value in limits.items()),
-        "sampling in training": ", ".join(f"{name} {value:g}" for name, value in sampling.items()),
-        "value is read at": record.get("value_position") if "critic" in run.sizes else None,
+        "sampling in training": ", ".join(f"{name} {value:g}" for name, value in (record.sampling or {}).items()),
+        "value is read at": record.value_position if "critic" in run.sizes else None,
     }
     return _table(("setting", "value"), [(name, str(value)) for name, value in rows.items() if value])
 
 
 def training_table(run: RunRecord) -> str:
     """Hyper-parameters as they were resolved, without what belongs to the machine."""
-    foreign = {name for algorithm, names in _ONLY_FOR.items() if algorithm != run.algorithm for name in names}
+    method = run.record.method
+    foreign = {name for name in _DISCOUNTS if method is None or name not in method.discounts}
     if "critic" not in run.sizes:
         foreign |= set(_CRITIC_KEYS)
     rows = [
@@ -170,30 +164,27 @@ def training_table(run: RunRecord) -> str:
         for key, label in _HYPERPARAMETERS.items()
         if key not in foreign and run.training.get(key) is not None
     ]
-    steps = run.steps
-    if steps is not None:
-        rows.append(("optimizer steps", str(steps)))
-    duration = run.results.get("duration_s", {}).get("training")
-    if duration is not None:
-        rows.append(("training time", f"{duration:.0f} s"))
-    if run.algorithm:
-        rows.insert(0, ("algorithm", ALGORITHM_NAMES[run.algorithm]))
+    if run.steps is not None:
+        rows.append(("optimizer steps", str(run.steps)))
+    if run.results.duration_s is not None:
+        rows.append(("training time", f"{run.results.duration_s.training:.0f} s"))
+    if method is not None:
+        rows.insert(0, ("algorithm", method.title))
     return _table(("setting", "value"), rows) if rows else "How it was trained was not recorded."
 
 
 def reproduce(run: RunRecord, repo: str) -> str:
     """The command that trains it again."""
-    package = run.record.get("package", {})
-    commit = f", commit `{package['commit']}`" if "commit" in package else ""
-    version = f"{package.get('name', DISTRIBUTION)} {package.get('version', '')}".strip() + commit
+    package = run.record.package
+    commit = f", commit `{package.commit}`" if package.commit else ""
+    version = f"{package.name or DISTRIBUTION} {package.version or ''}".strip() + commit
     if not run.training:
         return ""
     if not run.has_train_config:
         return f"Trained with {version}. Every argument is in `training_config.json`."
-    typed = run.results.get("command")
-    said = f" (the run itself: `{typed}`)" if typed else ""
+    typed = f" (the run itself: `{run.results.command}`)" if run.results.command else ""
     return (
-        f"Trained with {version}{said}. Again:\n\n```bash\nhf download {repo} train_config.yaml --local-dir agent\n"
+        f"Trained with {version}{typed}. Again:\n\n```bash\nhf download {repo} train_config.yaml --local-dir agent\n"
         "turnppo train agent/train_config.yaml\n```\n\nEvery argument is in `training_config.json`. Threads and "
         "accelerators add in another order each time, so another run is another sample."
     )
@@ -202,20 +193,20 @@ def reproduce(run: RunRecord, repo: str) -> str:
 def limitations(run: RunRecord) -> str:
     """What the record does not show."""
     name = environment_name(run)
-    lines = [f"Known from {name} with the arguments above only; elsewhere it was not tried."]
-    if "synthetic" in str(run.record.get("data", "")).lower():
+    lines = [f"Evaluated on {name} with the arguments above only."]
+    if "synthetic" in (run.record.data or "").lower():
         lines.append("The data is synthetic: its figures do not compare with those on the original's.")
-    if run.results:
-        others = {other.get("seed") for other in run.comparison if other["algorithm"] == run.algorithm}
-        seeds = len(others | {run.results.get("seed")})
+    if run.results.after is not None:
+        others = {other.seed for other in run.comparison if other.algorithm == run.record.algorithm}
+        seeds = len(others | {run.results.seed})
         lines.append(f"{_number(seeds)} training {'seed' if seeds == 1 else 'seeds'}: the spread over seeds is wider.")
     if "critic" in run.sizes:
         lines.append(
-            "The critic speaks of this agent's own play, format penalties included and discounted; of another "
-            "policy's states it knows less."
+            "The critic predicts the returns of this agent's own play, format penalties included and discounted; for "
+            "the states of another policy its values are less accurate."
         )
     else:
-        lines.append("It has no critic, so it cannot say what it expects.")
+        lines.append("It has no critic, so it gives no values of states.")
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -238,19 +229,23 @@ def fenced(text: str) -> str:
     return f"{fence}text\n{text.rstrip()}\n{fence}"
 
 
-def _steps(results: Mapping[str, Any]) -> str:
-    curve: Sequence[Mapping[str, Any]] = results.get("learning_curve", ())
-    return f"{curve[-1]['step']} steps" if curve else ""
+def _name_of(other: ComparedRun) -> str:
+    title = "unknown algorithm" if other.algorithm is None else ALGORITHMS[other.algorithm].title
+    return title if other.seed is None else f"{title}, seed {other.seed}"
 
 
-def _success(row: Mapping[str, Any]) -> str:
-    if row.get("success_rate") is None:
+def _steps(results: RunResults | ComparedRun) -> str:
+    return f"{results.learning_curve[-1].step} steps" if results.learning_curve else ""
+
+
+def _success(row: Summary) -> str:
+    if row.success_rate is None:
         return "not defined"
-    return f"{row['success_rate']:.2f} ({row['success_low']:.2f} to {row['success_high']:.2f})"
+    return f"{row.success_rate:.2f} ({row.success_low:.2f} to {row.success_high:.2f})"
 
 
-def _error(row: Mapping[str, Any]) -> str:
-    return "-" if row.get("return_error") is None else f"{row['return_error']:.2f}"
+def _error(row: Summary) -> str:
+    return "-" if math.isnan(row.return_error) else f"{row.return_error:.2f}"
 
 
 def _count(number: int) -> str:

@@ -46,8 +46,8 @@ def measure(variant: str, model: str, rows: int, tokens: int) -> dict[str, float
     from turnppo_hf.models.adapters import trained
     from turnppo_hf.models.pretrained import find_model
     from turnppo_hf.ppo.batch import stack
-    from turnppo_hf.ppo.credit import whitened
-    from turnppo_hf.trainer.networks import load_actor, load_critic, pair
+    from turnppo_hf.ppo.credit import whiten_credit
+    from turnppo_hf.trainer.networks import build_networks
     from turnppo_hf.trainer.update import Totals, Update
     from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
@@ -56,11 +56,10 @@ def measure(variant: str, model: str, rows: int, tokens: int) -> dict[str, float
     adapters = LoraConfig(r=RANK, target_modules="all-linear", task_type="CAUSAL_LM") if has_adapters else None
     before = peak_mb()
     torch.manual_seed(0)
-    actor = load_actor(str(find_model(model)), args, adapters)
-    networks = pair(actor, load_critic(None, actor, args), args)
+    networks, _ = build_networks(str(find_model(model)), None, args, adapters)
     groups = networks.parameter_groups(set(), 1e-5, args.critic_lr_multiplier, 0.0)
     optimizer = torch.optim.AdamW(groups)
-    ids = tuple(token % actor.config.get_text_config().vocab_size for token in range(tokens))
+    ids = tuple(token % networks.actor.config.get_text_config().vocab_size for token in range(tokens))
     prompt, completion = ids[: tokens // 2], ids[tokens // 2 :]
     turn = Turn(
         prompt, completion, (-1.0,) * len(completion), "", "", "", reward=1.0, penalty=0.0, finish_reason="stop"
@@ -69,7 +68,7 @@ def measure(variant: str, model: str, rows: int, tokens: int) -> dict[str, float
     update, totals = Update(networks.train(), args), Totals.of(batch)
     for _ in range(2):
         credit, _ = update.critic_pass(batch, None, totals)
-        update.actor_pass(batch, credit, whitened(batch, credit, over=args.whiten_advantages), totals)
+        update.actor_pass(batch, whiten_credit(batch, credit, over=args.whiten_advantages), totals)
         for parameters in networks.parameter_sets.values():
             torch.nn.utils.clip_grad_norm_([item for item in parameters if item.requires_grad], 1.0)
         optimizer.step()

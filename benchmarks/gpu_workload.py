@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 from turnppo_hf import TurnPPOConfig
 from turnppo_hf.models.actor_critic import ActorCritic, critic_from_actor, disable_dropout
 from turnppo_hf.ppo.batch import TurnBatch, stack
-from turnppo_hf.ppo.credit import flatten, whitened
+from turnppo_hf.ppo.credit import whiten_credit, whitening_sample
 from turnppo_hf.trainer.update import Totals, Update
 from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
@@ -133,11 +133,11 @@ def one_update(
     else:
         credit = update.credit_without_critic(batch)
     over = str(args.whiten_advantages)
-    reference = flatten(batch, credit, over=over)["sample"].to(batch.turn_mask.device)
-    advantages = whitened(batch, credit, over=over, reference=reference)
+    reference = whitening_sample(batch, credit, over=over)
+    credit = whiten_credit(batch, credit, over=over, reference=reference)
     with clock("actor"):
-        sums = {**sums, **update.actor_pass(batch, credit, advantages, totals)}
-    return {name: float(value) for name, value in sums.items()}, torch.cat(update.sampling_gaps)
+        of_actor, gaps = update.actor_pass(batch, credit, totals)
+    return {name: float(value) for name, value in {**sums, **of_actor}.items()}, gaps
 
 
 class Clock:

@@ -35,6 +35,7 @@ from trl import GRPOConfig, GRPOTrainer
 from workload import Script, Workload, make_actor, make_tokenizer, make_trainer, system_prompt, training_arguments
 
 from turnppo_hf.models.actor_critic import critic_from_actor
+from turnppo_hf.trainer import optimizer_step
 
 PHASES = ("rollout", "scoring", "update")
 
@@ -82,8 +83,8 @@ class Meter(TrainerCallback):
 def turnppo(work: Workload, steps: int, meter: Meter, folder: str) -> None:
     """This trainer, at the defaults of Turn-PPO."""
     trainer = make_trainer(work, folder, steps=steps, num_tasks=64 * work.episodes, callback=meter)
-    meter.wrap(trainer, "_collect", "rollout")
-    meter.wrap(trainer, "_score", "scoring")
+    meter.wrap(trainer, "_play_rollout_batch", "rollout")
+    meter.wrap(optimizer_step, "score", "scoring")
     trainer.train()
 
 

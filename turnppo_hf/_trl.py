@@ -56,24 +56,22 @@ PRIVATE_NAMES = {
     "torch.nn.Module._parameters": "models/adapters.py: networks that hold the same tensors; torch 2.13",
     "torch.nn.Module._buffers": "models/adapters.py: networks that hold the same tensors; torch 2.13",
     "deepspeed.Parameter._hp_mapping": "trainer/distributed.py: gradients under ZeRO-1 and ZeRO-2; deepspeed 0.19",
+    "accelerate.utils.DeepSpeedPlugin.select._from_accelerator_state": "trainer/distributed.py: DeepSpeed on CPU "
+    "processes; accelerate 1.15",
+    "transformers.Trainer.save_model._internal_call": "trainer/turn_ppo_trainer.py, cli/train.py: saves without a "
+    "push; 5.19 to 5.23",
     "threading._register_atexit": "hub/background.py: pushes end before the thread pools do; Python 3.11",
     "transformers.Trainer._get_dataloader": "trainer/turn_ppo_trainer.py: loads the rows of one rollout batch; "
-    "transformers 5.19 to 5.23",
-    "transformers.Trainer._get_train_sampler": "trainer/turn_ppo_trainer.py: repeats tasks by group and update; "
-    "transformers 5.19 to 5.23",
-    "transformers.Trainer._clip_grad_norm": "trainer/turn_ppo_trainer.py: each network by its own norm; transformers "
     "5.19 to 5.23",
-    "transformers.Trainer._save": "trainer/saving.py: actor at the root, critic/ beside it; transformers 5.19 to 5.23",
-    "transformers.Trainer._save_checkpoint": "trainer/saving.py: with the pending batch; transformers 5.19 to 5.23",
-    "transformers.Trainer._load_from_checkpoint": "trainer/saving.py: reads both networks; transformers 5.19 to 5.23",
-    "transformers.Trainer._load_optimizer_and_scheduler": "trainer/saving.py: refuses the state of another launch; "
-    "transformers 5.19 to 5.23",
-    "transformers.Trainer._load_best_model": "trainer/saving.py: reads both networks; transformers 5.19 to 5.23",
-    "transformers.Trainer._push_from_checkpoint": "trainer/saving.py: pushes from a copy; transformers 5.19 to 5.23",
-    "transformers.Trainer._finish_current_push": "trainer/saving.py: waits for pushes; transformers 5.19 to 5.23",
-    "trl.trainer.base_trainer._BaseTrainer._tag_names": "trainer/saving.py: tags of the card; trl 1.16",
-    "trl.trainer.base_trainer._BaseTrainer._name": "trainer/saving.py: the method's name in the card; trl 1.16",
-    "trl.trainer.base_trainer._BaseTrainer._paper": "trainer/saving.py: the citation in the card; trl 1.16",
+    "transformers.Trainer._clip_grad_norm": "trainer/turn_ppo_trainer.py: each network by its own norm; 5.19 to 5.23",
+    "transformers.Trainer._save_checkpoint": "trainer/turn_ppo_trainer.py: with the pending batch; 5.19 to 5.23",
+    "transformers.Trainer._load_from_checkpoint": "trainer/turn_ppo_trainer.py: reads both networks; 5.19 to 5.23",
+    "transformers.Trainer._load_optimizer_and_scheduler": "trainer/turn_ppo_trainer.py: refuses the state of another "
+    "launch; 5.19 to 5.23",
+    "transformers.Trainer._load_best_model": "trainer/turn_ppo_trainer.py: reads both networks; 5.19 to 5.23",
+    "transformers.Trainer._push_from_checkpoint": "trainer/turn_ppo_trainer.py: pushes from a copy; 5.19 to 5.23",
+    "transformers.Trainer._finish_current_push": "trainer/turn_ppo_trainer.py: waits for pushes; 5.19 to 5.23",
+    "trl.trainer.base_trainer._BaseTrainer._tag_names": "trainer/turn_ppo_trainer.py: tags of the card; trl 1.16",
     "transformers.TrainingArguments._VALID_DICT_FIELDS": "trainer/turn_ppo_config.py: fields that take JSON; "
     "transformers 5.19 to 5.23",
     "evaluate.Metric._info": "evaluation/agent_episodes/agent_episodes.py: a metric's own hook; evaluate 0.4.6",

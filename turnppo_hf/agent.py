@@ -25,7 +25,7 @@ from turnppo_hf.models.checkpoint import save_networks
 from turnppo_hf.models.pretrained import EMBEDDED_MODELS, find_model, load_agent_networks
 from turnppo_hf.ppo.algorithms import ALGORITHMS
 from turnppo_hf.ppo.batch import stack
-from turnppo_hf.ppo.credit import Credit, assign_credit, record_credit
+from turnppo_hf.ppo.credit import Credit, critic_credit, record_credit
 from turnppo_hf.rollout.chat import Chat, Message, Prompt
 from turnppo_hf.rollout.history import read_history
 from turnppo_hf.rollout.worker import EnvironmentPool, EpisodePlan, Limits, collect_trajectories
@@ -273,7 +273,8 @@ class TurnPPOAgent:
         for group in batch.micro_batches(_SCORED_TOKENS):
             part = batch.select(group)
             values = networks("critic", part)
-            parts.append((group, assign_credit(part, values, algorithm="turn_ppo", gamma=gamma, lam=lam)))
+            at_turns, after = part.at_turns(values), part.at_bootstrap(values)
+            parts.append((group, critic_credit(part, at_turns, after, decision="turn", gamma=gamma, lam=lam)))
         scored = iter(record_credit(played, Credit.merge(parts, len(batch))))
         return [item if item.stop_reason is StopReason.ERROR else next(scored) for item in trajectories]
 

@@ -105,14 +105,14 @@ def test_twenty_sessions_survive_a_restart_of_the_server(server, make_trainer, e
         lambda: Restarting(server.url), model=embedded_actor, generation_batch_size=SESSIONS, max_steps=3,
         max_turn_length=8, max_failed_share=1.0,
     )  # fmt: skip
-    collect = trainer._collect
+    collect = trainer._play_rollout_batch
 
     def collect_and_look(*arguments):
         collected = collect(*arguments)
         batches.append(list(trainer._last_trajectories))
         return collected
 
-    trainer._collect = collect_and_look
+    trainer._play_rollout_batch = collect_and_look
     start = time.monotonic()
     trainer.train()
     assert trainer.state.global_step == 3 and [len(batch) for batch in batches] == [SESSIONS] * 3

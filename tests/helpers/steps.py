@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.helpers.tiny import draw_trajectories, sampled_near, tiny_actor_critic
-from turnppo_hf.ppo.credit import whitened, whitening_sample
+from turnppo_hf.ppo.credit import whiten_credit, whitening_sample
 from turnppo_hf.trainer.update import Totals, Update
 
 ALGORITHMS = ("turn_ppo", "token_ppo", "grpo", "rloo")
@@ -20,7 +20,6 @@ class Step:
     """What one optimizer step computed."""
 
     credit: object
-    advantages: torch.Tensor
     sums: dict
     gradients: dict
 
@@ -64,12 +63,13 @@ def run_step(config, batch, *, groups=None, ranks=None, local_whitening=False, l
                 parts.append(step.credit_without_critic(shard))
         pairs = [(shard, credit) for shard, credit in zip(shards, parts, strict=True) if credit is not None]
         sample = torch.cat([whitening_sample(shard, credit, over=over) for shard, credit in pairs])
-        advantages = []
+        credits = []
         for shard, credit in pairs:
-            advantages.append(whitened(shard, credit, over=over, reference=None if local_whitening else sample))
+            reference = None if local_whitening else sample
+            credits.append(whiten_credit(shard, credit, over=over, reference=reference))
             mine = Totals.of(shard) if local_totals else totals
-            add(sums, step.actor_pass(shard, credit, advantages[-1], mine))
-    return Step(pairs[0][1], advantages[0], sums, gradients_of(model()))
+            add(sums, step.actor_pass(shard, credits[-1], mine)[0])
+    return Step(credits[0], sums, gradients_of(model()))
 
 
 def add(sums, more):
@@ -127,6 +127,6 @@ def run_given(config, batch, logprobs=None, values=None):
             credit, _ = step.critic_pass(batch, None, totals)
         else:
             credit = step.credit_without_critic(batch)
-        advantages = whitened(batch, credit, over=config.whiten_advantages)
-        sums = step.actor_pass(batch, credit, advantages, totals)
-    return credit, advantages, sums, logprobs.grad, values.grad
+        credit = whiten_credit(batch, credit, over=config.whiten_advantages)
+        sums, _ = step.actor_pass(batch, credit, totals)
+    return credit, sums, logprobs.grad, values.grad

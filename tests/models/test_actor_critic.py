@@ -19,6 +19,7 @@ from tests.helpers.tiny import (
 )
 from turnppo_hf.models import actor_critic
 from turnppo_hf.models.actor_critic import ActorCritic, critic_from_actor, disable_dropout, sampled_logprobs
+from turnppo_hf.ppo.algorithms import ALGORITHMS
 from turnppo_hf.ppo.batch import stack
 from turnppo_hf.ppo.credit import decision_values
 
@@ -221,7 +222,7 @@ def test_decision_values_of_a_batch_equal_each_state_alone(algorithm):
     trajectories = draw_trajectories(3, rewritten=True)
     batch = stack(trajectories)
     with torch.no_grad():
-        values = decision_values(batch, model("critic", batch), algorithm)
+        values = decision_values(batch, model("critic", batch), ALGORITHMS[algorithm].decision)
         for row, trajectory in zip(values, trajectories, strict=True):
             parts = []
             for turn in trajectory.turns:

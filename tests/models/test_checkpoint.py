@@ -65,8 +65,8 @@ def test_resumed_run_goes_on_with_the_tasks_of_its_epoch(make_trainer, tmp_path,
     for resume in (None, str(tmp_path / "run" / f"checkpoint-{save_at}")):
         trainer = make_trainer(**settings, save_steps=save_at if resume is None else 100)
         rows = []
-        collect = trainer._collect
-        trainer._collect = lambda batch, number, rows=rows, collect=collect: (
+        collect = trainer._play_rollout_batch
+        trainer._play_rollout_batch = lambda batch, number, rows=rows, collect=collect: (
             rows.append([row["seed"] for row in batch]) or collect(batch, number)
         )
         trainer.train(resume_from_checkpoint=resume)

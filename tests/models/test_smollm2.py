@@ -51,10 +51,10 @@ def test_smollm2_trains_two_updates_on_sokoban(smollm2, tmp_path, capsys):
     gaps = []
     actor_pass = Update.actor_pass
 
-    def measured(self, batch, credit, advantages, totals):
+    def measured(self, batch, credit, totals):
         scored = self.score_logprobs(batch)
         gaps.append(float((scored.old_logprobs - batch.sampling_logprobs).abs().max()))
-        return actor_pass(self, batch, credit, advantages, totals)
+        return actor_pass(self, batch, credit, totals)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Update, "actor_pass", measured)

@@ -11,8 +11,17 @@ from hypothesis import strategies as st
 
 from tests.helpers.tiny import draw_trajectories, make_trajectory, make_turn, prefix_values, stack_row_per_turn
 from tests.reference import credit as oracle
+from turnppo_hf.ppo.algorithms import ALGORITHMS as TABLE
 from turnppo_hf.ppo.batch import stack
-from turnppo_hf.ppo.credit import Credit, assign_credit, decision_values, record_credit, whitened, whitening_sample
+from turnppo_hf.ppo.credit import (
+    Credit,
+    critic_credit,
+    decision_values,
+    group_credit,
+    record_credit,
+    whiten_credit,
+    whitening_sample,
+)
 from turnppo_hf.trajectory import StopReason
 
 ALGORITHMS = ("turn_ppo", "token_ppo", "grpo", "rloo")
@@ -21,11 +30,24 @@ seeds = st.integers(0, 10_000)
 
 
 def credit_of(batch, algorithm="turn_ppo", **discounts):
-    return assign_credit(batch, prefix_values(batch), algorithm=algorithm, **{**DISCOUNTS, **discounts})
+    row = TABLE[algorithm]
+    if not row.has_critic:
+        return group_credit(batch, baseline=row.baseline)
+    gamma, lam = ({**DISCOUNTS, **discounts}[name] for name in row.discounts)
+    return credit_of_values(batch, prefix_values(batch), row.decision, gamma=gamma, lam=lam)
+
+
+def credit_of_values(batch, values, decision="turn", **discounts):
+    decisions = decision_values(batch, values, decision)
+    return critic_credit(batch, decisions, batch.at_bootstrap(values), decision=decision, **discounts)
+
+
+def whitened(batch, credit, **options):
+    return whiten_credit(batch, credit, **options).whitened
 
 
 def assert_same(credit, expected, rtol=1e-6, atol=1e-6):
-    for name in ("advantages", "returns", "values", "mask"):
+    for name in Credit.TABLES:
         torch.testing.assert_close(getattr(credit, name), getattr(expected, name), rtol=rtol, atol=atol)
 
 
@@ -78,11 +100,11 @@ def test_invariant_10_worked_constants_with_a_bootstrapped_cut():
     turns = [make_turn((1,), (2,), 3.0), make_turn((1, 2, 3), (4,), 4.0)]
     batch = stack([make_trajectory(turns, StopReason.TIME_LIMIT, (1, 2, 3, 4, 5))])
     values = torch.tensor([[1.0, 99.0, 2.0, 99.0, 8.0]])
-    credit = assign_credit(batch, values, algorithm="turn_ppo", gamma=0.5, lam=0.25)
+    credit = credit_of_values(batch, values, gamma=0.5, lam=0.25)
     assert credit.advantages.tolist() == [[3.75, 6.0]]
     assert credit.returns.tolist() == [[4.75, 8.0]]
     # control: the value after the action instead of before it is another number
-    shifted = assign_credit(batch, values.roll(-1, 1), algorithm="turn_ppo", gamma=0.5, lam=0.25)
+    shifted = credit_of_values(batch, values.roll(-1, 1), gamma=0.5, lam=0.25)
     assert shifted.advantages.tolist() != credit.advantages.tolist()
 
 
@@ -91,16 +113,16 @@ def test_invariant_13_a_terminated_episode_ignores_the_state_that_is_given():
     ended = stack([make_trajectory(turns, StopReason.TERMINATED, (1, 2, 3))], bootstrap_truncated=True)
     cut = stack([make_trajectory(turns, StopReason.TIME_LIMIT, (1, 2, 3))])
     values = torch.tensor([[1.0, 0.0, 8.0]])
-    assert assign_credit(ended, values[:, :2], algorithm="turn_ppo", gamma=0.5, lam=1.0).advantages.item() == 2.0
-    assert assign_credit(cut, values, algorithm="turn_ppo", gamma=0.5, lam=1.0).advantages.item() == 6.0
+    assert credit_of_values(ended, values[:, :2], gamma=0.5, lam=1.0).advantages.item() == 2.0
+    assert credit_of_values(cut, values, gamma=0.5, lam=1.0).advantages.item() == 6.0
 
 
 def test_decision_values_of_token_ppo_are_read_before_each_token():
     # P P C C E C      the states before tokens 3, 4 and 6 end at places 1, 2 and 4
     batch = stack([make_trajectory([make_turn((1, 2), (3, 4)), make_turn((1, 2, 3, 4, 5), (6,))])])
     values = torch.tensor([[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]])
-    assert decision_values(batch, values, "token_ppo").tolist() == [[1.0, 2.0, 4.0]]
-    assert decision_values(batch, values, "turn_ppo").tolist() == [[1.0, 4.0]]
+    assert decision_values(batch, values, "token").tolist() == [[1.0, 2.0, 4.0]]
+    assert decision_values(batch, values, "turn").tolist() == [[1.0, 4.0]]
 
 
 @settings(max_examples=30, deadline=None)
@@ -144,7 +166,7 @@ def test_invariant_18_the_order_and_the_width_of_a_batch_do_not_matter(algorithm
     batch, wide = stack(trajectories), stack([*(trajectories[index] for index in order), *long])
     credit, other = credit_of(batch, algorithm), credit_of(wide, algorithm)
     back = torch.argsort(torch.tensor(order))
-    assert_same(other.select(back, credit.mask.shape[1]), credit)
+    assert_same(other.select(back), credit)
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
@@ -234,7 +256,7 @@ def test_merge_of_selected_credits_equals_the_credit(algorithm):
 def test_credit_carries_no_gradient():
     batch = stack(draw_trajectories(0))
     values = prefix_values(batch).requires_grad_()
-    credit = assign_credit(batch, values, algorithm="turn_ppo", gamma=0.9, lam=0.8)
+    credit = credit_of_values(batch, values, gamma=0.9, lam=0.8)
     assert not any(table.requires_grad for table in (credit.advantages, credit.returns, credit.values))
 
 

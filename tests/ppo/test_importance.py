@@ -45,16 +45,16 @@ def test_step_weighs_each_term_by_trainer_over_sampler(level, mode, once):
     else:
         factors = batch.to_tokens(batch.sum_per_turn(gaps).exp().clamp(max=1.5))
     assert (factors[batch.completion_mask.bool()] == 1.5).any() and (factors[batch.completion_mask.bool()] < 1).any()
-    torch.testing.assert_close(weighed[3], plain[3] * factors, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(weighed[4], plain[4])  # the critic's loss is not weighed
-    assert not torch.allclose(weighed[3], plain[3], atol=1e-3)  # control
+    torch.testing.assert_close(weighed[2], plain[2] * factors, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(weighed[3], plain[3])  # the critic's loss is not weighed
+    assert not torch.allclose(weighed[2], plain[2], atol=1e-3)  # control
 
 
 def test_step_without_mismatch_is_the_plain_one():
     batch = stack(draw_trajectories(3))
     values = torch.randn(batch.input_ids.shape)
     plain, weighed = (run_given(config_for(**{**ON, ON_NAME: on}), batch, values=values) for on in (False, True))
-    torch.testing.assert_close(weighed[3], plain[3], atol=0, rtol=0)
+    torch.testing.assert_close(weighed[2], plain[2], atol=0, rtol=0)
 
 
 def test_mismatch_by_hand():
@@ -90,8 +90,8 @@ def test_sampler_that_reports_other_logprobs_is_seen_and_is_no_ratio(make_traine
         )
 
     trainer = make_trainer(num_minibatches=minibatches, max_steps=minibatches, **{ON_NAME: True})
-    collect = trainer._collect
-    trainer._collect = lambda rows, number: [shifted(item) for item in collect(rows, number)]
+    collect = trainer._play_rollout_batch
+    trainer._play_rollout_batch = lambda rows, number: [shifted(item) for item in collect(rows, number)]
     trainer.train()
     first = train_logs(trainer)[0]
     assert first["sampling/logprob_gap_mean"] == pytest.approx(math.log(1.5), abs=1e-4)

@@ -16,7 +16,7 @@ from accelerate.utils import DistributedType
 
 from tests.helpers.launch import variables_of
 from tests.helpers.tiny import tiny_actor_critic
-from turnppo_hf.trainer.distributed import Sharding, WholeNetworks, load_whole
+from turnppo_hf.trainer.distributed import Sharding, WholeNetworks, prevent_partitioned_loading
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "trainer_configs" / "accelerate").glob("*.yaml"))
@@ -90,10 +90,10 @@ def test_checkpoint_of_another_kind_of_launch_is_refused(tmp_path, file, kind):
 
 def test_model_in_parts_is_refused():
     networks = tiny_actor_critic()
-    load_whole(networks.actor)
+    prevent_partitioned_loading(networks.actor)
     next(networks.actor.parameters()).ds_id = 0
     with pytest.raises(ValueError, match="was loaded in ZeRO-3's partitions"):
-        load_whole(networks.actor)
+        prevent_partitioned_loading(networks.actor)
 
 
 def test_second_networks_hold_the_weights_of_now_and_no_memory_afterwards():

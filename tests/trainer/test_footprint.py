@@ -40,7 +40,7 @@ def measured_step(shape, checkpointing):
     def step(between):
         credit, _ = update.critic_pass(batch, None, totals)
         between()
-        update.actor_pass(batch, credit, credit.advantages, totals)
+        update.actor_pass(batch, credit, totals)
 
     step(lambda: None)
     optimizer.step()  # makes its moments

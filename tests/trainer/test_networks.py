@@ -10,14 +10,7 @@ from transformers import AutoModelForTokenClassification
 from tests.helpers.tiny import VOCABULARY, config_for, draw_trajectories, tiny_actor
 from turnppo_hf.models.actor_critic import critic_from_actor, sampled_logprobs
 from turnppo_hf.ppo.batch import stack
-from turnppo_hf.trainer.arguments import refuse_unsupported
 from turnppo_hf.trainer.networks import load_actor, load_critic
-
-
-def test_refuse_unsupported_names_the_argument_that_is_set():
-    refuse_unsupported(reward_funcs=None, tools=None)
-    with pytest.raises(ValueError, match="`tools` is not supported"):
-        refuse_unsupported(reward_funcs=None, tools=[])
 
 
 def test_load_actor_takes_a_loaded_model_as_it_is():

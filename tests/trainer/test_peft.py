@@ -24,8 +24,8 @@ from turnppo_hf.generation.weight_transfer import engine_weights
 from turnppo_hf.models.actor_critic import ActorCritic, sampled_logprobs
 from turnppo_hf.models.adapters import as_reference, check_mergeable
 from turnppo_hf.ppo.batch import stack
-from turnppo_hf.ppo.credit import whitened
-from turnppo_hf.trainer.networks import check_launch, load_actor, load_critic, load_reference, pair
+from turnppo_hf.ppo.credit import whiten_credit
+from turnppo_hf.trainer.networks import build_networks, check_launch, load_actor, load_reference
 from turnppo_hf.trainer.update import Totals, Update
 
 KINDS = ("separate", "lora", "shared")
@@ -63,8 +63,7 @@ def make(base: Path, tmp_path: Path) -> Any:
 def networks_for(config: TurnPPOConfig, *, adapters: bool = True, moved: bool = True) -> ActorCritic:
     """Both networks as the trainer makes them, with adapters and a head that are not zero where `moved`."""
     torch.manual_seed(1)
-    actor = load_actor(tiny_actor(), config, LoraConfig(**LORA) if adapters else None)
-    networks = pair(actor, load_critic(None, actor, config) if config.uses_critic else None, config)
+    networks, _ = build_networks(tiny_actor(), None, config, LoraConfig(**LORA) if adapters else None)
     for name, parameter in networks.named_parameters():
         if moved and parameter.requires_grad and ("lora" in name or "score" in name):
             torch.nn.init.normal_(parameter, std=0.2)
@@ -182,7 +181,7 @@ def test_trunk_gets_the_share_of_the_value_gradient_that_was_asked_for() -> None
         batch = stack(draw_trajectories(4))
         update, totals = Update(networks, config), Totals.of(batch)
         credit, _ = update.critic_pass(batch, None, None if share is None else totals)
-        update.actor_pass(batch, credit, whitened(batch, credit, over="turns"), totals)
+        update.actor_pass(batch, whiten_credit(batch, credit, over="turns"), totals)
         found[share] = {name: g for name, g in gradients_of(networks).items() if name.startswith("actor.")}
     assert found[None] and found[None].keys() == found[1.0].keys()
     for name, without in found[None].items():
@@ -210,7 +209,7 @@ def test_fresh_adapters_say_what_the_base_says_and_stay_at_the_reference() -> No
                     torch.nn.init.normal_(parameter, std=0.3)
         update, totals = Update(networks, config, ref_model=reference), Totals.of(batch)
         credit, _ = update.critic_pass(batch, None, totals)
-        sums = update.actor_pass(batch, credit, whitened(batch, credit, over="turns"), totals)
+        sums, _ = update.actor_pass(batch, whiten_credit(batch, credit, over="turns"), totals)
         assert (sums["log_ratio_squared"].item() == 0.0) and ((sums["ref_kl"].item() == 0.0) is not moved)
         assert torch.equal(update._ref_logprobs(batch), expected)
         assert all(p.requires_grad is ("lora_" in n) for n, p in networks.actor.named_parameters())
@@ -227,7 +226,7 @@ def test_reference_of_a_given_adapter_is_that_adapter() -> None:
         assert parameter.requires_grad is (".default." in name)
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter)
-    update = Update(pair(actor, None, config), config, ref_model=load_reference(actor, config))
+    update = Update(ActorCritic(actor, None), config, ref_model=load_reference(actor, config))
     assert torch.equal(update._ref_logprobs(batch), expected)
     assert not torch.equal(sampled_logprobs(actor, batch)[0], expected)
     assert all(parameter.requires_grad is (".default." in name) for name, parameter in actor.named_parameters())
@@ -259,8 +258,7 @@ def test_recomputed_activations_change_no_gradient(kind: str, monkeypatch: Any) 
 def test_base_in_half_precision_is_frozen_without_a_warning_and_adapters_are_float32(recwarn: Any) -> None:
     for kind in KINDS:
         config = config_for(critic=kind)
-        actor = load_actor(tiny_actor().bfloat16(), config, LoraConfig(**LORA))
-        networks = pair(actor, load_critic(None, actor, config), config)
+        networks, _ = build_networks(tiny_actor().bfloat16(), None, config, LoraConfig(**LORA))
         assert {p.dtype for p in networks.parameters() if p.requires_grad} == {torch.float32}
         assert networks("critic", stack(list(played(5)))).dtype == torch.float32
     assert not [warning for warning in recwarn if "most updates are lost" in str(warning.message)]
@@ -394,7 +392,7 @@ def test_wrong_combinations_say_what_to_do(make: Any, base: Path, monkeypatch: A
     with pytest.raises(TypeError, match=r"must be a configuration of PEFT, got dict"):
         load_actor(str(base), config_for(), {"r": 2})
     with pytest.raises(ValueError, match=r"FSDP or DeepSpeed.*multi_gpu"):
-        check_launch(networks_for(config_for(critic="lora")), "lora", is_shared_out=True)
+        check_launch(networks_for(config_for(critic="lora")), "lora", is_sharded=True)
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ImportError, match=r'not installed.*pip install "turnppo-hf\[peft\]"'):
         load_actor(str(base), config_for(), object())

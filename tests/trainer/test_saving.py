@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, 
 from transformers.integrations import TrackioCallback
 
 import turnppo_hf.hub.client
-import turnppo_hf.trainer.saving
+import turnppo_hf.trainer.hub_push
 from tests.fake_hub.clients import Clock
 from tests.fake_hub.fixture import Hub
 from tests.hub.test_client import FAULTS, inject
@@ -28,7 +28,7 @@ REPO = "alice/run"
 NETWORKS = ("model.safetensors", "critic/model.safetensors")
 RELEASE = {"README.md", "turnppo.json", "config.json", "critic/config.json", "tokenizer.json", "chat_template.jinja"}
 RELEASE |= {"tokenizer_config.json", "training_config.json", "trainer_state.json", *NETWORKS}
-LOGGERS = ("turnppo_hf.hub.client", "turnppo_hf.trainer.saving")
+LOGGERS = ("turnppo_hf.hub.client", "turnppo_hf.trainer.hub_push")
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +88,7 @@ class AtSteps(TrainerCallback):
 
 def finish(trainer: Any) -> None:
     """Wait for the pushes under way, but leave it to the trainer to report them."""
-    while trainer._pushes.is_busy:
+    while trainer.hub.background.is_busy:
         time.sleep(0.005)
 
 
@@ -184,8 +184,8 @@ def test_rotation_during_a_slow_push_loses_no_revision(hub: Hub, pushing: Any, r
 def test_save_during_a_push_is_left_out_and_says_so(hub: Hub, pushing: Any, caplog: Any) -> None:
     go = threading.Event()
     trainer = pushing(hub_always_push=False, max_steps=3)
-    push = trainer._push_copy
-    trainer._push_copy = lambda *arguments: go.wait(60) and push(*arguments)
+    push = trainer.hub._push_copy
+    trainer.hub._push_copy = lambda *arguments: go.wait(60) and push(*arguments)
     trainer.add_callback(AtSteps(after=lambda step: step == 3 and go.set()))
     trainer.train()
     assert [commit.title for commit in during_training(hub)] == ["Training in progress, step 1"]
@@ -360,7 +360,7 @@ def test_trouble_on_this_side_stops_no_training(
     if trouble == "callback":
         trainer.add_callback(type("Failing", (TrainerCallback,), {"on_push_begin": fail}))
     else:
-        monkeypatch.setattr(turnppo_hf.trainer.saving, trouble, fail)
+        monkeypatch.setattr(turnppo_hf.trainer.hub_push, trouble, fail)
     trainer.train()
     assert trainer.state.global_step == 2 and hub.files(REPO) == {}
     assert sum("No space left on device" in line for line in said(caplog)) >= 2

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import yaml
 
 from turnppo_hf import TurnPPOConfig
 from turnppo_hf.cli.train_arguments import RunConfigError, parse_run
+from turnppo_hf.trainer.turn_ppo_config import describe_fields
 
 RUN: dict[str, Any] = {"model": "tiny", "environment": "turnppo_hf/Sokoban-v0", "use_cpu": True}
 
@@ -247,3 +251,34 @@ def test_importance_weights_are_off_where_sampler_and_trainer_agree() -> None:
     assert not config(oversampling_factor=1.5, oversampling_rest="drop").vllm_importance_sampling_correction
     assert config().vllm_importance_sampling_mode == "turn_truncate"
     assert config(algorithm="token_ppo").vllm_importance_sampling_mode == "token_truncate"
+
+
+def test_help_of_every_field_is_its_text_in_the_docstring() -> None:
+    documented = inspect.cleandoc(TurnPPOConfig.__doc__ or "")
+    own = {item.name: item for item in fields(TurnPPOConfig) if item.name in vars(TurnPPOConfig)["__annotations__"]}
+    own.pop("_VALID_DICT_FIELDS", None)
+    assert len(own) > 60
+    for name, item in own.items():
+        (entry,) = re.findall(rf"^    {name} \(.*\):\n((?: {{8}}.*\n?)+)", documented, re.MULTILINE)
+        assert item.metadata["help"] and item.metadata["help"] == " ".join(entry.split()), name
+
+
+def test_help_of_a_field_without_a_text_stays_as_it_is() -> None:
+    @describe_fields
+    @dataclass
+    class Described:
+        """
+        Two fields.
+
+        Parameters:
+            known (`int`):
+                What it is,
+                in two lines.
+        """
+
+        known: int = field(default=1, metadata={"aliases": ["--k"]})
+        unknown: int = 2
+
+    known, unknown = fields(Described)
+    assert known.metadata == {"aliases": ["--k"], "help": "What it is, in two lines."}
+    assert unknown.metadata == {}

@@ -13,6 +13,7 @@ from tests.helpers.scripted import CountingEnvironment
 from turnppo_hf import TurnPPOTrainer
 from turnppo_hf.models.actor_critic import critic_from_actor
 from turnppo_hf.trainer.metrics import METRICS
+from turnppo_hf.trainer.optimizer_step import pick_minibatch
 from turnppo_hf.trajectory import StopReason
 
 # earlier responses lose their first character, as those of reasoning models lose their thoughts
@@ -154,8 +155,10 @@ def tasks(count, **columns):
 def test_every_task_of_a_batch_is_another_one(make_trainer):
     trainer = make_trainer(train_dataset=tasks(24), max_steps=3)
     seen = []
-    collect = trainer._collect
-    trainer._collect = lambda rows, number: seen.append([row["seed"] for row in rows]) or collect(rows, number)
+    collect = trainer._play_rollout_batch
+    trainer._play_rollout_batch = lambda rows, number: (
+        seen.append([row["seed"] for row in rows]) or collect(rows, number)
+    )
     trainer.train()
     assert all(len(set(batch)) == 8 for batch in seen)
     assert len({seed for batch in seen for seed in batch}) == 24
@@ -194,15 +197,15 @@ def test_with_one_update_per_batch_no_row_is_read_twice(make_trainer, passes):
 def test_batch_is_collected_once_for_all_its_updates(make_trainer):
     trainer = make_trainer(num_iterations=2, num_minibatches=2, max_steps=8)
     calls = []
-    collect = trainer._collect
-    trainer._collect = lambda rows, number: calls.append(number) or collect(rows, number)
+    collect = trainer._play_rollout_batch
+    trainer._play_rollout_batch = lambda rows, number: calls.append(number) or collect(rows, number)
     trainer.train()
     assert calls == [0, 1]
 
 
 def test_minibatches_cover_the_batch_in_another_order_each_pass(make_trainer):
-    trainer = make_trainer(num_iterations=2, num_minibatches=4)
-    passes = [torch.cat([trainer._minibatch(8, 0, part + 4 * number) for part in range(4)]) for number in range(2)]
+    args = make_trainer(num_iterations=2, num_minibatches=4).args
+    passes = [torch.cat([pick_minibatch(8, args, 0, part + 4 * number) for part in range(4)]) for number in range(2)]
     assert all(sorted(order.tolist()) == list(range(8)) for order in passes)
     assert passes[0].tolist() != passes[1].tolist()
 

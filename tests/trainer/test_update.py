@@ -14,6 +14,7 @@ from tests.helpers.steps import ALGORITHMS, assert_same_step, difference, gradie
 from tests.helpers.tiny import config_for, stack_row_per_turn, state_values, tiny_actor_critic, turn_logprobs
 from tests.reference.update import Episode, update
 from turnppo_hf.ppo.batch import stack
+from turnppo_hf.ppo.credit import Credit
 from turnppo_hf.trainer.distributed import sum_gradients
 
 
@@ -103,7 +104,7 @@ def compare_with_oracle(config, trajectories):
     real = step.credit.mask.bool()
     pairs = {
         "advantages": (step.credit.advantages[real], expected.advantages),
-        "whitened": (step.advantages[real], expected.whitened),
+        "whitened": (step.credit.whitened[real], expected.whitened),
         "returns": (step.credit.returns[real], expected.returns),
         "policy loss": (step.sums["policy_loss"], expected.policy_loss),
         "value loss": (step.sums.get("value_loss", torch.zeros(())), expected.value_loss),
@@ -152,14 +153,13 @@ def test_oracle_of_the_step_with_other_settings(algorithm, fields):
 
 def test_oracle_notices_a_value_at_the_wrong_position(monkeypatch):
     # control of the comparison itself: pitfalls 1a and 1b
-    def at_place_zero(batch, values, algorithm):
+    def at_place_zero(batch, values, decision):
         return values[batch.turn_rows, 0] * batch.turn_mask
 
-    def after_the_action(batch, values, algorithm):
+    def after_the_action(batch, values, decision):
         return values[batch.turn_rows, batch.turn_positions + batch.turn_lengths] * batch.turn_mask
 
     for broken in (at_place_zero, after_the_action):
-        monkeypatch.setattr("turnppo_hf.ppo.credit.decision_values", broken)
         monkeypatch.setattr("turnppo_hf.trainer.update.decision_values", broken)
         assert compare_with_oracle(config_for(), played(0))["advantages"] > 0.05
 
@@ -171,7 +171,7 @@ def test_invariant_17_a_row_per_turn_and_a_row_per_trajectory_make_the_same_step
     assert len(split.input_ids) > len(merged.input_ids)
     config = config_for(algorithm)
     mine, other = run_step(config, merged), run_step(config, split)
-    torch.testing.assert_close(other.advantages, mine.advantages, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(other.credit.whitened, mine.credit.whitened, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(other.credit.returns, mine.credit.returns, rtol=1e-6, atol=2e-6)
     assert_same_step(other, mine)
 
@@ -194,6 +194,7 @@ def test_invariant_18_order_and_padding_make_the_same_step(algorithm, order, pad
     groups = [list(range(6))]  # one part without a cut to the needed width is not taken: `select` cuts it
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(batch), "select", lambda self, _: self)
+        patch.setattr(Credit, "select", lambda self, _: self)
         mine = run_step(config, replace(wide, **grown), groups=groups)
     assert_same_step(mine, run_step(config, batch))
 

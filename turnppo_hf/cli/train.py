@@ -30,6 +30,7 @@ from turnppo_hf.hub.files import CRITIC_FOLDER
 from turnppo_hf.hub.run_record import EPISODES_FILE, TRAIN_CONFIG, package_version
 from turnppo_hf.models.adapters import ADAPTER_CONFIG, is_adapted, trained
 from turnppo_hf.models.pretrained import EMBEDDED_MODELS, find_model
+from turnppo_hf.ppo.algorithms import ALGORITHMS
 from turnppo_hf.rollout.parquet import save_trajectories
 from turnppo_hf.trainer.turn_ppo_trainer import TurnPPOTrainer
 from turnppo_hf.trajectory import Trajectory
@@ -216,8 +217,8 @@ def describe_run(run: RunConfig, tasks: Tasks, trainer: TurnPPOTrainer) -> str:
     )
     batches = math.ceil(args.max_steps / args.updates_per_batch) if args.max_steps > 0 else args.num_train_epochs
     unit = "rollout batches" if args.max_steps > 0 else "epochs"
-    gamma, lam = (args.token_gamma, args.token_lam) if args.algorithm == "token_ppo" else (args.gamma, args.lam)
-    details = f"gamma {gamma:g}, lam {lam:g}, " if args.uses_critic else f"{args.num_generations} episodes a task, "
+    discounts = [getattr(args, name) for name in ALGORITHMS[args.algorithm].discounts]
+    details = "gamma {:g}, lam {:g}, ".format(*discounts) if discounts else f"{args.num_generations} episodes a task, "
     device = args.device.type
     data = trainer.make_record().data
     lines = {

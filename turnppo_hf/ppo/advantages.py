@@ -88,7 +88,7 @@ def token_gae(
         token_rewards (`torch.Tensor` of shape `(B, T)`):
             A turn's reward at its last sampled token, 0 at every other token, environment units.
         token_values (`torch.Tensor` of shape `(B, T)`):
-            V of the state before each token: index t speaks of the token at t, which the value does not see. Ignored
+            V of the state before each token: index t refers to the token at t, which the value does not see. Ignored
             where `completion_mask` is 0.
         completion_mask (`torch.Tensor` of shape `(B, T)`):
             1 for tokens sampled by the actor, 0 for prompts, observations and padding. One row is one trajectory.

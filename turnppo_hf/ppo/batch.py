@@ -34,7 +34,7 @@ class TurnBatch:
     completion_mask: torch.Tensor  # (R, T) 1 = sampled by the actor
     turn_ids: torch.Tensor  # (R, T) turn within its trajectory, -1 where `completion_mask` is 0
     sampling_logprobs: torch.Tensor  # (R, T) nats, 0 where `completion_mask` is 0
-    old_logprobs: torch.Tensor  # (R, T) before the update: the sampling ones until somebody recomputes them
+    old_logprobs: torch.Tensor  # (R, T) before the update: the sampling ones until they are recomputed
     row_trajectories: torch.Tensor  # (R,) trajectory of a row, ascending; its rows follow each other in turn order
     turn_mask: torch.Tensor  # (B, N) 1 = real turn
     turn_rewards: torch.Tensor  # (B, N) reward + penalty
@@ -297,7 +297,7 @@ def _check(index: int, trajectory: Trajectory) -> None:
     if trajectory.stop_reason is StopReason.ERROR or not trajectory.turns:
         raise ValueError(
             f"Trajectory {index} has the stop reason {trajectory.stop_reason.value} and {len(trajectory.turns)} "
-            "turns. A failed or empty episode says nothing about the policy. Drop it before stacking."
+            "turns. A failed or empty episode carries no information about the policy. Drop it before stacking."
         )
     if trajectory.bootstrap_ids is not None and not trajectory.bootstrap_ids:
         raise ValueError(
@@ -316,7 +316,7 @@ def _check(index: int, trajectory: Trajectory) -> None:
 
 def check_turn_ids(turn_ids: torch.Tensor, completion_mask: torch.Tensor) -> None:
     """
-    Check that turns can be told apart in rows that somebody else laid out.
+    Check the turn ids of rows that were read from elsewhere.
 
     Args:
         turn_ids (`torch.Tensor` of shape `(R, T)`): Turn of each sampled token, -1 elsewhere.

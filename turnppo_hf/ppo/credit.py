@@ -1,4 +1,4 @@
-"""A batch and the critic's values in, advantages and returns out: where each estimator says what a step is."""
+"""A batch and the critic's values in, advantages and returns out, at every decision: a turn, or a sampled token."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from turnppo_hf.ppo.advantages import group_relative, leave_one_out, token_gae, 
 from turnppo_hf.ppo.batch import TurnBatch
 from turnppo_hf.trajectory import Trajectory
 
+WHITENING = ("turns", "tokens", "none")
+
 
 @dataclass(frozen=True)
 class Credit:
@@ -21,15 +23,17 @@ class Credit:
     """
 
     advantages: torch.Tensor  # before whitening; 0 where `mask` is 0
+    whitened: torch.Tensor  # as they enter the policy loss; `advantages` themselves until `whiten_credit`
     returns: torch.Tensor  # the critic's targets: advantages + values
     values: torch.Tensor  # before the update
-    mask: torch.Tensor  # 1 = real decision
+    mask: torch.Tensor  # 1 = real decision; a trajectory's come first
     per: str  # "turn" or "token": what a decision is
 
-    TABLES: ClassVar[tuple[str, ...]] = ("advantages", "returns", "values", "mask")
+    TABLES: ClassVar[tuple[str, ...]] = ("advantages", "whitened", "returns", "values", "mask")
 
-    def select(self, trajectories: torch.Tensor, width: int) -> Credit:
-        """Take some trajectories, cut to `width` decisions."""
+    def select(self, trajectories: torch.Tensor) -> Credit:
+        """Take some trajectories, cut to the width they need, as [`~turnppo_hf.ppo.batch.TurnBatch.select`] does."""
+        width = max(int(self.mask[trajectories].sum(1).max()), 1) if len(trajectories) else 1
         return replace(self, **{name: getattr(self, name)[trajectories, :width] for name in self.TABLES})
 
     @classmethod
@@ -47,75 +51,80 @@ class Credit:
         return replace(parts[0][1], **merged)
 
 
-def decision_values(batch: TurnBatch, values: torch.Tensor, algorithm: str) -> torch.Tensor:
+def decision_values(batch: TurnBatch, values: torch.Tensor, decision: str) -> torch.Tensor:
     """
     Read the critic where decisions are made.
 
     Args:
         batch (`TurnBatch`): The rows that were scored.
         values (`torch.Tensor` of shape `(R, T)`): V of the state that ends with each token.
-        algorithm (`str`): `"turn_ppo"` reads the last prompt token of each turn, `"token_ppo"` the token before each
-            sampled one.
+        decision (`str`): `"turn"` reads the last prompt token of each turn, `"token"` the token before each sampled
+            one.
 
     Returns:
-        `torch.Tensor` of shape `(B, N)` or `(B, M)`.
+        `torch.Tensor` of shape `(B, N)` or `(B, M)`: differentiable.
     """
-    if algorithm == "turn_ppo":
+    if decision == "turn":
         return batch.at_turns(values)
     return batch.pack_tokens(torch.nn.functional.pad(values[:, :-1], (1, 0)))
 
 
-def assign_credit(
+def critic_credit(
     batch: TurnBatch,
-    values: torch.Tensor | None,
+    values: torch.Tensor,
+    bootstrap_values: torch.Tensor,
     *,
-    algorithm: str,
+    decision: str,
     gamma: float,
     lam: float,
-    token_gamma: float = 1.0,
-    token_lam: float = 1.0,
-    scale_rewards: bool = True,
 ) -> Credit:
     """
-    Estimate the advantage of every decision.
+    Estimate the advantage of every decision against a critic: generalized advantage estimation.
 
     Args:
         batch (`TurnBatch`): Whole trajectories.
-        values (`torch.Tensor` of shape `(R, T)`, *optional*): V of the state that ends with each token; the group
-            baselines need none.
-        algorithm (`str`): `"turn_ppo"`, `"token_ppo"`, `"grpo"` or `"rloo"`.
-        gamma (`float`), lam (`float`): Per turn.
-        token_gamma (`float`), token_lam (`float`): Per token.
+        values (`torch.Tensor` of shape `(B, N)` or `(B, M)`): From [`decision_values`].
+        bootstrap_values (`torch.Tensor` of shape `(B,)`): V of the states after the last turns, 0 where none counts.
+        decision (`str`): `"turn"` or `"token"`.
+        gamma (`float`), lam (`float`): Per decision.
+
+    Returns:
+        [`Credit`]: without gradient, not whitened.
+    """
+    values, bootstrap_values = values.detach(), bootstrap_values.detach()
+    if decision == "turn":
+        mask = batch.turn_mask
+        advantages = turn_gae(batch.turn_rewards, values, mask, bootstrap_values, gamma=gamma, lam=lam)
+    else:
+        mask = batch.pack_tokens(batch.completion_mask)
+        rewards = batch.pack_tokens(_rewards_at_last_tokens(batch))
+        advantages = token_gae(rewards, values, mask, bootstrap_values, gamma=gamma, lam=lam)
+    return Credit(advantages, advantages, advantages + values, values, mask, per=decision)
+
+
+def group_credit(batch: TurnBatch, *, baseline: str, scale_rewards: bool = True) -> Credit:
+    """
+    Estimate one advantage per trajectory against its group: the trajectories of the same task.
+
+    Args:
+        batch (`TurnBatch`): Whole trajectories, whole groups.
+        baseline (`str`): `"group_mean"` (GRPO) or `"leave_one_out"` (RLOO).
         scale_rewards (`bool`): Whether GRPO divides by the group's standard deviation.
 
     Returns:
-        [`Credit`]: at turns, for token PPO at sampled tokens.
+        [`Credit`]: per turn, not whitened; its returns are the rewards to come, which nothing learns from.
     """
-    if algorithm in ("grpo", "rloo"):
-        total = batch.turn_rewards.cpu().double().sum(1)  # ties in a group must stay ties
-        if algorithm == "grpo":
-            advantages = group_relative(total, batch.groups.cpu(), scale=scale_rewards)
-        else:
-            advantages = leave_one_out(total, batch.groups.cpu())
-        later = batch.turn_rewards.flip(1).cumsum(1).flip(1) * batch.turn_mask
-        spread = advantages.to(batch.turn_mask.device)[:, None] * batch.turn_mask
-        return Credit(spread, later, torch.zeros_like(spread), batch.turn_mask, per="turn")
-    assert values is not None
-    values = values.detach()
-    bootstrap = batch.at_bootstrap(values)
-    if algorithm == "turn_ppo":
-        mask, decisions = batch.turn_mask, decision_values(batch, values, algorithm)
-        advantages = turn_gae(batch.turn_rewards, decisions, mask, bootstrap, gamma=gamma, lam=lam)
+    total = batch.turn_rewards.cpu().double().sum(1)  # ties in a group must stay ties
+    if baseline == "group_mean":
+        advantages = group_relative(total, batch.groups.cpu(), scale=scale_rewards)
     else:
-        mask = batch.pack_tokens(batch.completion_mask)
-        decisions = decision_values(batch, values, algorithm)
-        rewards = batch.pack_tokens(_rewards_at_last_tokens(batch))
-        advantages = token_gae(rewards, decisions, mask, bootstrap, gamma=token_gamma, lam=token_lam)
-    per = "turn" if algorithm == "turn_ppo" else "token"
-    return Credit(advantages, advantages + decisions, decisions, mask, per)
+        advantages = leave_one_out(total, batch.groups.cpu())
+    later = batch.turn_rewards.flip(1).cumsum(1).flip(1) * batch.turn_mask
+    spread = advantages.to(batch.turn_mask.device)[:, None] * batch.turn_mask
+    return Credit(spread, spread, later, torch.zeros_like(spread), batch.turn_mask, per="turn")
 
 
-def whitened(batch: TurnBatch, credit: Credit, *, over: str, reference: torch.Tensor | None = None) -> torch.Tensor:
+def whiten_credit(batch: TurnBatch, credit: Credit, *, over: str, reference: torch.Tensor | None = None) -> Credit:
     """
     Whiten the advantages over turns or over tokens.
 
@@ -127,12 +136,12 @@ def whitened(batch: TurnBatch, credit: Credit, *, over: str, reference: torch.Te
             batch's, such as those of all ranks: `whitening_sample` of each, concatenated.
 
     Returns:
-        `torch.Tensor` of the shape of `credit.advantages`.
+        [`Credit`]: the same, with its table `whitened`.
     """
     if over == "none":
-        return credit.advantages
+        return replace(credit, whitened=credit.advantages)
     sample = whitening_sample(batch, credit, over=over) if reference is None else reference
-    return whiten(credit.advantages, credit.mask, reference=sample)
+    return replace(credit, whitened=whiten(credit.advantages, credit.mask, reference=sample))
 
 
 def whitening_sample(batch: TurnBatch, credit: Credit, *, over: str) -> torch.Tensor:
@@ -142,9 +151,9 @@ def whitening_sample(batch: TurnBatch, credit: Credit, *, over: str) -> torch.Te
     return credit.advantages[credit.mask.bool()]
 
 
-def flatten(batch: TurnBatch, credit: Credit, *, over: str) -> dict[str, torch.Tensor]:
+def credit_statistics(batch: TurnBatch, credit: Credit, *, over: str) -> dict[str, torch.Tensor]:
     """
-    List the decisions of a batch, for statistics over all ranks.
+    List the decisions of a batch, so that statistics can be made over all ranks.
 
     Returns:
         `dict[str, torch.Tensor]`: 1-D and on the CPU: `advantages`, `returns`, `values`, `turns` (a decision's turn,

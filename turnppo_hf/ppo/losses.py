@@ -16,9 +16,9 @@ from torch import Tensor
 # Keeps the ratio finite: e^20 is 4.9e8. Far outside every clip range, where only a broken policy or sampler gets.
 _MAX_LOG_RATIO = 20.0
 
-_AGGREGATIONS = ("trajectory_tokens", "batch_tokens", "turns")
-_LEVELS = ("turn", "turn_geometric", "token")
-_ESTIMATORS = ("k1", "k2", "k3")
+LOSS_AGGREGATIONS = ("trajectory_tokens", "batch_tokens", "turns")
+IMPORTANCE_SAMPLING_LEVELS = ("turn", "turn_geometric", "token")
+KL_ESTIMATORS = ("k1", "k2", "k3")
 
 
 def loss_weights(
@@ -70,8 +70,8 @@ def loss_weights(
         `ValueError`: an unknown name, shapes that disagree, a real turn without a sampled token, or a total smaller
         than what this call holds.
     """
-    _check_choice("loss_aggregation", loss_aggregation, _AGGREGATIONS)
-    _check_choice("importance_sampling_level", importance_sampling_level, _LEVELS)
+    _check_choice("loss_aggregation", loss_aggregation, LOSS_AGGREGATIONS)
+    _check_choice("importance_sampling_level", importance_sampling_level, IMPORTANCE_SAMPLING_LEVELS)
     _check_same_shape(turn_mask=turn_mask, turn_lengths=turn_lengths)
     mask = turn_mask.bool()
     if bool((mask & (turn_lengths < 1)).any()):
@@ -281,7 +281,7 @@ def kl_divergence(logprobs: Tensor, ref_logprobs: Tensor, *, estimator: str) -> 
 
     Source: J. Schulman, "Approximating KL divergence" (http://joschu.net/blog/kl-approx.html).
     """
-    _check_choice("estimator", estimator, _ESTIMATORS)
+    _check_choice("estimator", estimator, KL_ESTIMATORS)
     _check_same_shape(logprobs=logprobs, ref_logprobs=ref_logprobs)
     log_r = _at_least_float32(ref_logprobs.detach()) - _at_least_float32(logprobs)
     if estimator == "k1":

@@ -1,4 +1,4 @@
-"""The trainer: configuration, collection, update, saving. The only library package that knows `TurnPPOConfig`."""
+"""The trainer: configuration, collection, update, saving. The only library package that imports `TurnPPOConfig`."""
 
 from __future__ import annotations
 

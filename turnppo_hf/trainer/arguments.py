@@ -1,27 +1,42 @@
-"""The trainer's arguments in; one clear error out for those that cannot go together."""
+"""The trainer's arguments in; one clear error out for those that it does not support, or not together."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from transformers import PreTrainedModel
+
+from turnppo_hf._trl import get_config_model_id
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 
 
-def check_sources(
+def default_arguments(model: str | PreTrainedModel) -> TurnPPOConfig:
+    """Return the configuration of a training that is given none: it writes to `<model name>-TurnPPO`."""
+    name = model if isinstance(model, str) else get_config_model_id(model.config)
+    return TurnPPOConfig(f"{name.split('/')[-1]}-TurnPPO")
+
+
+def check_arguments(
     reward_funcs: Any,
     args: TurnPPOConfig,
     train_dataset: Any,
+    reward_processing_classes: Any,
     tools: Any,
     rollout_func: Any,
     environment_factory: Any,
 ) -> None:
     """
-    Check that what plays and what pays go together.
+    Check that the sources of episodes and of rewards go together.
 
     Raises:
-        `ValueError`: `rollout_func` beside what it would ignore, no source of prompts or of rewards, or weights
-        without reward functions.
+        `ValueError`: an argument of `GRPOTrainer` that would have no effect, `rollout_func` beside what it would
+        ignore, no source of prompts or of rewards, or weights without reward functions.
     """
+    if reward_processing_classes is not None:
+        raise ValueError(
+            "`reward_processing_classes` is not supported by this version of TurnPPOTrainer, and ignoring it would "
+            "train something else. Run reward models in a reward function, and leave `reward_processing_classes` out."
+        )
     if rollout_func is not None:
         for name, value in (("environment_factory", environment_factory), ("tools", tools)):
             if value:
@@ -35,11 +50,11 @@ def check_sources(
             )
     if (tools or rollout_func is not None) and environment_factory is None and reward_funcs is None:
         raise ValueError(
-            "`reward_funcs` is missing, so nothing pays for what is sampled. Pass a function that returns one number "
+            "`reward_funcs` is missing, so what is sampled has no reward. Pass a function that returns one number "
             "per completion."
         )
     if environment_factory is None and reward_funcs is not None:
-        columns = getattr(train_dataset, "column_names", None)  # a stream may not know them
+        columns = getattr(train_dataset, "column_names", None)  # a stream may lack them
         if train_dataset is None or (columns is not None and "prompt" not in columns):
             raise ValueError(
                 "`train_dataset` has no column `prompt`, and there is no `environment_factory`, so there is nothing "
@@ -47,18 +62,3 @@ def check_sources(
             )
     if reward_funcs is None and args.reward_weights is not None:
         raise ValueError("`reward_weights` is set without `reward_funcs`, so nothing is weighed. Leave it out.")
-
-
-def refuse_unsupported(**arguments: Any) -> None:
-    """
-    Refuse the arguments of `GRPOTrainer` that this version does not act on; ignoring them would change the run.
-
-    Raises:
-        `ValueError`: one of them is set.
-    """
-    for name, value in arguments.items():
-        if value is not None:
-            raise ValueError(
-                f"`{name}` is not supported by this version of TurnPPOTrainer, and ignoring it would train something "
-                f"else. Load the model as you need it, run reward models in a reward function, and leave `{name}` out."
-            )

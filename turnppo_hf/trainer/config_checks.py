@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
-ALGORITHMS = ("turn_ppo", "token_ppo", "grpo", "rloo")
+from turnppo_hf.ppo.algorithms import ALGORITHMS
+from turnppo_hf.ppo.credit import WHITENING
+from turnppo_hf.ppo.losses import IMPORTANCE_SAMPLING_LEVELS, KL_ESTIMATORS, LOSS_AGGREGATIONS
+
 CRITICS = ("separate", "lora", "shared")
-IMPORTANCE_SAMPLING_LEVELS = ("turn", "turn_geometric", "token")
-LOSS_AGGREGATIONS = ("trajectory_tokens", "batch_tokens", "turns")
-WHITENING = ("turns", "tokens", "none")
-KL_ESTIMATORS = ("k1", "k2", "k3")
 VLLM_MODES = ("colocate", "server")
 CORRECTIONS = ("turn_truncate", "token_truncate")
+
+
+def check_choice(config: Any, name: str, choices: Iterable[str]) -> None:
+    """Refuse a value outside a list."""
+    value = getattr(config, name)
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
 
 
 def check_choices(config: Any) -> None:
@@ -27,7 +34,6 @@ def check_choices(config: Any) -> None:
             "`bf16`, or float32."
         )
     for name, choices in (
-        ("algorithm", ALGORITHMS),
         ("critic", CRITICS),
         ("importance_sampling_level", IMPORTANCE_SAMPLING_LEVELS),
         ("loss_aggregation", LOSS_AGGREGATIONS),
@@ -37,17 +43,17 @@ def check_choices(config: Any) -> None:
         ("vllm_importance_sampling_mode", CORRECTIONS),
         ("oversampling_rest", ("continue", "drop")),
     ):
-        value = getattr(config, name)
-        if value not in choices:
-            raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
-    if config.algorithm == "token_ppo" and config.importance_sampling_level != "token":
+        check_choice(config, name, choices)
+    per_token = ALGORITHMS[config.algorithm].decision == "token"
+    if per_token and config.importance_sampling_level != "token":
         raise ValueError(
-            f"`importance_sampling_level` is {config.importance_sampling_level!r}, but token_ppo has another "
+            f"`importance_sampling_level` is {config.importance_sampling_level!r}, but {config.algorithm} has another "
             'advantage at every token of a turn, so no ratio per turn exists. Set it to "token".'
         )
-    if config.algorithm == "token_ppo" and config.whiten_advantages == "turns":
+    if per_token and config.whiten_advantages == "turns":
         raise ValueError(
-            '`whiten_advantages` is "turns", but token_ppo has no advantage per turn. Use "tokens" or "none".'
+            f'`whiten_advantages` is "turns", but {config.algorithm} has no advantage per turn. Use "tokens" or '
+            '"none".'
         )
 
 
@@ -100,7 +106,7 @@ def check_ranges(config: Any) -> None:
             f"`critic_warmup_steps` is {config.critic_warmup_steps}, but {config.algorithm} has no critic, so these "
             "steps would train nothing. Set it to 0."
         )
-    if config.algorithm in ("grpo", "rloo") and config.num_generations < 2:  # type: ignore[operator]
+    if not config.uses_critic and config.num_generations < 2:  # type: ignore[operator]
         raise ValueError(
             f"`num_generations` must be at least 2 for {config.algorithm}, got {config.num_generations}: its baseline "
             "is the mean over the other episodes of the same task. Set it to 8, or use an algorithm with a critic."
@@ -116,7 +122,7 @@ def check_critic_kind(config: Any) -> None:
         )
     if config.critic_trunk_gradient and config.critic != "shared":
         raise ValueError(
-            f'`critic_trunk_gradient` is {config.critic_trunk_gradient:g}, but `critic` is "{config.critic}", whose '
+            f'`critic_trunk_gradient` is {config.critic_trunk_gradient:g}, but `critic` is "{config.critic}", and its '
             'gradient never meets the actor\'s weights. Set critic="shared", or leave it out.'
         )
     if config.critic_trunk_gradient and config.critic_warmup_steps:
@@ -145,7 +151,7 @@ def check_vllm(config: Any) -> None:
     if config.oversampling_factor > 1.0 and config.num_generations > 1:  # type: ignore[operator]
         raise ValueError(
             f"`oversampling_factor` is {config.oversampling_factor:g} with `num_generations` "
-            f"{config.num_generations}: a batch would close on parts of groups, whose baseline is the whole group. "
+            f"{config.num_generations}: a batch would close on parts of groups, and its baseline is the whole group. "
             "Set one of them to 1."
         )
 

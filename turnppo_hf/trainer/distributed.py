@@ -1,4 +1,4 @@
-"""A launch in, the way its ranks share the networks out: what is refused, whose gradients are added, who gathers."""
+"""Distributed training: supported launches, gradient reduction, gathering of sharded weights."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_G
 
 def shard_on_cpu(accelerator: Accelerator) -> bool:
     """
-    Let CPU processes share the networks out where the launch asks for FSDP or DeepSpeed; return whether it does.
+    Let CPU processes shard the networks where the launch asks for FSDP or DeepSpeed; return whether it does.
 
-    Accelerate does so over accelerators only, and gives CPU processes whole copies without a word.
+    Accelerate does so over accelerators only, and leaves CPU processes with whole copies and no warning.
     """
     if accelerator.distributed_type is not DistributedType.MULTI_CPU:
         return False
@@ -49,13 +49,13 @@ def shard_on_cpu(accelerator: Accelerator) -> bool:
 
 
 def leave_together() -> None:
-    """End the group of processes when all are done: its threads abort a process that ends with them running."""
+    """End the process group when all ranks are done: its threads abort a process that ends with them running."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 
-def load_whole(model: Any) -> None:
+def prevent_partitioned_loading(model: Any) -> None:
     """
     Keep transformers from loading networks in ZeRO-3's partitions: the critic starts as a copy of whole weights.
 
@@ -83,10 +83,11 @@ class StepInDeepSpeed(TrainerCallback):
 
 class Sharding:
     """
-    How the ranks of a launch share out two networks.
+    How a launch shards two networks over its ranks.
 
-    Replicas hold whole networks, and only their gradients meet. FSDP2 and DeepSpeed's ZeRO share weights, gradients or
-    optimizer states out: forwards and backwards of all ranks then wait for each other, so every rank makes as many.
+    Replicas hold whole networks, and only their gradients are added. FSDP2 and DeepSpeed's ZeRO shard weights,
+    gradients or optimizer states: forwards and backwards of all ranks then wait for each other, so every rank makes as
+    many.
 
     Args:
         accelerator ([`~accelerate.Accelerator`]): Of the trainer.
@@ -148,7 +149,7 @@ class Sharding:
         return reduce_over_ranks(tensor.to(self.accelerator.device), reduction="sum")
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Differentiate; FSDP2 and DeepSpeed take the mean over ranks where the loss is already a share of the sum."""
+        """Differentiate; FSDP2 and DeepSpeed take the mean over ranks, and the loss is already a term of a sum."""
         if self.is_deepspeed:
             engine = self.accelerator.deepspeed_engine_wrapped.engine
             engine.backward(loss * self.accelerator.num_processes, scale_wrt_gas=False)
@@ -191,6 +192,10 @@ class Sharding:
         norm = torch.nn.utils.clip_grad_norm_(trained, max_norm)
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
+    def clip_networks(self, model: ActorCritic, max_norm: float) -> dict[str, float]:
+        """Clip each network by itself: the critic's norm is many times the actor's and would scale it away."""
+        return {name: self.clip_gradients(item, max_norm) for name, item in model.parameter_sets.items()}
+
     def shard_reference(self, model: nn.Module) -> nn.Module:
         """Place a frozen network, in shards where FSDP2 shards the others, else whole."""
         if not self.is_fsdp:
@@ -229,7 +234,7 @@ class Sharding:
 
         Args:
             network (`nn.Module`): The actor or the critic.
-            keep (`bool`): Whether this rank wants them.
+            keep (`bool`): Whether this rank uses them.
         """
         gathered: dict[int, torch.Tensor] = {}  # a tied weight has two names
         state = network.state_dict(keep_vars=True)
@@ -315,7 +320,7 @@ def _clip_in_deepspeed(
     """Do for one network what DeepSpeed does for all parameters at once, with its own access to their gradients."""
     from deepspeed import utils
 
-    in_parts = hasattr(parameters[0], "ds_id")  # ZeRO-3 gives each rank's part, ZeRO-1 and 2 gather
+    in_parts = hasattr(parameters[0], "ds_id")  # ZeRO-3 returns each rank's part, ZeRO-1 and 2 gather
     read = utils.safe_get_local_grad if in_parts else utils.safe_get_full_grad
     write = utils.safe_set_local_grad if in_parts else utils.safe_set_full_grad
     square = torch.stack([read(parameter).double().square().sum() for parameter in parameters]).sum()

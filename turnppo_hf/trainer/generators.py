@@ -1,4 +1,4 @@
-"""The configuration and the actor in, what samples out: the training weights themselves, or vLLM."""
+"""Configuration and actor in, the generator that samples out: the training weights themselves, or vLLM."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def open_engine(
     args: TurnPPOConfig,
     actor: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    share: Callable[[list[Any]], list[Any]] = list,
+    gather: Callable[[list[Any]], list[Any]] = list,
 ) -> Engine | None:
     """
     Start vLLM, or reach the server that is named; None where the training weights sample.
@@ -30,7 +30,7 @@ def open_engine(
         args ([`TurnPPOConfig`]): `use_vllm` and what belongs to it.
         actor ([`~transformers.PreTrainedModel`]): Its weights are what is sampled with.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): For stop strings and structured outputs.
-        share (`Callable`, *optional*): Gives every rank's list the entries of all ranks'.
+        gather (`Callable`, *optional*): Returns the entries of all ranks' lists.
 
     Raises:
         `ImportError`, `ValueError`: vLLM does not run here, or not with these settings.
@@ -46,7 +46,7 @@ def open_engine(
             dtype=dtype,
             timeout_s=args.vllm_server_timeout,
             max_parallel_requests=args.max_parallel_episodes,
-            share=share,
+            share=gather,
             is_main=args.process_index == 0,
         )
     return ColocatedEngine(
@@ -71,7 +71,7 @@ def make_generator(
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> Generator:
     """
-    Make a generator at a temperature; several may share an engine, one after the other.
+    Make a generator at a temperature; several may use one engine, one after the other.
 
     Args:
         args ([`TurnPPOConfig`]): How to sample.

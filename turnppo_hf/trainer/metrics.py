@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from turnppo_hf._trl import print_prompt_completions_sample
 from turnppo_hf.evaluation.calibration import explained_variance
 from turnppo_hf.trajectory import StopReason, Trajectory
 
@@ -55,7 +54,7 @@ METRICS = (
     Metric("episodes/bootstrapped_share", "share of episodes whose last turn was bootstrapped", "0 for task budgets"),
     Metric("episodes/failed", "episodes dropped because their environment failed", "0"),
     Metric("episodes/distinct_tasks", "distinct tasks in the rollout batch", "all of them, for PPO"),
-    Metric("synthetic", "share of episodes on generated stand-in data, where the environment says", "0 in a result"),
+    Metric("synthetic", "share of episodes on generated stand-in data, where environments report it", "0 in a result"),
     Metric("stop/<reason>", "share of episodes that ended for that reason", "task-dependent"),
     Metric("value/mean", "mean V over decisions", "near the mean return"),
     Metric("value/turn_<n>", "mean V of the states that turn n starts from (turn PPO)", "ordered as the returns are"),
@@ -114,30 +113,30 @@ def rollout_metrics(
     lengths = [len(turn.completion_ids) for turn in turns]
     stops = Counter(trajectory.stop_reason for trajectory in played)
 
-    def share(count: float) -> float:
+    def per_episode(count: float) -> float:
         return count / len(played)
 
     metrics |= {
         "reward": float(rewards.mean()),
         "reward_std": float(rewards.std(correction=0)),
-        "penalty": share(sum(trajectory.total_penalty for trajectory in played)),
-        "success": share(stops[StopReason.SOLVED]),
-        "turns/mean": share(len(turns)),
+        "penalty": per_episode(sum(trajectory.total_penalty for trajectory in played)),
+        "success": per_episode(stops[StopReason.SOLVED]),
+        "turns/mean": per_episode(len(turns)),
         "turns/invalid_share": sum(turn.penalty < 0 for turn in turns) / len(turns),
         "turns/no_action_share": sum(not turn.action for turn in turns) / len(turns),
         "completions/mean_length": sum(lengths) / len(turns),
         "completions/max_length": float(max(lengths)),
         "completions/clipped_ratio": sum(turn.finish_reason == "length" for turn in turns) / len(turns),
-        "episodes/truncated_share": share(sum(trajectory.stop_reason.truncated for trajectory in played)),
-        "episodes/bootstrapped_share": share(sum(item.is_bootstrapped(bootstrap_truncated) for item in played)),
+        "episodes/truncated_share": per_episode(sum(trajectory.stop_reason.truncated for trajectory in played)),
+        "episodes/bootstrapped_share": per_episode(sum(item.is_bootstrapped(bootstrap_truncated) for item in played)),
         "episodes/distinct_tasks": float(len({(item.environment, item.seed, str(item.task)) for item in played})),
     }
     if any("synthetic" in trajectory.metrics for trajectory in played):
-        metrics["synthetic"] = share(sum(trajectory.metrics.get("synthetic", 0.0) for trajectory in played))
+        metrics["synthetic"] = per_episode(sum(trajectory.metrics.get("synthetic", 0.0) for trajectory in played))
     metrics |= _by_environment(played) | _tools(played) | _by_function(played)
     # absent reasons too: a mean over several batches must count their zeros
     reasons = [reason for reason in StopReason if reason is not StopReason.ERROR]
-    return metrics | {f"stop/{reason.value}": share(stops[reason]) for reason in reasons}
+    return metrics | {f"stop/{reason.value}": per_episode(stops[reason]) for reason in reasons}
 
 
 def _by_environment(played: Sequence[Trajectory]) -> dict[str, float]:
@@ -200,7 +199,7 @@ def credit_metrics(credit: Mapping[str, torch.Tensor], *, with_critic: bool) -> 
 
 def sampling_metrics(gaps: torch.Tensor) -> dict[str, float]:
     """
-    Say how well the sampler's log-probs are the trainer's.
+    Measure how well the sampler's log-probs agree with the trainer's.
 
     Args:
         gaps (`torch.Tensor` of shape `(tokens,)`): Trainer's log-prob minus sampler's, over all ranks, nats.
@@ -250,24 +249,3 @@ if __name__ == "__main__":
     import sys
 
     sys.stdout.write(page() + "\n")
-
-
-def print_turns(trajectories: Sequence[Trajectory], step: int, num_rows: int | None = None) -> None:
-    """
-    Print turns as TRL's table of completions.
-
-    Args:
-        trajectories (`Sequence[Trajectory]`): Whose turns are shown.
-        step (`int`): Optimizer step, for the title.
-        num_rows (`int`, *optional*): Draw that many turns; all by default.
-    """
-    turns = [turn for trajectory in trajectories for turn in trajectory.turns]
-    scored = bool(turns) and all(turn.advantage is not None for turn in turns)
-    print_prompt_completions_sample(
-        [turn.observation for turn in turns],
-        [turn.completion for turn in turns],
-        {"reward": [turn.reward for turn in turns], "penalty": [turn.penalty for turn in turns]},
-        [turn.advantage or 0.0 for turn in turns] if scored else None,
-        step,
-        num_rows,
-    )

@@ -1,4 +1,4 @@
-"""Model ids or models in, checked at the door; actor and critic out."""
+"""The trainer's model arguments in, checked; actor, critic and reference model out."""
 
 from __future__ import annotations
 
@@ -28,7 +28,28 @@ from turnppo_hf.models.adapters import (
     remember_as_given,
     unadapted,
 )
+from turnppo_hf.trainer.distributed import prevent_partitioned_loading
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
+
+
+def build_networks(
+    model: str | PreTrainedModel,
+    value_model: str | PreTrainedModel | None,
+    args: TurnPPOConfig,
+    peft_config: Any = None,
+    quantization_config: Any = None,
+) -> tuple[ActorCritic, PreTrainedModel | None]:
+    """
+    Load or take what a training needs: actor and critic, and the reference model of the KL term where there is one.
+
+    Arguments, errors: see [`load_actor`], [`load_critic`] and [`load_reference`].
+    """
+    prevent_partitioned_loading(model)
+    actor = load_actor(model, args, peft_config, quantization_config)
+    critic = load_critic(value_model, actor, args) if args.uses_critic else None
+    on_trunk = critic is not None and args.critic == "shared"
+    networks = ActorCritic(actor, critic, args.critic_trunk_gradient if on_trunk else None)
+    return networks, load_reference(actor, args)
 
 
 def load_actor(
@@ -137,7 +158,7 @@ def load_critic(
     Where the actor has adapters, a critic of the kinds `"separate"` and `"lora"` has some as well, and a head.
 
     Raises:
-        `ValueError`: it does not give one number per token, or reads another vocabulary than the actor; or it is
+        `ValueError`: it does not output one number per token, or reads another vocabulary than the actor; or it is
             given although the kind of critic stands on the actor's weights.
     """
     if args.critic == "lora" and not is_adapted(actor):
@@ -145,10 +166,10 @@ def load_critic(
             '`critic` is "lora", a second adapter on the actor\'s frozen base, but the actor has no adapter and is '
             'trained whole. Set `peft_config` (`use_peft: true`), or take critic="separate" or "shared".'
         )
-    known = Path(value_model) if isinstance(value_model, str) else None
-    if known is not None and is_adapted(actor) and (known / ADAPTER_CONFIG).exists():
+    folder = Path(value_model) if isinstance(value_model, str) else None
+    if folder is not None and is_adapted(actor) and (folder / ADAPTER_CONFIG).exists():
         critic = _critic_on(actor, args.critic)
-        (load_head if args.critic == "shared" else load_adapter)(critic, known)
+        (load_head if args.critic == "shared" else load_adapter)(critic, folder)
         return critic
     if value_model is None:
         return _critic_on(actor, args.critic)
@@ -183,28 +204,22 @@ def _critic_on(actor: PreTrainedModel, kind: str) -> PreTrainedModel:
 
 
 def load_reference(actor: PreTrainedModel, args: TurnPPOConfig) -> PreTrainedModel | None:
-    """Give the model of the KL term: a frozen copy, or an adapted actor itself, whose adapter can be switched off."""
+    """Return the model of the KL term: a frozen copy, or an adapted actor itself (its adapter is switched off)."""
     if not args.beta:
         return None
     return actor if is_adapted(actor) else copy.deepcopy(actor).requires_grad_(False).eval()
 
 
-def pair(actor: PreTrainedModel, critic: PreTrainedModel | None, args: TurnPPOConfig) -> ActorCritic:
-    """Put both networks into one module."""
-    on_trunk = critic is not None and args.critic == "shared"
-    return ActorCritic(actor, critic, args.critic_trunk_gradient if on_trunk else None)
-
-
-def check_launch(networks: ActorCritic, critic: str, *, is_shared_out: bool) -> None:
+def check_launch(networks: ActorCritic, critic: str, *, is_sharded: bool) -> None:
     """
     Refuse launches that cut weights which two networks hold.
 
     Raises:
         `ValueError`: FSDP or DeepSpeed with adapters or with a critic on the actor's weights.
     """
-    if is_shared_out and (is_adapted(networks.actor) or (networks.critic is not None and critic != "separate")):
+    if is_sharded and (is_adapted(networks.actor) or (networks.critic is not None and critic != "separate")):
         raise ValueError(
-            "The launch shares weights out over the ranks (FSDP or DeepSpeed), but adapters and critics on the "
+            "The launch shards weights over the ranks (FSDP or DeepSpeed), but adapters and critics on the "
             "actor's weights were never tried with it. Use trainer_configs/accelerate/multi_gpu.yaml: with adapters a "
             "whole base model on each rank takes little."
         )

@@ -1,53 +1,77 @@
-"""The rollout batch under way: its tensors and credit, and how both survive a restart."""
+"""The rollout batch under way: its tensors and credit, saved with a checkpoint and read back by a resumed run."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from turnppo_hf.ppo.batch import TurnBatch, check_turn_ids
 from turnppo_hf.ppo.credit import Credit
+from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
+from turnppo_hf.trajectory import FailedEpisodesError, StopReason, Trajectory
 
 
 @dataclass
 class RolloutBatch:
-    """A rollout batch and what its updates need. Credit is absent until the critic has read the batch."""
+    """A rollout batch and what its updates need."""
 
     batch: TurnBatch
-    credit: Credit | None = None
-    advantages: torch.Tensor | None = None  # whitened
+    credit: Credit | None = None  # None until the first update has scored the batch
 
-    @property
-    def is_scored(self) -> bool:
-        """Whether the credit of its turns is known, so that another process can go on with it."""
-        return self.credit is not None and self.advantages is not None
+    def save(self, file: Path) -> None:
+        """Save the batch, once it is scored, so that a resumed run makes the updates that it has left."""
+        assert self.credit is not None
+        tensors = {f"batch.{item.name}": getattr(self.batch, item.name).clone() for item in fields(self.batch)}
+        for name in Credit.TABLES:
+            tensors[f"credit.{name}"] = getattr(self.credit, name).clone()  # tables may share memory, files may not
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, file, metadata={"per": self.credit.per})
+
+    @classmethod
+    def load(cls, file: Path, device: torch.device) -> RolloutBatch:
+        """
+        Read what `save` wrote.
+
+        Raises:
+            `ValueError`: its turns are not marked apart.
+        """
+        with safe_open(file, framework="pt") as opened:
+            per = opened.metadata()["per"]
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+        if "advantages" in tensors:  # the key of the whitened table in checkpoints of development versions of 0.1.0
+            tensors["credit.whitened"] = tensors["advantages"]
+        batch = TurnBatch(**{item.name: tensors[f"batch.{item.name}"] for item in fields(TurnBatch)}).to(device)
+        check_turn_ids(batch.turn_ids, batch.completion_mask)
+        return cls(batch, Credit(**{name: tensors[f"credit.{name}"].to(device) for name in Credit.TABLES}, per=per))
+
+    @classmethod
+    def load_on_all_ranks(cls, file: Path, device: torch.device) -> RolloutBatch | None:
+        """Read this rank's batch; None where any rank has none, since the ranks collect together or not at all."""
+        return cls.load(file, device) if all(gather_object([file.exists()])) else None
 
 
-def save_pending(rollout: RolloutBatch, file: Path) -> None:
-    """Save a scored rollout batch that has updates left, so that a resumed run continues with it."""
-    batch, credit, advantages = rollout.batch, rollout.credit, rollout.advantages
-    assert credit is not None and advantages is not None
-    tensors = {f"batch.{item.name}": getattr(batch, item.name).clone() for item in fields(batch)}
-    for name in Credit.TABLES:
-        tensors[f"credit.{name}"] = getattr(credit, name).clone()  # tables may share memory, files may not
-    save_file({**tensors, "advantages": advantages.clone()}, file, metadata={"per": credit.per})
+def pending_file(checkpoint: str | Path, args: TurnPPOConfig) -> Path:
+    """Return where a checkpoint keeps a rank's batch; with another number of ranks no rank finds its file."""
+    return Path(checkpoint) / f"rollout_{args.process_index}_of_{args.world_size}.safetensors"
 
 
-def load_pending(file: Path, device: torch.device) -> RolloutBatch:
+def check_failures(trajectories: Sequence[Trajectory], max_failed_share: float) -> None:
     """
-    Read what `save_pending` wrote.
+    Check that enough episodes of a rollout batch were played to learn from.
 
     Raises:
-        `ValueError`: its turns cannot be told apart.
+        [`~turnppo_hf.trajectory.FailedEpisodesError`]: a larger share of them failed.
     """
-    with safe_open(file, framework="pt") as opened:
-        per = opened.metadata()["per"]
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}
-    batch = TurnBatch(**{item.name: tensors[f"batch.{item.name}"] for item in fields(TurnBatch)}).to(device)
-    check_turn_ids(batch.turn_ids, batch.completion_mask)
-    tables = {name: tensors[f"credit.{name}"].to(device) for name in Credit.TABLES}
-    return RolloutBatch(batch, Credit(**tables, per=per), tensors["advantages"].to(device))
+    failed = [trajectory for trajectory in trajectories if trajectory.stop_reason is StopReason.ERROR]
+    if len(failed) > max_failed_share * len(trajectories):
+        raise FailedEpisodesError(
+            f"{len(failed)} of {len(trajectories)} episodes failed, more than `max_failed_share` "
+            f"({max_failed_share}) allows; the first with {failed[0].error!r} in {failed[0].environment!r}. Fix the "
+            "environment."
+        )

@@ -1,4 +1,4 @@
-"""Datasets in, checked at the door; the order in which a run plays their rows out."""
+"""Datasets in, checked; the order in which a run plays their rows out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset, IterableDataset
 
-from turnppo_hf._trl import RepeatSampler
+from turnppo_hf._trl import RepeatSampler, identity
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 
 
@@ -17,13 +17,20 @@ class TaskSampler(RepeatSampler):
     TRL's sampler of repeated tasks, with an order for each epoch that a resumed run finds again.
 
     Args:
-        epoch (`Callable`): Tells the epoch whose pass begins.
-        seed (`int`): With the epoch's number it seeds the order.
-        kwargs: See TRL's `RepeatSampler`.
+        dataset (`Dataset`): Tasks.
+        args ([`TurnPPOConfig`]): The size of batches and groups; its seed and the epoch's number seed the order.
+        epoch (`Callable`): Returns the number of the epoch that begins.
     """
 
-    def __init__(self, *, epoch: Callable[[], int], seed: int, **kwargs: Any) -> None:
-        super().__init__(seed=seed, **kwargs)
+    def __init__(self, dataset: Dataset, args: TurnPPOConfig, epoch: Callable[[], int]) -> None:
+        super().__init__(
+            data_source=dataset,
+            mini_repeat_count=args.num_generations,
+            batch_size=args.tasks_per_batch,
+            repeat_count=args.updates_per_batch,
+            shuffle=args.shuffle_dataset,
+            seed=args.seed,
+        )
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -34,7 +41,7 @@ class TaskSampler(RepeatSampler):
 
 class TaskStream(torch.utils.data.IterableDataset):
     """
-    A rank's share of each rollout batch of a dataset without a length, in the order of its rows.
+    A rank's part of each rollout batch of a dataset without a length, in the order of its rows.
 
     Every rank reads the whole stream, so all agree on its batches; a stream that ends begins again, and the rows that
     fill no batch at its end are left out.
@@ -50,8 +57,8 @@ class TaskStream(torch.utils.data.IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         args, batch, filled = self.args, list[dict[str, Any]](), False
-        share = args.generation_batch_size // args.world_size  # type: ignore[operator]  # filled in __post_init__
-        mine = slice(args.process_index * share, (args.process_index + 1) * share)
+        size = args.generation_batch_size // args.world_size  # type: ignore[operator]  # filled in __post_init__
+        mine = slice(args.process_index * size, (args.process_index + 1) * size)
         while True:  # so that a resumed run may skip more batches than one pass has
             for row in self.rows:
                 _check_names({row.get("environment")}, self.names)
@@ -90,14 +97,14 @@ def check_tasks(
         if args.max_steps <= 0 or args.oversampling_factor > 1.0:
             raise ValueError(
                 f"`train_dataset` has no length, `max_steps` is {args.max_steps} and `oversampling_factor` "
-                f"{args.oversampling_factor:g}: a stream says neither when the run ends nor which further tasks could "
-                "be drawn. Set `max_steps` and leave oversampling out, or pass a datasets.Dataset."
+                f"{args.oversampling_factor:g}: the end of the run and further tasks to draw "
+                "are unknown. Set `max_steps` and leave oversampling out, or pass a datasets.Dataset."
             )
         return TaskStream(dataset, args, names)
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "column_names"):
         raise ValueError(
-            f"`train_dataset` is a {type(dataset).__name__} without a length. Rollout batches need to know their "
-            "tasks: pass a datasets.Dataset or a datasets.IterableDataset."
+            f"`train_dataset` is a {type(dataset).__name__} without a length. Rollout batches take tasks by "
+            "their number: pass a datasets.Dataset or a datasets.IterableDataset."
         )
     if len(dataset) < args.tasks_per_batch:
         raise ValueError(
@@ -107,6 +114,30 @@ def check_tasks(
         )
     _check_environment_column(dataset, names)
     return dataset
+
+
+def load_rows(
+    tasks: Dataset | TaskStream, args: TurnPPOConfig, epoch: Callable[[], int], get_dataloader: Callable[..., Any]
+) -> torch.utils.data.DataLoader[Any]:
+    """
+    Load a rank's rows of one rollout batch at a time, once for each of its updates.
+
+    Args:
+        tasks (`Dataset` or `TaskStream`): From [`check_tasks`].
+        args ([`TurnPPOConfig`]): The size of batches.
+        epoch (`Callable`): Returns the number of the epoch that begins.
+        get_dataloader (`Callable`): The trainer's; shards batches over the ranks.
+    """
+    size = args.generation_batch_size // args.world_size  # type: ignore[operator]  # filled in __post_init__
+    if isinstance(tasks, TaskStream):  # it yields each rank's own rows
+        return torch.utils.data.DataLoader(tasks, batch_size=size, collate_fn=identity)
+    return get_dataloader(
+        dataset=tasks,
+        description="Training",
+        batch_size=size,
+        sampler_fn=lambda rows: TaskSampler(rows, args, epoch),
+        is_training=True,
+    )
 
 
 def check_eval_tasks(dataset: Dataset | None, names: list[str]) -> None:

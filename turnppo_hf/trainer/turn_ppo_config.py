@@ -1,23 +1,33 @@
-"""`TurnPPOConfig`: every knob of the trainer, with GRPOConfig's spelling wherever GRPOConfig has the knob."""
+"""`TurnPPOConfig`: every field of the trainer, with GRPOConfig's spelling wherever GRPOConfig has the field."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+import inspect
+import re
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 
 from turnppo_hf._trl import BaseConfig
-from turnppo_hf.trainer.config_checks import (
-    ALGORITHMS,
-    LOSS_AGGREGATIONS,
-    check_choices,
-    check_critic_kind,
-    check_ranges,
-    check_vllm,
-)
+from turnppo_hf.ppo.algorithms import ALGORITHMS
+from turnppo_hf.trainer.config_checks import check_choice, check_choices, check_critic_kind, check_ranges, check_vllm
+
+_Config = TypeVar("_Config")
 
 
+def describe_fields(cls: type[_Config]) -> type[_Config]:
+    """Make each field's text in a dataclass's docstring the help of its flag, so that it is written once."""
+    entries = re.findall(r"^    (\w+) \(.*\):\n((?: {8}.+\n?)+)", inspect.cleandoc(cls.__doc__ or ""), re.MULTILINE)
+    texts = {name: " ".join(text.split()) for name, text in entries}
+    for item in fields(cls):  # type: ignore[arg-type]
+        if item.name in texts:
+            item.metadata = MappingProxyType({**item.metadata, "help": texts[item.name]})
+    return cls
+
+
+@describe_fields
 @dataclass
 class TurnPPOConfig(BaseConfig):
     r"""
@@ -27,14 +37,26 @@ class TurnPPOConfig(BaseConfig):
     [`~transformers.TrainingArguments`]. Fields that TRL's `GRPOConfig` has keep its name and meaning.
 
     > [!NOTE]
-    > Defaults that differ from [`~transformers.TrainingArguments`]: `learning_rate` is 1e-6, `logging_steps` is 10,
-    > `remove_unused_columns` is False, and `bf16` and `gradient_checkpointing` follow the device (off on CPU).
-    > `gradient_accumulation_steps` only enters `generation_batch_size`: micro-batches are cut by
-    > `max_tokens_per_micro_batch` and never change the gradient. `trackio_static_space_id` is False: with Trackio, a
-    > push would otherwise create a Space of the run's logs, public unless `hub_private_repo` is set. Set it to None or
-    > to a name to have one.
+    > `logging_steps` defaults to 10. `gradient_accumulation_steps` only enters `generation_batch_size`: micro-batches
+    > are cut by `max_tokens_per_micro_batch` and never change the gradient.
 
     Parameters:
+        > Parameters with other defaults than in [`~transformers.TrainingArguments`]
+
+        learning_rate (`float`, *optional*, defaults to `1e-6`):
+            The actor's initial learning rate for AdamW.
+        remove_unused_columns (`bool`, *optional*, defaults to `False`):
+            Must stay False: a row's columns select and configure the environment.
+        gradient_checkpointing (`bool`, *optional*):
+            Recompute activations in the backward pass. Unset: on, but off on CPU.
+        bf16 (`bool`, *optional*):
+            bf16 autocast. Unset: on where the accelerator supports it, off on CPU.
+        dataloader_pin_memory (`bool`, *optional*, defaults to `False`):
+            Rows are tasks, not tensors: there is nothing to pin.
+        trackio_static_space_id (`str` or `None`, *optional*, defaults to `False`):
+            Space that a push makes of Trackio's logs, public unless `hub_private_repo` is set. False: none; None: a
+            default name.
+
         > Parameters that control the model
 
         model_init_kwargs (`dict` or `str`, *optional*):
@@ -80,7 +102,7 @@ class TurnPPOConfig(BaseConfig):
         epsilon (`float`, *optional*, defaults to `0.2`):
             Clip range below 1 of the ratio.
         epsilon_high (`float`, *optional*):
-            Clip range above 1. Defaults to `epsilon`.
+            Clip range above 1 of the ratio. Defaults to `epsilon`.
         cliprange_value (`float`, *optional*):
             Clip range of the value around its value before the update, in units of return. Off by default.
         beta (`float`, *optional*, defaults to `0.0`):
@@ -109,7 +131,7 @@ class TurnPPOConfig(BaseConfig):
         shuffle_dataset (`bool`, *optional*, defaults to `True`):
             Shuffle the tasks.
         reward_weights (`list[float]`, *optional*):
-            Weight of each reward function; 1 by default. An environment's own reward counts with weight 1.
+            Weight of each reward function. Unset: 1. An environment's own reward counts with weight 1.
         max_failed_share (`float`, *optional*, defaults to `0.5`):
             Training stops, with a checkpoint, when a larger share of a rollout batch's episodes failed.
 
@@ -136,7 +158,7 @@ class TurnPPOConfig(BaseConfig):
         oversampling_factor (`float`, *optional*, defaults to `1.0`):
             Episodes under way per episode that a rollout batch takes: the batch is complete when enough have ended.
         oversampling_rest (`str`, *optional*, defaults to `"continue"`):
-            What becomes of the others: `"continue"` plays them on in the next batch, `"drop"` forgets them.
+            What becomes of the others: `"continue"` plays them on in the next batch, `"drop"` ends them.
         generation_kwargs (`dict` or `str`, *optional*):
             Further sampling parameters of vLLM, such as `{"stop": ["</action>"], "include_stop_str_in_output": true}`.
 
@@ -151,11 +173,13 @@ class TurnPPOConfig(BaseConfig):
         vllm_max_model_length (`int`, *optional*):
             Tokens of a prompt and its response in a colocated engine. Defaults to what the model reads.
         vllm_enable_sleep_mode (`bool`, *optional*, defaults to `False`):
-            A colocated engine gives its memory back during updates. GPU only.
+            A colocated engine frees its memory during updates. GPU only.
         vllm_server_base_url (`str`, *optional*):
             The server's address, such as `"http://localhost:8000"`, instead of host and port.
-        vllm_server_host (`str`, *optional*, defaults to `"127.0.0.1"`), vllm_server_port (`int`, defaults to `8000`):
-            The server's address.
+        vllm_server_host (`str`, *optional*, defaults to `"127.0.0.1"`):
+            The server's host.
+        vllm_server_port (`int`, *optional*, defaults to `8000`):
+            The server's port.
         vllm_server_timeout (`float`, *optional*, defaults to `240.0`):
             Seconds for which an answer, or a server that is gone, is waited for.
         vllm_structured_outputs_regex (`str`, *optional*):
@@ -187,130 +211,79 @@ class TurnPPOConfig(BaseConfig):
         "generation_kwargs",
     ]
 
-    learning_rate: float = field(default=1e-6, metadata={"help": "The actor's initial learning rate for AdamW."})
-    remove_unused_columns: bool | None = field(
-        default=False, metadata={"help": "Must stay False: a row's columns select and configure the environment."}
-    )
-    gradient_checkpointing: bool | None = field(
-        default=None, metadata={"help": "Recompute activations in the backward pass. Unset: on, but off on CPU."}
-    )
-    bf16: bool | None = field(
-        default=None, metadata={"help": "bf16 autocast. Unset: on where the accelerator supports it, off on CPU."}
-    )
+    learning_rate: float = 1e-6
+    remove_unused_columns: bool | None = False
+    gradient_checkpointing: bool | None = None
+    bf16: bool | None = None
 
-    dataloader_pin_memory: bool = field(
-        default=False, metadata={"help": "Rows are tasks, not tensors: there is nothing to pin."}
-    )
+    dataloader_pin_memory: bool = False
     # TRL's parser reads the second type of a union as the one that may be None
-    trackio_static_space_id: str | None | Literal[False] = field(  # noqa: RUF036
-        default=False,
-        metadata={"help": "Space that a push makes of Trackio's logs. False: none; None: a default name."},
-    )
+    trackio_static_space_id: str | None | Literal[False] = False  # noqa: RUF036
 
-    model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Keyword arguments for `from_pretrained` where `model` is a string."}
-    )
-    disable_dropout: bool = field(default=True, metadata={"help": "Switch dropout off in the actor."})
+    model_init_kwargs: dict[str, Any] | str | None = None
+    disable_dropout: bool = True
 
-    algorithm: str = field(default="turn_ppo", metadata={"help": f"One of {', '.join(ALGORITHMS)}."})
-    gamma: float = field(default=0.99, metadata={"help": "Discount per turn."})
-    lam: float = field(default=0.9, metadata={"help": "GAE's lambda per turn (`lambda` in YAML and here)."})
-    token_gamma: float = field(default=1.0, metadata={"help": "Discount per token, used by token_ppo only."})
-    token_lam: float = field(default=1.0, metadata={"help": "GAE's lambda per token, used by token_ppo only."})
-    critic_lr_multiplier: float = field(default=10.0, metadata={"help": "Critic's learning rate / actor's."})
-    critic: str = field(default="separate", metadata={"help": "Kind of critic: separate, lora or shared."})
-    critic_trunk_gradient: float = field(
-        default=0.0, metadata={"help": "Share of a shared critic's gradient that enters the trunk; 0 stops it."}
-    )
-    critic_warmup_steps: int = field(default=0, metadata={"help": "First optimizer steps that train the critic only."})
-    importance_sampling_level: str | None = field(
-        default=None, metadata={"help": "turn, turn_geometric or token. Unset: turn for turn_ppo, else token."}
-    )
-    loss_aggregation: str = field(
-        default="trajectory_tokens", metadata={"help": f"One of {', '.join(LOSS_AGGREGATIONS)}."}
-    )
-    whiten_advantages: str | None = field(
-        default=None, metadata={"help": "turns, tokens or none. Unset: by algorithm (turns, tokens, none)."}
-    )
-    scale_rewards: bool = field(default=True, metadata={"help": "Divide GRPO's advantages by the group's std."})
-    epsilon: float = field(default=0.2, metadata={"help": "Clip range below 1 of the ratio."})
-    epsilon_high: float | None = field(default=None, metadata={"help": "Clip range above 1. Unset: epsilon."})
-    cliprange_value: float | None = field(default=None, metadata={"help": "Clip range of the value. Unset: off."})
-    beta: float = field(default=0.0, metadata={"help": "KL coefficient; 0 loads no reference model."})
-    kl_estimator: str = field(default="k3", metadata={"help": "k1, k2 or k3."})
-    entropy_coef: float = field(default=0.0, metadata={"help": "Entropy bonus (mean over sampled tokens)."})
-    bootstrap_truncated: bool | None = field(
-        default=None, metadata={"help": "Bootstrap truncated episodes. Unset: by stop reason."}
-    )
+    algorithm: str = "turn_ppo"
+    gamma: float = 0.99
+    lam: float = 0.9
+    token_gamma: float = 1.0
+    token_lam: float = 1.0
+    critic_lr_multiplier: float = 10.0
+    critic: str = "separate"
+    critic_trunk_gradient: float = 0.0
+    critic_warmup_steps: int = 0
+    importance_sampling_level: str | None = None
+    loss_aggregation: str = "trajectory_tokens"
+    whiten_advantages: str | None = None
+    scale_rewards: bool = True
+    epsilon: float = 0.2
+    epsilon_high: float | None = None
+    cliprange_value: float | None = None
+    beta: float = 0.0
+    kl_estimator: str = "k3"
+    entropy_coef: float = 0.0
+    bootstrap_truncated: bool | None = None
 
-    num_iterations: int = field(default=1, metadata={"help": "Passes over a rollout batch."})
-    num_minibatches: int = field(default=1, metadata={"help": "Optimizer steps per pass, of whole trajectories."})
-    generation_batch_size: int | None = field(
-        default=None, metadata={"help": "Episodes per rollout batch over all ranks."}
-    )
-    num_generations: int | None = field(
-        default=None, metadata={"help": "Episodes per task. Unset: 1 for PPO, 8 for grpo and rloo."}
-    )
-    max_tokens_per_micro_batch: int = field(
-        default=16384, metadata={"help": "Padded tokens per forward and backward; never changes the gradient."}
-    )
-    shuffle_dataset: bool = field(default=True, metadata={"help": "Shuffle the tasks."})
-    reward_weights: list[float] | None = field(
-        default=None, metadata={"help": "Weight of each reward function. Unset: 1."}
-    )
-    max_failed_share: float = field(
-        default=0.5, metadata={"help": "Stop, with a checkpoint, when a larger share of a batch's episodes failed."}
-    )
+    num_iterations: int = 1
+    num_minibatches: int = 1
+    generation_batch_size: int | None = None
+    num_generations: int | None = None
+    max_tokens_per_micro_batch: int = 16384
+    shuffle_dataset: bool = True
+    reward_weights: list[float] | None = None
+    max_failed_share: float = 0.5
 
-    max_turns: int | None = field(default=None, metadata={"help": "Turns per episode, beside the environment's."})
-    max_turn_length: int | None = field(default=None, metadata={"help": "Tokens of one response."})
-    max_completion_length: int = field(default=2048, metadata={"help": "Tokens of one episode after its prompt."})
-    max_tool_calling_iterations: int | None = field(
-        default=None, metadata={"help": "Rounds of tool calls per episode. Unset: no limit."}
-    )
-    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
-    top_p: float = field(default=1.0, metadata={"help": "Nucleus sampling."})
-    top_k: int = field(default=0, metadata={"help": "Top-k sampling, 0 for off."})
-    max_parallel_episodes: int = field(default=256, metadata={"help": "Episodes that generate at a time per rank."})
-    chat_template_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Passed to the chat template."}
-    )
-    oversampling_factor: float = field(default=1.0, metadata={"help": "Episodes under way per episode of a batch."})
-    oversampling_rest: str = field(default="continue", metadata={"help": "The rest's fate: continue or drop."})
-    generation_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Further sampling parameters of vLLM, such as stop strings."}
-    )
+    max_turns: int | None = None
+    max_turn_length: int | None = None
+    max_completion_length: int = 2048
+    max_tool_calling_iterations: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_parallel_episodes: int = 256
+    chat_template_kwargs: dict[str, Any] | str | None = None
+    oversampling_factor: float = 1.0
+    oversampling_rest: str = "continue"
+    generation_kwargs: dict[str, Any] | str | None = None
 
-    use_vllm: bool = field(default=False, metadata={"help": "Sample with vLLM."})
-    vllm_mode: str = field(default="colocate", metadata={"help": "colocate or server."})
-    vllm_gpu_memory_utilization: float = field(default=0.3, metadata={"help": "Memory share of a colocated engine."})
-    vllm_max_model_length: int | None = field(
-        default=None, metadata={"help": "Tokens of prompt and response in a colocated engine. Unset: the model's."}
-    )
-    vllm_enable_sleep_mode: bool = field(
-        default=False, metadata={"help": "A colocated engine gives its memory back during updates. GPU only."}
-    )
-    vllm_server_base_url: str | None = field(default=None, metadata={"help": "The server's address."})
-    vllm_server_host: str = field(default="127.0.0.1", metadata={"help": "The server's host."})
-    vllm_server_port: int = field(default=8000, metadata={"help": "The server's port."})
-    vllm_server_timeout: float = field(default=240.0, metadata={"help": "Seconds to wait for an answer."})
-    vllm_structured_outputs_regex: str | None = field(
-        default=None, metadata={"help": "Regular expression that every response matches."}
-    )
-    vllm_structured_outputs_choice: list[str] | None = field(
-        default=None, metadata={"help": "Texts of which every response is one."}
-    )
-    vllm_importance_sampling_correction: bool | None = field(
-        default=None, metadata={"help": "Weigh by trainer / sampler probability. Unset: where it is needed."}
-    )
-    vllm_importance_sampling_mode: str | None = field(
-        default=None, metadata={"help": "turn_truncate or token_truncate. Unset: as importance_sampling_level."}
-    )
-    vllm_importance_sampling_clip_max: float = field(default=3.0, metadata={"help": "Truncates these weights."})
+    use_vllm: bool = False
+    vllm_mode: str = "colocate"
+    vllm_gpu_memory_utilization: float = 0.3
+    vllm_max_model_length: int | None = None
+    vllm_enable_sleep_mode: bool = False
+    vllm_server_base_url: str | None = None
+    vllm_server_host: str = "127.0.0.1"
+    vllm_server_port: int = 8000
+    vllm_server_timeout: float = 240.0
+    vllm_structured_outputs_regex: str | None = None
+    vllm_structured_outputs_choice: list[str] | None = None
+    vllm_importance_sampling_correction: bool | None = None
+    vllm_importance_sampling_mode: str | None = None
+    vllm_importance_sampling_clip_max: float = 3.0
 
-    log_completions: bool = field(default=False, metadata={"help": "Print turns and save trajectories when logging."})
-    num_completions_to_print: int | None = field(default=None, metadata={"help": "Rows of that table."})
-    eval_temperature: float = field(default=0.0, metadata={"help": "Temperature of evaluation; 0 is greedy."})
+    log_completions: bool = False
+    num_completions_to_print: int | None = None
+    eval_temperature: float = 0.0
 
     def __post_init__(self) -> None:
         on_accelerator = not self.use_cpu and torch.accelerator.is_available()
@@ -322,6 +295,7 @@ class TurnPPOConfig(BaseConfig):
         if self.bf16 is None:
             self.bf16 = not self.fp16 and on_accelerator and _supports_bf16()
         super().__post_init__()
+        check_choice(self, "algorithm", ALGORITHMS)
         self._fill_defaults_of_the_algorithm()
         check_choices(self)
         check_ranges(self)
@@ -332,7 +306,7 @@ class TurnPPOConfig(BaseConfig):
     @property
     def uses_critic(self) -> bool:
         """Whether the algorithm has a critic at all."""
-        return self.algorithm in ("turn_ppo", "token_ppo")
+        return ALGORITHMS[self.algorithm].has_critic
 
     @property
     def updates_per_batch(self) -> int:
@@ -345,13 +319,9 @@ class TurnPPOConfig(BaseConfig):
         return self.generation_batch_size // self.num_generations  # type: ignore[operator]  # filled in __post_init__
 
     def _fill_defaults_of_the_algorithm(self) -> None:
-        group_baseline = self.algorithm in ("grpo", "rloo")
-        if self.importance_sampling_level is None:
-            self.importance_sampling_level = "turn" if self.algorithm == "turn_ppo" else "token"
-        if self.whiten_advantages is None:
-            self.whiten_advantages = {"turn_ppo": "turns", "token_ppo": "tokens"}.get(self.algorithm, "none")
-        if self.num_generations is None:
-            self.num_generations = 8 if group_baseline else 1
+        for name in ("importance_sampling_level", "whiten_advantages", "num_generations"):
+            if getattr(self, name) is None:
+                setattr(self, name, getattr(ALGORITHMS[self.algorithm], name))
         if self.epsilon_high is None:
             self.epsilon_high = self.epsilon
         if self.vllm_importance_sampling_correction is None:

@@ -1,50 +1,50 @@
-"""`TurnPPOTrainer`: collect, stack, score, credit, epochs x minibatches, log, save."""
+"""`TurnPPOTrainer`: collect, stack, score, credit, critic pass, actor pass, step, log, save."""
 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
-from torch.utils.data import Sampler
-from transformers import (
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-    set_seed,
-)
+from huggingface_hub import CommitInfo
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.integrations.deepspeed import propagate_args_to_deepspeed
 
-from turnppo_hf._trl import get_config_model_id, identity
+from turnppo_hf._trl import BaseTrainer, get_config_model_id, identity
 from turnppo_hf.environments.factory import EnvironmentFactory, open_environments
+from turnppo_hf.evaluation.results import HeldOut
+from turnppo_hf.hub.agent_record import AgentRecord, Example
+from turnppo_hf.hub.card.card import prepare_release
 from turnppo_hf.models.actor_critic import ActorCritic
-from turnppo_hf.ppo.batch import TurnBatch, stack
-from turnppo_hf.ppo.credit import flatten, record_credit, whitened
+from turnppo_hf.models.checkpoint import load_networks
+from turnppo_hf.ppo.batch import stack
 from turnppo_hf.rollout.chat import Chat
-from turnppo_hf.rollout.parquet import save_trajectories
 from turnppo_hf.rollout.rewards import Rewards
-from turnppo_hf.trainer.arguments import check_sources, refuse_unsupported
+from turnppo_hf.trainer.arguments import check_arguments, default_arguments
 from turnppo_hf.trainer.collector import Collector
-from turnppo_hf.trainer.distributed import Sharding, StepInDeepSpeed, WholeNetworks, load_whole, shard_on_cpu
-from turnppo_hf.trainer.metrics import credit_metrics, print_turns, rollout_metrics, sampling_metrics, update_metrics
-from turnppo_hf.trainer.networks import check_launch, load_actor, load_critic, load_reference, pair
-from turnppo_hf.trainer.rollout_batch import RolloutBatch
-from turnppo_hf.trainer.saving import SavingTrainer
-from turnppo_hf.trainer.tasks import TaskSampler, TaskStream, check_eval_tasks, check_tasks
+from turnppo_hf.trainer.distributed import Sharding, StepInDeepSpeed, WholeNetworks, shard_on_cpu
+from turnppo_hf.trainer.hub_push import HubPusher
+from turnppo_hf.trainer.metrics import rollout_metrics
+from turnppo_hf.trainer.networks import build_networks, check_launch
+from turnppo_hf.trainer.optimizer_step import pick_minibatch, update_again, update_once
+from turnppo_hf.trainer.record import agent_record, find_example
+from turnppo_hf.trainer.rollout_batch import RolloutBatch, check_failures, pending_file
+from turnppo_hf.trainer.saving import checkpoint_on_error, save_run
+from turnppo_hf.trainer.tasks import check_eval_tasks, check_tasks, load_rows
+from turnppo_hf.trainer.training_log import TrainingLog
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
-from turnppo_hf.trainer.update import Totals, Update
-from turnppo_hf.trajectory import FailedEpisodesError, GenerationError, StopReason, Trajectory
+from turnppo_hf.trainer.update import Update
+from turnppo_hf.trajectory import StopReason, Trajectory
 
 
-class TurnPPOTrainer(SavingTrainer):
+class TurnPPOTrainer(BaseTrainer):
     """
     Trainer for turn-level PPO on multi-turn environments, with token-level PPO, GRPO and RLOO as baselines.
 
@@ -61,45 +61,39 @@ class TurnPPOTrainer(SavingTrainer):
     ```
 
     Args:
-        model (`str` or [`~transformers.PreTrainedModel`]):
-            The actor: model id, path, or a causal language model. Of a `PeftModel` the adapter is trained.
-        reward_funcs (`Callable` or `list[Callable]`, *optional*):
-            Reward functions of TRL; what they return is added to an episode's last turn. See
-            [`~turnppo_hf.rollout.rewards.Rewards`].
-        args ([`TurnPPOConfig`], *optional*):
-            Configuration; defaults to one that writes to `<model name>-TurnPPO`.
-        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`], *optional*):
-            Tasks. A row's `seed` seeds the environment's reset, `prompt` opens the conversation, `environment`
-            selects one of several, and every other column is an option of the reset. Without it the environment makes
-            its own tasks from seeds, and `max_steps` must be set.
-        eval_dataset ([`~datasets.Dataset`], *optional*):
-            Tasks of the evaluation during training.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer with a chat template; loaded from the model's folder by default.
-        reward_processing_classes (*optional*):
-            In `GRPOTrainer`'s place so that calls carry over; not supported yet, and refused.
-        callbacks (`list[TrainerCallback]`, *optional*):
-            As in [`~transformers.Trainer`].
-        optimizers (`tuple`, *optional*, defaults to `(None, None)`):
-            Optimizer and scheduler. The default is the one of [`~transformers.Trainer`] with two learning rates.
-        quantization_config (*optional*):
-            Passed to `from_pretrained` of a frozen model, such as a `BitsAndBytesConfig`.
-        peft_config (`peft.PeftConfig`, *optional*):
-            Adapters to train instead of the model, in the critic as well (see `TurnPPOConfig.critic`).
-        tools (`list[Callable]`, *optional*):
-            Functions with type hints and a docstring that the model may call.
-        rollout_func (`Callable`, *optional*):
-            Plays the episodes itself, as in TRL: takes prompts and the trainer, and returns `prompt_ids`,
-            `completion_ids`, `logprobs` and optionally `env_mask`.
-        environment_factory (`str`, `Callable` or `dict`, *optional*):
-            Gymnasium id, a callable that returns a Gymnasium environment with Text spaces or an object of TRL's
-            environment protocol (see [`~turnppo_hf.environments.integrations.tools.ToolEnvironment`]), or a dict of
-            these by the name that the column `environment` gives. Without it, `reward_funcs` judge the
-            answers to the dataset's prompts.
-        value_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
-            The critic, a token classifier with one label; by default one on the actor's backbone with a zero head.
+        model (`str` or [`~transformers.PreTrainedModel`]): The actor: model id, path, or a causal language model. Of a
+            `PeftModel` the adapter is trained.
+        reward_funcs (`Callable` or `list[Callable]`, *optional*): Reward functions of TRL; what they return is added
+            to an episode's last turn. See [`~turnppo_hf.rollout.rewards.Rewards`].
+        args ([`TurnPPOConfig`], *optional*): Configuration; defaults to one that writes to `<model name>-TurnPPO`.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`], *optional*): Tasks. A row's `seed` seeds
+            the environment's reset, `prompt` opens the conversation, `environment` selects one of several, and every
+            other column is an option of the reset. Without it the environment makes its own tasks from seeds, and
+            `max_steps` must be set.
+        eval_dataset ([`~datasets.Dataset`], *optional*): Tasks of the evaluation during training.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*): Tokenizer with a chat template;
+            loaded from the model's folder by default.
+        reward_processing_classes (*optional*): In `GRPOTrainer`'s place so that calls carry over; not supported yet,
+            and refused.
+        callbacks (`list[TrainerCallback]`, *optional*): As in [`~transformers.Trainer`].
+        optimizers (`tuple`, *optional*, defaults to `(None, None)`): Optimizer and scheduler. The default is the one
+            of [`~transformers.Trainer`] with two learning rates.
+        quantization_config (*optional*): Passed to `from_pretrained` of a frozen model, such as a
+            `BitsAndBytesConfig`.
+        peft_config (`peft.PeftConfig`, *optional*): Adapters to train instead of the model, in the critic as well (see
+            `TurnPPOConfig.critic`).
+        tools (`list[Callable]`, *optional*): Functions with type hints and a docstring that the model may call.
+        rollout_func (`Callable`, *optional*): Plays the episodes itself, as in TRL: takes prompts and the trainer, and
+            returns `prompt_ids`, `completion_ids`, `logprobs` and optionally `env_mask`.
+        environment_factory (`str`, `Callable` or `dict`, *optional*): Gymnasium id, a callable that returns a
+            Gymnasium environment with Text spaces or an object of TRL's environment protocol (see
+            [`~turnppo_hf.environments.integrations.tools.ToolEnvironment`]), or a dict of these by the name that the
+            column `environment` gives. Without it, `reward_funcs` judge the answers to the dataset's prompts.
+        value_model (`str` or [`~transformers.PreTrainedModel`], *optional*): The critic, a token classifier with one
+            label; by default one on the actor's backbone with a zero head.
     """
 
+    _tag_names: ClassVar[list[str]] = ["trl", "turn-ppo"]
     # every loss is divided by the optimizer step's own totals
     loss_is_scaled_for_ga = True
 
@@ -121,32 +115,34 @@ class TurnPPOTrainer(SavingTrainer):
         environment_factory: EnvironmentFactory | Mapping[str, EnvironmentFactory] | None = None,
         value_model: str | PreTrainedModel | None = None,
     ) -> None:
-        refuse_unsupported(reward_processing_classes=reward_processing_classes)
-        if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = TurnPPOConfig(f"{name.split('/')[-1]}-TurnPPO")
+        args = default_arguments(model) if args is None else args
+        check_arguments(
+            reward_funcs, args, train_dataset, reward_processing_classes, tools, rollout_func, environment_factory
+        )
         set_seed(args.seed)
-        load_whole(model)
-        actor = load_actor(model, args, peft_config, quantization_config)
+        networks, self.ref_model = build_networks(model, value_model, args, peft_config, quantization_config)
+        actor = networks.actor
         tokenizer = processing_class or AutoTokenizer.from_pretrained(get_config_model_id(actor.config))
         self.chat = Chat(tokenizer, args.chat_template_kwargs)  # type: ignore[arg-type]  # a dict after __post_init__
-        check_sources(reward_funcs, args, train_dataset, tools, rollout_func, environment_factory)
         self.environments, self.environment_names, self.environment_record = open_environments(
             environment_factory, tools or (), needs_environment=reward_funcs is None
         )
         if offered := self.environments.tools:
             self.chat.offer_tools(offered)
-        rewards = Rewards(reward_funcs, args.reward_weights, state=lambda: self.state)
+        self.rewards = Rewards(reward_funcs, args.reward_weights, state=lambda: self.state)
         train_dataset = check_tasks(train_dataset, args, self.environment_names)
         check_eval_tasks(eval_dataset, self.environment_names)
-        critic = load_critic(value_model, actor, args) if args.uses_critic else None
-        self.ref_model = load_reference(actor, args)
-        self._metrics: dict[str, list[float]] = defaultdict(list)  # since the last log
-        self._last_trajectories: list[Trajectory] = []
+        self.held_out: HeldOut | None = None  # the episodes that the agent is judged on; set before training
+        self._example: Example | None = None
+        self.hub = HubPusher(args)
+        self._log = TrainingLog(args)
+        self._last_trajectories: list[Trajectory] = []  # of all ranks
+        self._rollout: RolloutBatch | None = None  # under way; the last one used, where none is
+        self._pending_file: Path | None = None  # where a resumed run finds the one that was under way
         # a rank without episodes makes no forward in which it could answer another rank's broadcast
         args.ddp_broadcast_buffers = False
         super().__init__(
-            model=pair(actor, critic, args),
+            model=networks,
             args=args,
             data_collator=identity,
             train_dataset=train_dataset,
@@ -155,14 +151,14 @@ class TurnPPOTrainer(SavingTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        check_launch(self.model, args.critic, is_shared_out=self.sharding.in_step)
+        check_launch(self.model, args.critic, is_sharded=self.sharding.in_step)
         if self.sharding.is_deepspeed:
             self.add_callback(StepInDeepSpeed(self.accelerator))
         actor.add_model_tags(self._tag_names)
         if self.ref_model not in (None, actor):
             self.ref_model = self.sharding.shard_reference(self.ref_model)
         self._autocast = self.accelerator.autocast if args.bf16 else nullcontext
-        self._whole = None
+        self._whole: WholeNetworks | None = None  # where each rank holds a part
         if self.sharding.is_split:
             self._whole = WholeNetworks(self.model, torch.device("cpu") if args.use_vllm else self.accelerator.device)
         self.collector = Collector(
@@ -173,12 +169,12 @@ class TurnPPOTrainer(SavingTrainer):
             self.environment_names[0],
             train_dataset,
             autocast=self._autocast,
-            rewards=rewards if reward_funcs is not None or self.environments.of_tools else None,
+            rewards=self.rewards if reward_funcs is not None or self.environments.of_tools else None,
             rollout_func=None if rollout_func is None else lambda prompts: rollout_func(prompts, self),
         )
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Learn from the launch how the networks are shared out, and refuse what is not supported."""
+        """Read from the launch how the networks are sharded, and refuse what is not supported."""
         super().create_accelerator_and_postprocess()
         if shard_on_cpu(self.accelerator) and self.accelerator.state.deepspeed_plugin is not None:
             propagate_args_to_deepspeed(self.accelerator, self.args)
@@ -186,108 +182,69 @@ class TurnPPOTrainer(SavingTrainer):
         self.is_fsdp_enabled, self.is_deepspeed_enabled = self.sharding.is_fsdp, self.sharding.is_deepspeed
 
     def whole_networks(self, *names: str) -> AbstractContextManager[ActorCritic]:
-        """
-        Give the networks as they are now, whole on every rank and for reading only.
-
-        Args:
-            names (`str`): `"actor"`, `"critic"`: the networks that are needed, where they must be gathered. All ranks
-                enter and leave together.
-        """
+        """Open the networks named, whole on every rank, to be read as they are now; all ranks enter and leave."""
         if self._whole is not None:
             return self._whole.filled(*names)
         return nullcontext(self.accelerator.unwrap_model(self.model))
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """Load the rows of one rollout batch at a time, once for each of its updates."""
-        share = self.args.generation_batch_size // self.args.world_size
-        if isinstance(self.train_dataset, TaskStream):  # it gives each rank its own rows
-            return torch.utils.data.DataLoader(self.train_dataset, batch_size=share, collate_fn=identity)
-        return self._get_dataloader(
-            dataset=self.train_dataset,
-            description="Training",
-            batch_size=share,
-            sampler_fn=self._get_train_sampler,
-            is_training=True,
-        )
+        return load_rows(self.train_dataset, self.args, lambda: int(self.state.epoch or 0), self._get_dataloader)
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
-        return TaskSampler(
-            epoch=lambda: int(self.state.epoch or 0),
-            data_source=self.train_dataset if train_dataset is None else train_dataset,
-            mini_repeat_count=self.args.num_generations,
-            batch_size=self.args.tasks_per_batch,
-            repeat_count=self.args.updates_per_batch,
-            shuffle=self.args.shuffle_dataset,
-            seed=self.args.seed,
-        )
-
-    def _collect(self, rows: list[dict[str, Any]], batch_number: int) -> list[Trajectory]:
-        """Play this rank's share of a rollout batch and log what all ranks saw."""
+    def _play_rollout_batch(self, rows: list[dict[str, Any]], batch_number: int) -> list[Trajectory]:
+        """Play this rank's part of a rollout batch, log what all ranks played, and leave out episodes that failed."""
         start = time.perf_counter()
-        with self._saving_what_is_trained(), self.whole_networks("actor"):
-            trajectories, self._last_trajectories = self.collector.collect(rows, batch_number)
-        duration, timing = time.perf_counter() - start, self.collector.timing
-        self._log_now(
-            {
-                **rollout_metrics(self._last_trajectories, bootstrap_truncated=self.args.bootstrap_truncated),
-                **self._logged_by_rewards(),
-                "time/rollout_s": duration,
-                "time/generate_s": timing.generate_s,
-                "time/environment_s": timing.environment_s,
-                "time/wait_s": timing.wait_s,
-                "time/sync_s": timing.sync_s,
-                "sampling/tokens_per_s": timing.num_tokens / duration,
-            }
-        )
-        self._stop_if_too_many_failed()
-        return [trajectory for trajectory in trajectories if trajectory.stop_reason is not StopReason.ERROR]
+        with checkpoint_on_error(self._checkpoint_now, self.is_in_train):
+            with self.whole_networks("actor"):
+                mine, self._last_trajectories = self.collector.collect(rows, batch_number)
+            duration_s, of_rewards = time.perf_counter() - start, self.rewards.take_metrics(gather_object)
+            self._log.add_rollout(self._last_trajectories, self.collector.timing, duration_s, of_rewards)
+            check_failures(self._last_trajectories, self.args.max_failed_share)
+        return [trajectory for trajectory in mine if trajectory.stop_reason is not StopReason.ERROR]
 
-    def _logged_by_rewards(self) -> dict[str, float]:
-        return {} if self.collector.rewards is None else self.collector.rewards.take_metrics(gather_object)
-
-    @contextmanager
-    def _saving_what_is_trained(self) -> Iterator[None]:
-        """Save a checkpoint where the generator gives up, and say so."""
-        try:
-            yield
-        except GenerationError as error:
-            if not self.is_in_train:
-                raise
-            saved = self._checkpoint_here()
-            raise GenerationError(f"{error} {saved} Resume from it with `resume_from_checkpoint`.") from error
-
-    def _checkpoint_here(self) -> str:
-        """Save before the run stops; return a sentence about it."""
+    def _checkpoint_now(self) -> str:
+        """Save a checkpoint before the run ends with an error; return a sentence with its place."""
         self._rollout = None
         self._save_checkpoint(self.model, trial=None)
-        step = self.state.global_step
-        return f"A checkpoint of step {step} was saved in {self.args.output_dir}."
-
-    def _stop_if_too_many_failed(self) -> None:
-        failed = [trajectory for trajectory in self._last_trajectories if trajectory.stop_reason is StopReason.ERROR]
-        if len(failed) > self.args.max_failed_share * len(self._last_trajectories):
-            saved = self._checkpoint_here()
-            raise FailedEpisodesError(
-                f"{len(failed)} of {len(self._last_trajectories)} episodes failed, more than `max_failed_share` "
-                f"({self.args.max_failed_share}) allows; the first with {failed[0].error!r} in "
-                f"{failed[0].environment!r}. {saved} Mend the environment and resume from it."
-            )
+        return f"A checkpoint of step {self.state.global_step} was saved in {self.args.output_dir}."
 
     def training_step(
         self, model: torch.nn.Module, inputs: list[dict[str, Any]], num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Make the gradients of one optimizer step, after collecting a rollout batch where the last one is used up."""
-        batch_number, update_number = divmod(self.state.global_step, self.args.updates_per_batch)
-        if update_number == 0 or (self._rollout is None and not self._load_pending()):
-            batch = stack(self._collect(inputs, batch_number), bootstrap_truncated=self.args.bootstrap_truncated)
-            self._rollout = RolloutBatch(batch.to(self.accelerator.device))
-            self._count_tokens(batch)
-        assert self._rollout is not None
+        """Compute the gradients of one optimizer step; a rollout batch is collected where the last one is used up."""
+        args, device = self.args, self.accelerator.device
+        batch_number, update_number = divmod(self.state.global_step, args.updates_per_batch)
+        if update_number > 0 and self._rollout is None and self._pending_file is not None:
+            self._rollout = RolloutBatch.load_on_all_ranks(self._pending_file, device)
+        if update_number == 0 or self._rollout is None:
+            played = self._play_rollout_batch(inputs, batch_number)  # 1. collect
+            batch = stack(played, bootstrap_truncated=args.bootstrap_truncated)  # 2. stack
+            self._rollout = RolloutBatch(batch.to(device))
+            here = self.sharding.sum(batch.attention_mask.sum().double())
+            self._log.count_tokens(float(here), self.state.log_history)
         start = time.perf_counter()
+        rollout, update = self._rollout, self._passes(model)
+        critic_only = self.state.global_step < args.critic_warmup_steps
+        with self.sharding.step(update.idle, self.model):  # 3. score, 4. credit, 5. critic pass, 6. actor pass
+            if args.updates_per_batch == 1:
+                figures = update_once(update, rollout, self.sharding, critic_only=critic_only)
+            else:
+                minibatch = pick_minibatch(len(rollout.batch), args, batch_number, update_number).to(device)
+                rescores = args.vllm_importance_sampling_correction or not self.collector.generator.exact
+                figures = update_again(
+                    update, rollout, minibatch, self.sharding, rescores_logprobs=rescores, critic_only=critic_only
+                )
+        # 7. step: `Trainer` clips each network with `_clip_grad_norm` and steps the optimizer
+        # 8. log
+        self._log.add({**figures.metrics(with_critic=args.uses_critic), "time/update_s": time.perf_counter() - start})
+        return torch.tensor(figures.loss, device=device)
+
+    def _passes(self, model: torch.nn.Module) -> Update:
+        """Put the networks into training mode and return the passes that an optimizer step makes over them."""
         model.train()
         if hasattr(self.optimizer, "train"):
             self.optimizer.train()
-        update = Update(
+        return Update(
             # not DDP's forward: it broadcasts buffers, and a rank without episodes would never join
             self.model_wrapped if self.sharding.is_deepspeed else self.model,
             self.args,
@@ -296,98 +253,15 @@ class TurnPPOTrainer(SavingTrainer):
             autocast=self._autocast,
             largest=self.sharding.largest,
         )
-        with self.sharding.step(update.idle, self.model):
-            sums, totals = self._passes(update, batch_number, update_number)
-        if update_number == 0:  # later, the policy has moved
-            shares = gather_object([gaps.cpu() for gaps in update.sampling_gaps])
-            self._log_now(sampling_metrics(torch.cat([torch.zeros(0), *shares])))
-        names = sorted({name for share in gather_object([list(sums)]) for name in share})
-        values = torch.stack([sums[name].cpu().double() for name in names]) if names else torch.zeros(0)
-        values = self.sharding.sum(values)
-        reduced = dict(zip(names, values.tolist(), strict=True))
-        self._log_now(update_metrics(reduced, totals.num_tokens))
-        self._log_now({"time/update_s": time.perf_counter() - start})
-        loss = reduced.get("policy_loss", 0.0) + reduced.get("value_loss", 0.0)
-        return torch.tensor(loss, device=self.accelerator.device)
-
-    def _count_tokens(self, batch: TurnBatch) -> None:
-        """Go on counting from the last value logged, which a resumed run has as well."""
-        logged = [entry["num_tokens"] for entry in self.state.log_history if "num_tokens" in entry]
-        before = self._metrics["num_tokens"][-1:] or logged[-1:] or [0.0]
-        here = self.sharding.sum(batch.attention_mask.sum().double())
-        self._log_now({"num_tokens": before[0] + float(here)})
-
-    def _passes(
-        self, update: Update, batch_number: int, update_number: int
-    ) -> tuple[Mapping[str, torch.Tensor], Totals]:
-        """Critic forward and backward, credit and whitening from its values, actor forward and backward."""
-        rollout = self._rollout
-        assert rollout is not None
-        sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.accelerator.device))
-        once = self.args.updates_per_batch == 1
-        if rollout.credit is None and not (once and self.args.uses_critic):
-            self._score(update, rollout)
-        picked = self._minibatch(len(rollout.batch), batch_number, update_number)
-        batch = rollout.batch if once else rollout.batch.select(picked)
-        totals = Totals.of(batch, self.sharding.sum)
-        known = None if rollout.credit is None else rollout.credit.select(picked, rollout.credit.mask.shape[1])
-        if self.args.uses_critic:
-            credit, critic_sums = update.critic_pass(batch, known, totals)
-            sums |= critic_sums
-            rollout.credit = credit if rollout.credit is None else rollout.credit
-        if rollout.advantages is None:
-            self._whiten(rollout)
-        if self.state.global_step >= self.args.critic_warmup_steps:
-            assert rollout.credit is not None and rollout.advantages is not None
-            # a batch that is used once is picked whole, so its own credit is the one just made
-            credit = rollout.credit if known is None else known
-            sums |= update.actor_pass(batch, credit, rollout.advantages[picked], totals)
-        return sums, totals
-
-    def _score(self, update: Update, rollout: RolloutBatch) -> None:
-        """Read values and log-probs before the first of several updates."""
-        if self.args.uses_critic:
-            rollout.credit, _ = update.critic_pass(rollout.batch, None, None)
-        else:
-            rollout.credit = update.credit_without_critic(rollout.batch)
-        recomputed = self.args.vllm_importance_sampling_correction or not self.collector.generator.exact
-        if recomputed and self.args.updates_per_batch > 1:
-            rollout.batch = update.score_logprobs(rollout.batch)
-
-    def _whiten(self, rollout: RolloutBatch) -> None:
-        """Whiten with the statistics of all ranks, and log the credit before it."""
-        batch, credit = rollout.batch, rollout.credit
-        over = str(self.args.whiten_advantages)
-        mine = {} if credit is None else flatten(batch, credit, over=over)
-        shares = [share for share in gather_object([mine]) if share]
-        everybody = {name: torch.cat([share[name] for share in shares]) for name in (shares[0] if shares else ())}
-        if credit is not None:
-            reference = everybody["sample"].to(credit.advantages.device)
-            rollout.advantages = whitened(batch, credit, over=over, reference=reference)
-        if everybody:
-            self._log_now(credit_metrics(everybody, with_critic=self.args.uses_critic))
-
-    def _minibatch(self, num_trajectories: int, batch_number: int, update_number: int) -> torch.Tensor:
-        """Pick the trajectories of an update; the order is another one in every pass, and the same after a resume."""
-        iteration, part = divmod(update_number, self.args.num_minibatches)
-        if self.args.updates_per_batch == 1:
-            return torch.arange(num_trajectories, device=self.accelerator.device)
-        seed = (self.args.seed, 2, batch_number, iteration, self.accelerator.process_index)
-        order = np.random.default_rng(seed).permutation(num_trajectories)
-        return torch.from_numpy(np.array_split(order, self.args.num_minibatches)[part]).to(self.accelerator.device)
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
-        """Clip each network by itself: the critic's norm is many times the actor's and would scale it away."""
-        norms = {
-            name: self.sharding.clip_gradients(parameters, self.args.max_grad_norm)
-            for name, parameters in self.model.parameter_sets.items()
-        }
-        self._log_now({f"grad_norm/{name}": norm for name, norm in norms.items()})
+        norms = self.sharding.clip_networks(self.model, self.args.max_grad_norm)
+        self._log.add({f"grad_norm/{name}": norm for name, norm in norms.items()})
         return torch.tensor(norms["actor"])
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Build one optimizer with the actor's and the critic's learning rate."""
-        if self.optimizer is None:
+        if self.optimizer is None:  # type: ignore[has-type]  # of `Trainer`, which mypy does not follow
             decays = set(self.get_decay_parameter_names(self.model))
             optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             groups = self.model.parameter_groups(
@@ -398,46 +272,128 @@ class TurnPPOTrainer(SavingTrainer):
         return self.optimizer
 
     def evaluate(
-        self,
-        eval_dataset: Dataset | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
+        self, eval_dataset: Dataset | None = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Play every task of the evaluation dataset once, at `eval_temperature`, and log the episode metrics."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise ValueError("There is no `eval_dataset` to evaluate on. Pass one here or to TurnPPOTrainer.")
-        with self._saving_what_is_trained(), self.whole_networks("actor"):
-            everybody = self.collector.evaluate(dataset, self.args.eval_temperature)
-        found = {**rollout_metrics(everybody), **self._logged_by_rewards()}
+        with checkpoint_on_error(self._checkpoint_now, self.is_in_train), self.whole_networks("actor"):
+            played = self.collector.evaluate(dataset, self.args.eval_temperature)
+        found = {**rollout_metrics(played), **self.rewards.take_metrics(gather_object)}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
         return metrics
-
-    def _log_now(self, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():
-            self._metrics[name].append(value)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means since the last log to a training log, print the table of turns where asked."""
         if "loss" in logs:
-            for name, values in self._metrics.items():
-                real = [value for value in values if value == value]
-                logs[name] = values[-1] if name == "num_tokens" else sum(real) / len(real) if real else float("nan")
-            self._metrics.clear()
+            logs |= self._log.take()
             if self.optimizer is not None and self.args.uses_critic:
                 logs["learning_rate_critic"] = self.optimizer.param_groups[-1]["lr"]
             # a run resumed in the middle of a rollout batch has its tensors, not its texts
             if self.args.log_completions and self._last_trajectories and self.accelerator.is_main_process:
-                self._log_completions()
+                credit = None if self._rollout is None else self._rollout.credit
+                self._log.show(self._last_trajectories, credit, self.state.global_step)
         super().log(logs, start_time)
 
-    def _log_completions(self) -> None:
-        played = [item for item in self._last_trajectories if item.stop_reason is not StopReason.ERROR]
-        credit = None if self._rollout is None else self._rollout.credit
-        if credit is not None and self.accelerator.num_processes == 1:
-            played = record_credit(played, credit)
-        print_turns(played, self.state.global_step, self.args.num_completions_to_print)
-        file = Path(self.args.output_dir) / "trajectories" / f"trajectories_{self.state.global_step:05d}.parquet"
-        save_trajectories(played, file)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save what plain transformers loads, however the launch shards the networks; every rank calls it."""
+        networks, folder = self.accelerator.unwrap_model(self.model), output_dir or self.args.output_dir
+        save_run(folder, networks, self.processing_class, self.make_record(), self.args, self.sharding)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def make_record(self) -> AgentRecord:
+        """Return what `turnppo.json` holds: the environment, and how the actor is prompted, sampled and judged."""
+        environment, base_model = self.environment_record, get_config_model_id(self.model.config)
+        if self._example is None:
+            self._example = find_example(self.chat, self._last_trajectories, uses_tools="tools" in environment)
+        return agent_record(
+            self.args, environment, base_model=base_model, evaluation=self.held_out, example=self._example
+        )
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        if self._rollout is not None and self.state.global_step % self.args.updates_per_batch:
+            self._rollout.save(pending_file(f"{self.args.output_dir}/checkpoint-{self.state.global_step}", self.args))
+        super()._save_checkpoint(model, trial)  # pushes it, too
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        if self.sharding.is_fsdp:
+            self.sharding.load_shards(self.model, resume_from_checkpoint)
+        else:
+            load_networks(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self.sharding.check_checkpoint(checkpoint)
+            self._rollout, self._pending_file = None, pending_file(checkpoint, self.args)
+        super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self.sharding.in_step:
+            super()._load_best_model()
+        else:
+            load_networks(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint)
+
+    @property
+    def hub_model_id(self) -> str | None:
+        """The repository that is pushed to; None before `init_hf_repo`, and on other ranks than the first."""
+        return self.hub.repo_id
+
+    @hub_model_id.setter
+    def hub_model_id(self, repo_id: str | None) -> None:
+        self.hub.repo_id = repo_id
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Create the repository; where the Hub fails for a while, every push tries again instead of ending the run."""
+        if self.is_world_process_zero():
+            self.hub.create_repository(token=token, private=private)
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """Write the card of the output folder, its pictures and evaluation results, from what the run has recorded."""
+        if self.is_world_process_zero():
+            self.save_state()
+            tags = [tags] if isinstance(tags, str) else tags
+            prepare_release(self.args.output_dir, self.hub_model_id, title=model_name, dataset=dataset_name, tags=tags)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | Future[CommitInfo] | None:
+        """
+        Push actor, critic, tokenizer, record and card as one commit; pickles and checkpoints stay here.
+
+        The arguments are those of [`~transformers.Trainer.push_to_hub`], and so is what is returned. With
+        `blocking=False`, save nothing to the output folder before the `Future` is done.
+
+        Raises:
+            `PushError`: nothing was committed, after retries; the output folder is complete, and
+            `turnppo push FOLDER` pushes it again.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        target = {"token": token, "revision": revision, "private": private}
+        write_card = partial(self.create_model_card, **kwargs)
+        return self.hub.push_release(write_card, commit_message, target, blocking=blocking)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        self.accelerator.wait_for_everyone()  # every rank has its own part in a checkpoint
+        if self.is_world_process_zero():
+            on_begin = partial(self.callback_handler.on_push_begin, self.args, self.state, self.control)
+            self.hub.push_checkpoint(Path(checkpoint_folder), self.state, on_begin)
+
+    def _finish_current_push(self) -> None:
+        self.hub.finish()

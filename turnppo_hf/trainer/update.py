@@ -1,4 +1,4 @@
-"""A batch in, gradients out: the critic's pass, then the actor's, cut into micro-batches that change nothing."""
+"""A batch in, gradients out: the passes of critic and actor, cut into micro-batches that change nothing."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 
 from turnppo_hf.models.actor_critic import sampled_logprobs
 from turnppo_hf.models.adapters import as_reference
+from turnppo_hf.ppo.algorithms import ALGORITHMS
 from turnppo_hf.ppo.batch import TurnBatch, stack
-from turnppo_hf.ppo.credit import Credit, assign_credit, decision_values
+from turnppo_hf.ppo.credit import Credit, critic_credit, decision_values, group_credit
 from turnppo_hf.ppo.losses import (
     clip_fraction,
     clipped_policy_loss,
@@ -62,11 +63,7 @@ class Update:
         autocast (`Callable`, *optional*):
             Makes the context of each forward.
         largest (`Callable`, *optional*):
-            Gives the largest of all ranks' numbers, where each forward and backward of a rank waits for the others'.
-
-    Attributes:
-        sampling_gaps (`list[torch.Tensor]`):
-            Log-prob of each sampled token in the actor's pass minus that at sampling, nats.
+            Returns the largest of all ranks' numbers, where each forward and backward of a rank waits for the others'.
     """
 
     def __init__(
@@ -81,15 +78,15 @@ class Update:
     ) -> None:
         self.model = model
         self.config = config
+        self.algorithm = ALGORITHMS[config.algorithm]
         self.ref_model = ref_model
         self.backward = backward
         self.autocast = autocast
         self.largest = largest
-        self.sampling_gaps: list[torch.Tensor] = []
 
     def credit_without_critic(self, batch: TurnBatch) -> Credit:
-        """Group baselines: no pass at all."""
-        return self._assign(batch, None)
+        """Compute the credit of group baselines, which takes no pass at all."""
+        return group_credit(batch, baseline=self.algorithm.baseline, scale_rewards=self.config.scale_rewards)
 
     def critic_pass(self, batch: TurnBatch, credit: Credit | None, totals: Totals | None) -> tuple[Credit, Sums]:
         """
@@ -97,13 +94,13 @@ class Update:
 
         Args:
             batch (`TurnBatch`): Whole trajectories.
-            credit (`Credit`, *optional*): What the values before the update gave. `None` makes this forward's own
-                values the old ones, so that a batch that is used once is read once.
+            credit (`Credit`, *optional*): The credit from the values before the update. `None` takes this forward's
+                own values as the old ones, so that a batch that is used once is read once.
             totals (`Totals`, *optional*): With them the value loss is differentiated; without them the pass only
                 scores.
 
         Returns:
-            `tuple[Credit, dict]`: the credit of the batch, and `value_loss`.
+            `tuple[Credit, dict]`: the credit of the batch, and the sum `value_loss` over this rank.
         """
         parts: list[tuple[torch.Tensor, Credit]] = []
         sums: Sums = defaultdict(lambda: torch.zeros((), device=batch.turn_mask.device))
@@ -112,11 +109,8 @@ class Update:
             part = batch.select(group)
             with torch.set_grad_enabled(totals is not None), self.autocast():
                 values = self.model("critic", part)
-            decisions = decision_values(part, values, self.config.algorithm)
-            if credit is None:
-                mine = self._assign(part, values)
-            else:
-                mine = credit.select(group, decisions.shape[1])
+            decisions = decision_values(part, values, self.algorithm.decision)
+            mine = self._credit(part, values, decisions) if credit is None else credit.select(group)
             if totals is not None:
                 loss = value_loss(
                     decisions,
@@ -131,37 +125,38 @@ class Update:
             parts.append((group, mine))
         self._keep_up("critic", batch, missing, differentiate=totals is not None)
         if not parts:  # a rank without episodes has a credit all the same: empty tables
-            return self._assign(batch, torch.zeros_like(batch.sampling_logprobs)), sums
+            values = torch.zeros_like(batch.sampling_logprobs)
+            return self._credit(batch, values, decision_values(batch, values, self.algorithm.decision)), sums
         return Credit.merge(parts, len(batch)), sums
 
-    def actor_pass(self, batch: TurnBatch, credit: Credit, advantages: torch.Tensor, totals: Totals) -> Sums:
+    def actor_pass(self, batch: TurnBatch, credit: Credit, totals: Totals) -> tuple[Sums, torch.Tensor]:
         """
         Differentiate the policy loss of a batch.
 
         Args:
             batch (`TurnBatch`): Whole trajectories; its `old_logprobs` are used where the batch is used more than
                 once.
-            credit (`Credit`): Tells what `advantages` belong to.
-            advantages (`torch.Tensor`): As they enter the loss, shaped as `credit.advantages`.
+            credit (`Credit`): Its credit; the table `whitened` enters the loss.
             totals (`Totals`): The step's denominators.
 
         Returns:
-            `dict`: sums over this rank, to be added over ranks: `policy_loss`, `clipped`, `decisions`, `approx_kl`,
-            `entropy`, `ref_kl`, the first two moments of the log-ratio, and the `row_tokens` and `positions` computed.
+            `tuple[dict, torch.Tensor]`: sums over this rank, to be added over ranks: `policy_loss`, `clipped`,
+            `decisions`, `approx_kl`, `entropy`, `ref_kl`, the first two moments of the log-ratio, and the `row_tokens`
+            and `positions` computed; and the log-prob of each sampled token in this pass minus that at sampling,
+            nats, `(tokens,)`.
         """
         sums: Sums = defaultdict(lambda: torch.zeros((), device=batch.turn_mask.device))
+        gaps = [batch.sampling_logprobs.new_zeros(0)]
         groups, missing = self._micro_batches(batch)
         for group in groups:
             part = batch.select(group)
-            mine = credit.select(group, _width(part, credit))
-            loss = self._policy_loss(
-                part, replace(mine, advantages=advantages[group, : mine.mask.shape[1]]), totals, sums
-            )
+            loss, logprobs = self._policy_loss(part, credit.select(group), totals, sums)
             self.backward(loss)
+            gaps.append((logprobs.detach() - part.sampling_logprobs)[part.completion_mask.bool()])
             sums["row_tokens"] += part.attention_mask.sum()
             sums["positions"] += part.num_positions
         self._keep_up("actor", batch, missing)
-        return sums
+        return sums, torch.cat(gaps)
 
     def idle(self, *names: str, device: torch.device, differentiate: bool = True) -> None:
         """Run networks over one made-up turn and add a gradient of zero, in the order of a micro-batch."""
@@ -177,7 +172,7 @@ class Update:
             self.backward(loss)
 
     def _micro_batches(self, batch: TurnBatch) -> tuple[list[torch.Tensor], int]:
-        """Cut a batch; say how many passes more the rank with the most micro-batches makes."""
+        """Cut a batch; return as well how many passes more the rank with the most micro-batches makes."""
         groups = batch.micro_batches(self.config.max_tokens_per_micro_batch)
         return groups, self.largest(len(groups)) - len(groups)
 
@@ -199,7 +194,10 @@ class Update:
         self._keep_up("actor", batch, missing, differentiate=False)
         return replace(batch, old_logprobs=old)
 
-    def _policy_loss(self, part: TurnBatch, credit: Credit, totals: Totals, sums: Sums) -> torch.Tensor:
+    def _policy_loss(
+        self, part: TurnBatch, credit: Credit, totals: Totals, sums: Sums
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss of a micro-batch and its log-probs; add what is logged to `sums`."""
         config = self.config
         with self.autocast():
             logprobs, entropies = self.model(
@@ -217,15 +215,13 @@ class Update:
             num_turns=totals.num_turns,
             num_tokens=totals.num_tokens,
         )
-        sampled = part.completion_mask.bool()
-        self.sampling_gaps.append((logprobs.detach() - part.sampling_logprobs)[sampled])
         log_ratio = (logprobs - old_logprobs) * part.completion_mask
         if level == "token":
             mask, weights = part.completion_mask, part.to_tokens(weights)
             spread = part.to_tokens if credit.per == "turn" else part.unpack_tokens
-            ratio, advantages = log_ratio, spread(credit.advantages)
+            ratio, advantages = log_ratio, spread(credit.whitened)
         else:
-            mask, advantages = part.turn_mask, credit.advantages
+            mask, advantages = part.turn_mask, credit.whitened
             ratio = part.sum_per_turn(log_ratio)
             if level == "turn_geometric":
                 ratio = ratio / part.turn_lengths.clamp(min=1)
@@ -254,7 +250,7 @@ class Update:
             sums["approx_kl"] += kl_divergence(old_logprobs, logprobs, estimator="k3")[
                 part.completion_mask.bool()
             ].sum()
-        return loss
+        return loss, logprobs
 
     @torch.no_grad()
     def _ref_logprobs(self, part: TurnBatch) -> torch.Tensor:
@@ -271,17 +267,11 @@ class Update:
         factors = importance_weights(part.sum_per_turn(gaps), clip_max=clip_max)
         return part.to_tokens(factors) if config.importance_sampling_level == "token" else factors
 
-    def _assign(self, batch: TurnBatch, values: torch.Tensor | None) -> Credit:
-        config = self.config
-        return assign_credit(
-            batch,
-            values,
-            algorithm=config.algorithm,
-            gamma=config.gamma,
-            lam=config.lam,
-            token_gamma=config.token_gamma,
-            token_lam=config.token_lam,
-            scale_rewards=config.scale_rewards,
+    def _credit(self, part: TurnBatch, values: torch.Tensor, decisions: torch.Tensor) -> Credit:
+        """Compute credit from the critic's values at every token, and from these where decisions are made."""
+        gamma, lam = (getattr(self.config, name) for name in self.algorithm.discounts)
+        return critic_credit(
+            part, decisions, part.at_bootstrap(values), decision=self.algorithm.decision, gamma=gamma, lam=lam
         )
 
 
@@ -289,10 +279,3 @@ def _made_up_batch() -> TurnBatch:
     """One turn of one token after a prompt of one."""
     turn = Turn((0,), (0,), (0.0,), "", "", "", reward=0.0, penalty=0.0, finish_reason="stop")
     return stack([Trajectory({}, "", 0, (turn,), StopReason.TERMINATED)])
-
-
-def _width(part: TurnBatch, credit: Credit) -> int:
-    """Decisions of the longest trajectory of a micro-batch."""
-    if credit.per == "turn":
-        return part.turn_mask.shape[1]
-    return max(int(part.turn_lengths.sum(1).max()), 1)

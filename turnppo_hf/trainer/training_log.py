@@ -1,0 +1,93 @@
+"""What a training plays and computes in, its log entries, printed tables of turns and trajectory files out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from turnppo_hf._trl import print_prompt_completions_sample
+from turnppo_hf.ppo.credit import Credit, record_credit
+from turnppo_hf.rollout.parquet import save_trajectories
+from turnppo_hf.rollout.worker import RolloutTiming
+from turnppo_hf.trainer.metrics import rollout_metrics
+from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
+from turnppo_hf.trajectory import StopReason, Trajectory
+
+
+class TrainingLog:
+    """
+    The numbers since the last log entry.
+
+    Args:
+        args ([`TurnPPOConfig`]): Where and how many turns are shown.
+    """
+
+    def __init__(self, args: TurnPPOConfig) -> None:
+        self.args = args
+        self._numbers: dict[str, list[float]] = defaultdict(list)
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """Add numbers; the next entry has their means."""
+        for name, value in metrics.items():
+            self._numbers[name].append(value)
+
+    def add_rollout(
+        self,
+        trajectories: Sequence[Trajectory],
+        timing: RolloutTiming,
+        duration_s: float,
+        of_rewards: Mapping[str, float],
+    ) -> None:
+        """Add the numbers of a rollout batch: all ranks' trajectories, its times, and what reward functions log."""
+        self.add(rollout_metrics(trajectories, bootstrap_truncated=self.args.bootstrap_truncated))
+        self.add(of_rewards)
+        self.add(
+            {
+                "time/rollout_s": duration_s,
+                "time/generate_s": timing.generate_s,
+                "time/environment_s": timing.environment_s,
+                "time/wait_s": timing.wait_s,
+                "time/sync_s": timing.sync_s,
+                "sampling/tokens_per_s": timing.num_tokens / duration_s,
+            }
+        )
+
+    def count_tokens(self, number: float, history: Sequence[Mapping[str, Any]]) -> None:
+        """Go on counting from the last value logged in `history`, which a resumed run has as well."""
+        logged = [entry["num_tokens"] for entry in history if "num_tokens" in entry]
+        before = self._numbers["num_tokens"][-1:] or logged[-1:] or [0.0]
+        self.add({"num_tokens": before[0] + number})
+
+    def take(self) -> dict[str, float]:
+        """Return the means of what was added, NaN left out, and begin anew."""
+        entry = {}
+        for name, values in self._numbers.items():
+            real = [value for value in values if value == value]
+            entry[name] = values[-1] if name == "num_tokens" else sum(real) / len(real) if real else float("nan")
+        self._numbers.clear()
+        return entry
+
+    def show(self, trajectories: Sequence[Trajectory], credit: Credit | None, step: int) -> None:
+        """Print turns and save the trajectories beside the checkpoints, on one rank with their credit."""
+        played = [item for item in trajectories if item.stop_reason is not StopReason.ERROR]
+        if credit is not None and self.args.world_size == 1:  # the credit is a rank's, the trajectories are all ranks'
+            played = record_credit(played, credit)
+        _print_turns(played, step, self.args.num_completions_to_print)
+        file = Path(str(self.args.output_dir)) / "trajectories" / f"trajectories_{step:05d}.parquet"
+        save_trajectories(played, file)
+
+
+def _print_turns(trajectories: Sequence[Trajectory], step: int, num_rows: int | None = None) -> None:
+    """Print turns as TRL's table of completions: that many drawn ones, or all."""
+    turns = [turn for trajectory in trajectories for turn in trajectory.turns]
+    scored = bool(turns) and all(turn.advantage is not None for turn in turns)
+    print_prompt_completions_sample(
+        [turn.observation for turn in turns],
+        [turn.completion for turn in turns],
+        {"reward": [turn.reward for turn in turns], "penalty": [turn.penalty for turn in turns]},
+        [turn.advantage or 0.0 for turn in turns] if scored else None,
+        step,
+        num_rows,
+    )

@@ -85,7 +85,11 @@ class Lengths:
         self.generator, self.lengths = generator, lengths
         self.turns = [0] * len(lengths)
         self.exact, self.continuous, self.max_context = True, True, generator.max_context
-        self.collect, self.release, self.reset = generator.collect, generator.release, generator.reset
+        self.take_completions, self.release, self.reset = (
+            generator.take_completions,
+            generator.release,
+            generator.reset,
+        )
         self.sync = generator.sync
 
     def submit(self, episode: int, prompt_ids: Sequence[int], *, max_new_tokens: int, seed: int) -> None:
@@ -172,7 +176,7 @@ def run(generator: Generator, prompts: list[list[int]], tokens: int, seed: int =
     for number, prompt in enumerate(prompts):
         generator.submit(number, [int(token) for token in prompt], max_new_tokens=tokens, seed=100 * seed + number)
     done: dict[int, Completion] = {}
-    while completions := generator.collect():
+    while completions := generator.take_completions():
         done |= {completion.episode: completion for completion in completions}
     return done
 

@@ -160,7 +160,7 @@ class TurnPPOAgent:
         if limits.max_context is not None:
             room = min(room, limits.max_context - len(prompt.ids))
         generator.submit(0, prompt.ids, max_new_tokens=room, seed=seed)
-        (completion,) = generator.collect()
+        (completion,) = generator.take_completions()
         return self.chat.content(completion.completion_ids)
 
     @torch.no_grad()

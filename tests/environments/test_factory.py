@@ -8,7 +8,7 @@ from datasets import Dataset, IterableDataset
 
 from tests.helpers.tiny import config_for
 from turnppo_hf.environments.factory import open_environments
-from turnppo_hf.trainer.arguments import check_sources
+from turnppo_hf.trainer.arguments import check_arguments
 
 SOKOBAN = "turnppo_hf/Sokoban-v0"
 
@@ -66,7 +66,7 @@ def test_open_environments_refuses_what_cannot_be_played(factory, error, message
 def test_prompts_may_come_from_a_stream_that_does_not_know_its_columns():
     stream = IterableDataset.from_generator(lambda: iter([{"prompt": "2 + 2?"}]))
     assert stream.column_names is None
-    check_sources(len, config_for(), stream, None, None, None)
+    check_arguments(len, config_for(), stream, None, None, None, None)
     for dataset in (None, Dataset.from_list([{"question": "2 + 2?"}])):
         with pytest.raises(ValueError, match="has no column `prompt`"):
-            check_sources(len, config_for(), dataset, None, None, None)
+            check_arguments(len, config_for(), dataset, None, None, None, None)

@@ -170,7 +170,7 @@ def test_more_episodes_than_fit_queue(sampler):
             generator.submit(episode, prompt, max_new_tokens=4, seed=episode)
         done = {}
         while len(done) < 4:
-            for completion in generator.collect():
+            for completion in generator.take_completions():
                 done[completion.episode] = completion.completion_ids
                 generator.release(completion.episode)
         results.append(done)
@@ -184,7 +184,7 @@ def test_collect_does_not_wait_for_the_longest(sampler):
     first = drain(generator, 1)
     assert 3 not in first
     assert set(first) | set(drain(generator, 4 - len(first))) == {0, 1, 2, 3}
-    assert generator.collect() == []
+    assert generator.take_completions() == []
 
 
 def test_released_and_reset_episodes_are_not_answered(sampler):
@@ -192,7 +192,7 @@ def test_released_and_reset_episodes_are_not_answered(sampler):
     for episode in range(3):
         generator.submit(episode, PROMPTS[0], max_new_tokens=3, seed=episode)
     generator.reset()
-    assert generator.collect() == []
+    assert generator.take_completions() == []
     generator.sync()
     generator.submit(7, PROMPTS[0], max_new_tokens=3, seed=0)
     assert set(drain(generator, 1)) == {7}
@@ -203,4 +203,4 @@ def test_wake_ends_the_waiting_where_prompts_may_join(sampler):
     generator.submit(0, PROMPTS[0], max_new_tokens=30, seed=0)
     wake = threading.Event()
     wake.set()
-    assert (generator.collect(wake) == []) == generator.continuous
+    assert (generator.take_completions(wake) == []) == generator.continuous

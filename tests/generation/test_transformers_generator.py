@@ -65,16 +65,16 @@ def test_collect_does_not_wait_for_the_longest():
     generator = make_generator(make_model(), eos_token_ids=[])
     for episode in range(4):
         generator.submit(episode, PROMPTS[0], max_new_tokens=50 if episode == 3 else 2, seed=episode)
-    assert {completion.episode for completion in generator.collect()} == {0, 1, 2}
-    assert [completion.episode for completion in generator.collect()] == [3]
-    assert generator.collect() == []
+    assert {completion.episode for completion in generator.take_completions()} == {0, 1, 2}
+    assert [completion.episode for completion in generator.take_completions()] == [3]
+    assert generator.take_completions() == []
 
 
 def test_training_mode_is_restored():
     model = make_model().train()
     generator = make_generator(model)
     generator.submit(0, PROMPTS[0], max_new_tokens=2, seed=0)
-    generator.collect()
+    generator.take_completions()
     assert model.training
 
 

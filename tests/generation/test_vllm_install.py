@@ -126,7 +126,7 @@ def test_answer_that_is_none_is_not_trained_on(answers, words):
     generator = VLLMGenerator(Engine(), eos_token_ids=[])
     generator.submit(0, [1], max_new_tokens=2, seed=0)
     with pytest.raises(GenerationError, match=words):
-        generator.collect()
+        generator.take_completions()
 
 
 def test_page_states_the_tolerances_and_the_versions():

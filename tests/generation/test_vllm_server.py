@@ -41,7 +41,7 @@ def test_every_episode_gets_its_own_answer_also_beyond_the_connections():
             episode: (10 + episode,) * 2 for episode in range(20)
         }
         assert generator.max_context == 128
-        assert generator.collect() == []
+        assert generator.take_completions() == []
 
 
 def test_sync_sends_every_weight_once_and_forgets_the_prefix_cache():
@@ -75,7 +75,7 @@ def test_request_that_fails_again_and_again_ends_the_batch():
         with pytest.raises(
             GenerationError, match=r"failed 3 times, last with status 500.*`vllm_server_timeout` \(5 s\)"
         ):
-            generator.collect()
+            generator.take_completions()
 
 
 def test_refused_request_is_told_with_the_servers_words():
@@ -84,7 +84,7 @@ def test_refused_request_is_told_with_the_servers_words():
         server.faults += ["400"]
         submit(generator, [0])
         with pytest.raises(GenerationError, match=r"refuses a request .*made to fail.*--max_model_length"):
-            generator.collect()
+            generator.take_completions()
 
 
 def test_server_that_is_gone_is_waited_for_and_then_given_up():
@@ -93,7 +93,7 @@ def test_server_that_is_gone_is_waited_for_and_then_given_up():
     submit(generator, range(3))
     message = r"No vLLM server answers at http://127\.0\.0\.1:\d+ \(.*\), waited 0\.2 s.*`turnppo vllm-serve MODEL`"
     with pytest.raises(GenerationError, match=message):
-        generator.collect()
+        generator.take_completions()
 
 
 def test_address_without_a_server_is_told_at_the_start():
@@ -147,9 +147,9 @@ def test_wake_interrupts_the_waiting_for_a_server():
         submit(generator, [0])
         wake = threading.Event()
         threading.Timer(0.05, wake.set).start()
-        assert generator.collect(wake) == []
+        assert generator.take_completions(wake) == []
         generator.release(0)
-        assert generator.collect() == []
+        assert generator.take_completions() == []
 
 
 @pytest.mark.slow

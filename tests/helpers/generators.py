@@ -21,7 +21,7 @@ def make_model(kind="llama", **changes):
 def drain(generator, count):
     done = {}
     while len(done) < count:
-        done |= {completion.episode: completion for completion in generator.collect()}
+        done |= {completion.episode: completion for completion in generator.take_completions()}
     return done
 
 

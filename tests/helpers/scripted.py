@@ -37,7 +37,7 @@ class ScriptedGenerator:
         """Turns of an episode that were asked for: each has a prompt of its own."""
         return len({prompt for number, prompt in self.prompts if number == episode})
 
-    def collect(self, wake=None):
+    def take_completions(self, wake=None):
         # the youngest first: the order of arrival must not matter
         return [self.pending.pop()] if self.pending else []
 

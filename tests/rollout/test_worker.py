@@ -223,7 +223,7 @@ def test_environments_are_used_again(tiny_tokenizer):
 
 def test_batch_does_not_depend_on_who_finishes_first(tiny_tokenizer):
     class Oldest(ScriptedGenerator):
-        def collect(self, wake=None):
+        def take_completions(self, wake=None):
             return [self.pending.pop(0)] if self.pending else []
 
     episodes = plan_episodes([{"seed": seed} for seed in range(5)], key=(7,), default_environment="e")

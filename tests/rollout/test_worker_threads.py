@@ -78,10 +78,10 @@ def test_all_environments_are_at_work_at_once(tiny_tokenizer):
 
 def test_generator_that_gives_up_stops_the_rollout_and_leaves_nothing_running(tiny_tokenizer):
     class Dying(ScriptedGenerator):
-        def collect(self, wake=None):
+        def take_completions(self, wake=None):
             if len(self.prompts) >= 3:
                 raise GenerationError("gone")
-            return super().collect(wake)
+            return super().take_completions(wake)
 
     generator = Dying(tiny_tokenizer, ["Left"])
     environments = [ScriptedEnvironment([GO_ON]) for _ in range(3)]
@@ -134,9 +134,9 @@ def test_batch_closes_when_enough_have_ended_and_the_rest_goes_on_or_is_dropped(
     class Numbered(ScriptedGenerator):
         """Episode n takes n further turns; the one with the fewest turns so far is answered first."""
 
-        def collect(self, wake=None):
+        def take_completions(self, wake=None):
             self.pending.sort(key=lambda item: self.num_turns(item.episode), reverse=True)
-            return super().collect(wake)
+            return super().take_completions(wake)
 
     answers = {number: ["Left"] * number + ["Up"] for number in range(6)}
     generator = Numbered(tiny_tokenizer, answers)
@@ -178,9 +178,9 @@ def test_sync_submits_a_pending_prompt_again_and_no_turn_is_lost(tiny_tokenizer)
     class Ordered(ScriptedGenerator):
         """At the break episode 0 has ended, 1 waits for a response and 2 for its environment."""
 
-        def collect(self, wake=None):
+        def take_completions(self, wake=None):
             if gate.is_set():
-                return super().collect(wake)
+                return super().take_completions(wake)
             if len(self.prompts) == 3:
                 for item in sorted(self.pending, key=lambda item: -item.episode):
                     if item.episode != 1:

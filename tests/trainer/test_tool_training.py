@@ -54,7 +54,7 @@ def make(tmp_path, tokenizer):
         if answers is not None:
             answering = AnsweringGenerator(tokenizer, answers)
             trainer.collector.generator.submit = answering.submit
-            trainer.collector.generator.collect = answering.collect
+            trainer.collector.generator.take_completions = answering.take_completions
         return trainer
 
     return build

@@ -119,7 +119,7 @@ def _devices() -> list[tuple[str, str, str]]:
         sampling = ("sampling", "cpu", "with the training weights, exact log-probs")
     else:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
-        bf16 = accelerator.type != "cuda" or torch.cuda.is_bf16_supported()
+        bf16 = accelerator.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
         count = torch.accelerator.device_count()
         name = torch.cuda.get_device_name() if accelerator.type == "cuda" else accelerator.type
         precision = "bf16 autocast" if bf16 else "float32: no bf16 on this device"

@@ -40,7 +40,7 @@ class Generator(Protocol):
         """Queue a prompt. The response depends on the prompt, the weights and `seed` alone, never on its company."""
         ...
 
-    def collect(self, wake: threading.Event | None = None) -> list[Completion]:
+    def take_completions(self, wake: threading.Event | None = None) -> list[Completion]:
         """
         Generate until some of the submitted prompts are complete.
 

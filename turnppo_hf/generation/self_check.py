@@ -59,7 +59,7 @@ def logprob_gaps(
     for turn in range(2):
         for number, prompt in enumerate(prompts):
             generator.submit(number, prompt, max_new_tokens=_NEW_TOKENS, seed=seed + 10 * turn + number)
-        while completions := generator.collect():
+        while completions := generator.take_completions():
             for completion in completions:
                 sampled = torch.tensor(completion.sampling_logprobs)
                 ids = [*prompts[completion.episode], *completion.completion_ids]

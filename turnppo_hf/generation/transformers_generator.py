@@ -142,7 +142,7 @@ class TransformersGenerator:
             del self._cached[episode]
 
     @torch.no_grad()
-    def collect(self, wake: threading.Event | None = None) -> list[Completion]:
+    def take_completions(self, wake: threading.Event | None = None) -> list[Completion]:
         """
         Generate until half of the requests in flight are complete and return these, whatever `wake` says.
 

@@ -152,9 +152,9 @@ class VLLMGenerator:
         sampling = {**self.sampling, "max_tokens": max_new_tokens, "seed": seed % _MAX_SEED}
         self.engine.add(request, list(prompt_ids), sampling)
 
-    def collect(self, wake: threading.Event | None = None) -> list[Completion]:
+    def take_completions(self, wake: threading.Event | None = None) -> list[Completion]:
         """
-        Return what is complete; see [`~turnppo_hf.generation.base.Generator.collect`].
+        Return what is complete; see [`~turnppo_hf.generation.base.Generator.take_completions`].
 
         Raises:
             [`~turnppo_hf.trajectory.GenerationError`]: the engine gave up, or ended a response by itself.

@@ -11,7 +11,8 @@ import torch
 
 from turnppo_hf.trajectory import StopReason, Trajectory
 
-_MIN_SAVED_TOKENS = 512  # see `TurnBatch.rows_by_length`
+# see `TurnBatch.rows_by_length`; on an H100 a forward of a few long rows waits for the processor (docs/gpu.md)
+_MIN_SAVED_TOKENS, _MIN_SAVED_TOKENS_OF_ACCELERATORS = 512, 4096
 
 
 @dataclass(frozen=True)
@@ -162,11 +163,14 @@ class TurnBatch:
         """
         Cut the rows into groups of similar length, each with its longest row's length, longest first.
 
-        A cut is made where it saves at least 512 tokens of padding, what a further forward costs on a small network;
-        without one, all rows are in their own order.
+        A cut is made where it saves at least 512 tokens of padding, what a further forward costs on a small network,
+        or 4096 on an accelerator; without one, all rows are in their own order.
         """
         lengths, order = self.attention_mask.sum(1).sort(descending=True, stable=True)
-        groups = _cut_by_length(lengths.cpu().numpy())
+        on_cpu = lengths.device.type == "cpu"
+        groups = _cut_by_length(
+            lengths.cpu().numpy(), _MIN_SAVED_TOKENS if on_cpu else _MIN_SAVED_TOKENS_OF_ACCELERATORS
+        )
         if len(groups) < 2:
             order = torch.arange(len(order), device=order.device)
         return [(order[start:stop], int(lengths[start])) for start, stop in groups]
@@ -190,13 +194,13 @@ class TurnBatch:
         return trajectory, place, max(int(counts.max()), 1) if len(counts) else 1
 
 
-def _cut_by_length(lengths: np.ndarray[Any, Any], first: int = 0) -> list[tuple[int, int]]:
+def _cut_by_length(lengths: np.ndarray[Any, Any], least: int, first: int = 0) -> list[tuple[int, int]]:
     """Cut descending lengths where most padding is saved, and each of the two parts again: spans."""
     saved = (len(lengths) - np.arange(len(lengths))) * (lengths[:1] - lengths)
-    if not len(lengths) or saved.max() < _MIN_SAVED_TOKENS:
+    if not len(lengths) or saved.max() < least:
         return [(first, first + len(lengths))] if len(lengths) else []
     cut = int(saved.argmax())
-    return _cut_by_length(lengths[:cut], first) + _cut_by_length(lengths[cut:], first + cut)
+    return _cut_by_length(lengths[:cut], least, first) + _cut_by_length(lengths[cut:], least, first + cut)
 
 
 @dataclass

@@ -165,7 +165,7 @@ class RolloutWorker:
                     if on_finished is not None:
                         on_finished(trajectory, self._timing)
             if len(self._steps) < len(self._running):
-                for completion in self._timed("generate_s", self.generator.collect, self._wake):
+                for completion in self._timed("generate_s", self.generator.take_completions, self._wake):
                     self._sampled(completion)
             elif self._steps:
                 self._timed("wait_s", self._wake.wait)

@@ -349,4 +349,4 @@ class TurnPPOConfig(BaseConfig):
 
 
 def _supports_bf16() -> bool:
-    return not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
+    return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)

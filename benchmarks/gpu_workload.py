@@ -15,9 +15,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
 from turnppo_hf import TurnPPOConfig
-from turnppo_hf.models.actor_critic import ActorCritic, critic_from_actor, disable_dropout
+from turnppo_hf.models.actor_critic import ActorCritic, disable_dropout
 from turnppo_hf.ppo.batch import TurnBatch, stack
-from turnppo_hf.ppo.credit import whiten_credit, whitening_sample
+from turnppo_hf.ppo.credit import whiten_credit
+from turnppo_hf.trainer.networks import build_networks
 from turnppo_hf.trainer.update import Totals, Update
 from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
@@ -73,20 +74,12 @@ def make_networks(
 ) -> ActorCritic:
     """Make what the trainer makes of these settings; a critic's head is random, since zero passes no gradient on."""
     actor = make_actor(size, device, torch.bfloat16 if peft_config else dtype)
-    critic = None
-    if peft_config:
-        from turnppo_hf.models.adapters import add_adapter
-        from turnppo_hf.trainer.networks import _critic_on
-
-        actor = add_adapter(actor, peft_config)
-        critic = _critic_on(actor, args.critic)
-    elif args.uses_critic:
-        critic = critic_from_actor(actor, args.critic)
-    if critic is not None and not peft_config:
+    networks, _ = build_networks(actor, None, args, peft_config)
+    if networks.critic is not None and not peft_config:
+        weight = networks.critic.score.weight
         torch.manual_seed(1)
-        critic.score.weight.data = (0.02 * torch.randn(critic.score.weight.shape)).to(critic.score.weight)
-    trunk = args.critic_trunk_gradient if args.uses_critic and args.critic == "shared" else None
-    return ActorCritic(actor, critic, trunk).to(device).train()
+        weight.data = (0.02 * torch.randn(weight.shape)).to(weight)
+    return networks.to(device).train()
 
 
 def make_episodes(
@@ -132,9 +125,7 @@ def one_update(
             credit, sums = update.critic_pass(batch, None, totals)
     else:
         credit = update.credit_without_critic(batch)
-    over = str(args.whiten_advantages)
-    reference = whitening_sample(batch, credit, over=over)
-    credit = whiten_credit(batch, credit, over=over, reference=reference)
+    credit = whiten_credit(batch, credit, over=str(args.whiten_advantages))
     with clock("actor"):
         of_actor, gaps = update.actor_pass(batch, credit, totals)
     return {name: float(value) for name, value in {**sums, **of_actor}.items()}, gaps

@@ -28,8 +28,8 @@ class Declared:
 
     Args:
         version (`str`): Of this package.
-        requires (`tuple[str, ...]`): One line per requirement as in `importlib.metadata.requires`, those of extras with
-            their marker.
+        requires (`tuple[str, ...]`): A line per requirement as in `importlib.metadata.requires`, those of extras with their
+            marker.
         classifiers (`tuple[str, ...]`): Among them the versions of Python.
         scripts (`tuple[str, ...]`): Commands as lines of `entry_points.txt`, such as `"turnppo = module:function"`;
             empty where an installation has a file of them.
@@ -54,7 +54,7 @@ class Declared:
     def untried(self) -> list[tuple[str, str, str]]:
         """Return name, version found and versions tried of Python, torch and transformers outside of their ranges."""
         outside = []
-        if "{}.{}".format(*sys.version_info) not in self.pythons:
+        if "{}.{}".format(*sys.version_info[:2]) not in self.pythons:
             outside.append(("Python", platform.python_version(), ", ".join(self.pythons)))
         for requirement in self.core:
             found = installed_version(requirement.name) if requirement.name in _MAY_DIFFER else None

@@ -68,22 +68,15 @@ def diagnose() -> Diagnosis:
 
 
 def _state(requirement: Requirement) -> tuple[tuple[str, str, str], bool]:
-    tried = f"tried with {range_of(requirement)}"
+    name, tried = requirement.name, f"tried with {range_of(requirement)}"
+    install = f'pip install "{name}{range_of(requirement)}"'
     try:
-        installed = metadata.version(requirement.name)
+        installed = metadata.version(name)
     except metadata.PackageNotFoundError:
-        return (
-            requirement.name,
-            "missing",
-            f'{tried}: pip install "{requirement.name}{range_of(requirement)}"',
-        ), False
+        return (name, "missing", f"{tried}: {install}"), False
     if is_tried(requirement, installed):
-        return (requirement.name, installed, tried), True
-    return (
-        requirement.name,
-        installed,
-        f'NOT {tried}: pip install "{requirement.name}{range_of(requirement)}"',
-    ), False
+        return (name, installed, tried), True
+    return (name, installed, f"NOT {tried}: {install}"), False
 
 
 def _extra_row(extra: str, requirements: list[Requirement]) -> tuple[str, str, str]:

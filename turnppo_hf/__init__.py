@@ -44,8 +44,8 @@ __all__ = [
     "make_environment",
 ]
 
-# where bitsandbytes is installed, PEFT imports it in every command, and on processors with AVX512-BF16 its 0.50 warns that
-# a kernel on the Hub cannot be loaded, which `keep_layout` of models/adapters.py leaves unused anyway
+# PEFT imports bitsandbytes in every command where it is installed, and on processors with AVX512-BF16 its 0.50 warns
+# that a kernel on the Hub cannot be loaded, which `keep_layout` of models/adapters.py leaves unused anyway
 _NO_KERNEL = "Failed to load CPU gemm_4bit_forward"
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: not str(record.msg).startswith(_NO_KERNEL))
 

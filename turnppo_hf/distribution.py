@@ -28,8 +28,8 @@ class Declared:
 
     Args:
         version (`str`): Of this package.
-        requires (`tuple[str, ...]`): A line per requirement as in `importlib.metadata.requires`, those of extras with their
-            marker.
+        requires (`tuple[str, ...]`): A line per requirement as in `importlib.metadata.requires`, those of extras with
+            their marker.
         classifiers (`tuple[str, ...]`): Among them the versions of Python.
         scripts (`tuple[str, ...]`): Commands as lines of `entry_points.txt`, such as `"turnppo = module:function"`;
             empty where an installation has a file of them.

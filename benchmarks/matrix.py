@@ -29,7 +29,7 @@ from turnppo_hf.distribution import declared, range_of
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results_matrix"
 NAMES = ("torch", "transformers", "trl", "accelerate", "peft", "huggingface_hub", "numpy", "pytest")
-# each declared version in one corner at least; first the one that continuous integration has, then old and new together
+# each declared version in one corner at least; first those that continuous integration has
 CORNERS = (
     ("3.11", "2.13", "5.19"),
     ("3.11", "2.13", "5.24"),

@@ -152,13 +152,19 @@ def read_report(report: Path) -> dict[str, Any]:
     """Count a JUnit report's cases; of those that failed, keep name and first line."""
     cases = list(ElementTree.parse(report).getroot().iter("testcase"))
     failures = {
-        f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}": str(bad.get("message")).split("\n")[0]
+        name_of_test(case): str(bad.get("message")).split("\n")[0]
         for case in cases
         for bad in (*case.findall("failure"), *case.findall("error"))
     }
     skipped = sum(case.find("skipped") is not None for case in cases)
     passed = len(cases) - len(failures) - skipped
     return {"passed": passed, "failed": len(failures), "skipped": skipped, "failures": failures}
+
+
+def name_of_test(case: ElementTree.Element) -> str:
+    """Return the name under which pytest runs a case; of a file that could not be read its module."""
+    folder = case.get("classname")
+    return f"{folder.replace('.', '/')}.py::{case.get('name')}" if folder else str(case.get("name"))
 
 
 def results() -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -240,3 +241,59 @@ def test_continuous_integration_has_declared_versions() -> None:
         pinned = re.findall(rf"\b{name}==([\d.]+\d)", script)
         assert pinned and all(is_tried(requirement, version) for version in pinned)
     assert f"transformers=={span_of('transformers').split()[0]}.0" in script  # the oldest
+
+
+def test_page_of_what_ran_is_current_and_every_declared_version_is_in_a_corner() -> None:
+    matrix = load_matrix()
+    assert read("docs/versions.md") == matrix.page()
+    own = declared()
+    declared_minors = {
+        "python": set(own.pythons),
+        **{name: minors(span_of(name)) for name in ("torch", "transformers")},
+    }
+    ran = [result for result in matrix.results() if "not_run" not in result]
+    for name, expected in declared_minors.items():
+        assert {".".join(result["versions"][name].split(".")[:2]) for result in ran} == expected
+
+
+def minors(span: str) -> set[str]:
+    (major, oldest), (_, newest) = (version.split(".") for version in span.split(" to "))
+    return {f"{major}.{minor}" for minor in range(int(oldest), int(newest) + 1)}
+
+
+def load_matrix() -> Any:
+    spec = importlib.util.spec_from_file_location("matrix", ROOT / "benchmarks" / "matrix.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_report_of_a_corner_counts_and_keeps_the_reasons(tmp_path: Path) -> None:
+    report = tmp_path / "report.xml"
+    report.write_text(
+        '<testsuites><testsuite><testcase classname="tests.a.test_b" name="test_c[1]"/>'
+        '<testcase classname="tests.a.test_b" name="test_d"><failure message="assert 1 == 2&#10; more"/></testcase>'
+        '<testcase classname="tests.a.test_b" name="test_e"><skipped message="no vllm"/></testcase>'
+        '<testcase classname="" name="tests.a.test_f"><error message="collection failure"/></testcase>'
+        "</testsuite></testsuites>"
+    )
+    assert load_matrix().read_report(report) == {
+        "passed": 1,
+        "failed": 2,
+        "skipped": 1,
+        "failures": {"tests/a/test_b.py::test_d": "assert 1 == 2", "tests.a.test_f": "collection failure"},
+    }
+
+
+def test_corner_that_cannot_be_made_is_listed_as_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = load_matrix()
+    (tmp_path / "bin").mkdir()
+    uv = tmp_path / "bin" / "uv"
+    uv.write_text("#!/bin/sh\necho 'error: No interpreter found for Python 3.13' >&2\nexit 2\n")
+    uv.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{uv.parent}{os.pathsep}{os.environ['PATH']}")
+    result = matrix.run_corner(tmp_path / "corner", "3.13", "2.15", "5.24")
+    assert result["not_run"] == "error: No interpreter found for Python 3.13" and not (tmp_path / "corner").exists()
+    monkeypatch.setattr(matrix, "results", lambda: [result])
+    assert "- Python 3.13, torch 2.15, transformers 5.24: error: No interpreter found" in matrix.page()

@@ -1,4 +1,4 @@
-.PHONY: gpu check fix test test-all quickstart bench bench-smoke
+.PHONY: matrix gpu check fix test test-all quickstart bench bench-smoke
 
 check:
 	ruff check .
@@ -39,3 +39,8 @@ bench-smoke:
 # what an accelerator computes and how fast, in at most nine minutes; writes gpu.json
 gpu:
 	python benchmarks/gpu.py
+
+# the quick suite at the corners of the declared versions, each in an environment of its own; hours, and needs uv
+matrix:
+	python benchmarks/matrix.py
+	python benchmarks/matrix.py --page > docs/versions.md

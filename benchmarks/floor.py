@@ -16,6 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, CacheLayerMixin
 from workload import Script, Workload, system_prompt
 
+from turnppo_hf.generation.slot_cache import cache_argument
+
 
 class _Layer(CacheLayerMixin):
     """Keys and values of all episodes in one buffer that never grows."""
@@ -90,6 +92,7 @@ class Floor:
             for index, world in enumerate(self.environments)
         ]
         cache = Cache(layers=[_Layer(work.episode_tokens) for _ in range(work.layers)])
+        argument = cache_argument(self.actor)
         pieces, rewards = [], []
         token = torch.empty(len(texts), 0, dtype=torch.long, device=device)
         for _ in range(work.turns):
@@ -97,7 +100,7 @@ class Floor:
             pieces.append(prompt)
             fed = torch.cat([token, prompt], dim=1)  # the last sampled token has not been read yet
             for _ in range(work.action_tokens):
-                logits = self.actor(input_ids=fed, past_key_values=cache, logits_to_keep=1).logits[:, -1]
+                logits = self.actor(input_ids=fed, logits_to_keep=1, **{argument: cache}).logits[:, -1]
                 fed = token = torch.multinomial(torch.softmax(logits, dim=-1), 1)
                 pieces.append(token)
             actions = self.tokenizer.batch_decode(torch.cat(pieces[-work.action_tokens :], dim=1))

@@ -2,6 +2,7 @@
 Turn-level PPO for multi-turn language agents.
 
     trajectory     the record: turns in order, and why the episode ended
+    distribution   what is declared: version, requirements, versions that were tried
     environments   the world: text in, text and one reward per turn out
     generation     the sampler: token ids in, token ids and their log-probs out
     rollout        episodes: environments and a sampler in, trajectories out
@@ -17,8 +18,10 @@ Turn-level PPO for multi-turn language agents.
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import version
+import logging
 from typing import TYPE_CHECKING, Any
+
+from turnppo_hf.distribution import declared
 
 if TYPE_CHECKING:
     from turnppo_hf.agent import TurnPPOAgent
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from turnppo_hf.trainer.turn_ppo_trainer import TurnPPOTrainer
     from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
-__version__ = version("turnppo-hf")
+__version__ = declared().version
 
 __all__ = [
     "StopReason",
@@ -40,6 +43,11 @@ __all__ = [
     "check_environment",
     "make_environment",
 ]
+
+# PEFT imports bitsandbytes in every command where it is installed, and on processors with AVX512-BF16 its 0.50 warns
+# that a kernel on the Hub cannot be loaded, which `keep_layout` of models/adapters.py leaves unused anyway
+_NO_KERNEL = "Failed to load CPU gemm_4bit_forward"
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: not str(record.msg).startswith(_NO_KERNEL))
 
 _HOMES = {
     "StopReason": "trajectory",

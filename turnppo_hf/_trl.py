@@ -48,32 +48,34 @@ __all__ = [
 PRIVATE_NAMES = {
     "openenv.core.EnvClient._ws": "environments/integrations/openenv.py: shows a new connection; openenv 0.10",
     "transformers.PretrainedConfig._attn_implementation": "generation/transformers_generator.py: whether the mask is "
-    "taken; transformers 5.19 to 5.23",
+    "taken; transformers 5.19 to 5.24",
     "transformers.PreTrainedModel._no_split_modules": "models/actor_critic.py, trainer/distributed.py: the blocks "
-    "that FSDP wraps; transformers 5.19 to 5.23",
+    "that FSDP wraps; transformers 5.19 to 5.24",
     "transformers.PreTrainedModel._hf_peft_config_loaded": "trainer/networks.py: refuses an adapter that cannot be "
-    "switched off; transformers 5.19 to 5.23",
-    "torch.nn.Module._parameters": "models/adapters.py: networks that hold the same tensors; torch 2.13",
-    "torch.nn.Module._buffers": "models/adapters.py: networks that hold the same tensors; torch 2.13",
+    "switched off; transformers 5.19 to 5.24",
+    "torch.nn.Module._parameters": "models/adapters.py: networks that hold the same tensors; torch 2.11 to 2.15",
+    "torch.nn.Module._buffers": "models/adapters.py: networks that hold the same tensors; torch 2.11 to 2.15",
     "deepspeed.Parameter._hp_mapping": "trainer/distributed.py: gradients under ZeRO-1 and ZeRO-2; deepspeed 0.19",
     "accelerate.utils.DeepSpeedPlugin.select._from_accelerator_state": "trainer/distributed.py: DeepSpeed on CPU "
     "processes; accelerate 1.15",
     "transformers.Trainer.save_model._internal_call": "trainer/turn_ppo_trainer.py, cli/train.py: saves without a "
-    "push; 5.19 to 5.23",
-    "threading._register_atexit": "hub/background.py: pushes end before the thread pools do; Python 3.11",
+    "push; 5.19 to 5.24",
+    "threading._register_atexit": "hub/background.py: pushes end before the thread pools do; Python 3.11 to 3.13",
+    "threading._start_new_thread": "hub/late_threads.py: hands out threads that were started in time; Python 3.12.0 "
+    "and 3.12.1",
     "transformers.Trainer._get_dataloader": "trainer/turn_ppo_trainer.py: loads the rows of one rollout batch; "
-    "5.19 to 5.23",
-    "transformers.Trainer._clip_grad_norm": "trainer/turn_ppo_trainer.py: each network by its own norm; 5.19 to 5.23",
-    "transformers.Trainer._save_checkpoint": "trainer/turn_ppo_trainer.py: with the pending batch; 5.19 to 5.23",
-    "transformers.Trainer._load_from_checkpoint": "trainer/turn_ppo_trainer.py: reads both networks; 5.19 to 5.23",
+    "5.19 to 5.24",
+    "transformers.Trainer._clip_grad_norm": "trainer/turn_ppo_trainer.py: each network by its own norm; 5.19 to 5.24",
+    "transformers.Trainer._save_checkpoint": "trainer/turn_ppo_trainer.py: with the pending batch; 5.19 to 5.24",
+    "transformers.Trainer._load_from_checkpoint": "trainer/turn_ppo_trainer.py: reads both networks; 5.19 to 5.24",
     "transformers.Trainer._load_optimizer_and_scheduler": "trainer/turn_ppo_trainer.py: refuses the state of another "
-    "launch; 5.19 to 5.23",
-    "transformers.Trainer._load_best_model": "trainer/turn_ppo_trainer.py: reads both networks; 5.19 to 5.23",
-    "transformers.Trainer._push_from_checkpoint": "trainer/turn_ppo_trainer.py: pushes from a copy; 5.19 to 5.23",
-    "transformers.Trainer._finish_current_push": "trainer/turn_ppo_trainer.py: waits for pushes; 5.19 to 5.23",
+    "launch; 5.19 to 5.24",
+    "transformers.Trainer._load_best_model": "trainer/turn_ppo_trainer.py: reads both networks; 5.19 to 5.24",
+    "transformers.Trainer._push_from_checkpoint": "trainer/turn_ppo_trainer.py: pushes from a copy; 5.19 to 5.24",
+    "transformers.Trainer._finish_current_push": "trainer/turn_ppo_trainer.py: waits for pushes; 5.19 to 5.24",
     "trl.trainer.base_trainer._BaseTrainer._tag_names": "trainer/turn_ppo_trainer.py: tags of the card; trl 1.16",
     "transformers.TrainingArguments._VALID_DICT_FIELDS": "trainer/turn_ppo_config.py: fields that take JSON; "
-    "transformers 5.19 to 5.23",
+    "transformers 5.19 to 5.24",
     "evaluate.Metric._info": "evaluation/agent_episodes/agent_episodes.py: a metric's own hook; evaluate 0.4.6",
     "evaluate.Metric._compute": "evaluation/agent_episodes/agent_episodes.py: a metric's own hook; evaluate 0.4.6",
 }

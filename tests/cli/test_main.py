@@ -314,5 +314,4 @@ def test_module_for_accelerate_is_the_same_command(capsys: pytest.CaptureFixture
         [sys.executable, "-m", "turnppo_hf.train", "none.yaml"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    # bitsandbytes says above it, when it is imported, what it has no kernels for
-    assert done.stderr.strip().splitlines()[-1] == error_of(capsys, "train", "none.yaml")
+    assert done.stderr.strip() == error_of(capsys, "train", "none.yaml")

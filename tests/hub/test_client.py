@@ -434,17 +434,26 @@ if sys.argv[2] == "unregistered":
     turnppo_hf.hub.client.RETRY_WAITS_S = ()
 for number in (1, 2):
     pushes.submit(lambda: push_folder(sys.argv[1], "alice/agent", message="last words"))
-raise ValueError("training failed")
+exec(sys.argv[3])
 """
+FAILS = 'raise ValueError("training failed")'
 
 
-@pytest.mark.parametrize("registered", ["registered", "unregistered"])
+@pytest.mark.parametrize(
+    ("registered", "end", "code"),
+    [
+        ("registered", FAILS, 1),
+        ("registered", "sys.exit(3)", 3),
+        ("registered", "pass", 0),
+        ("unregistered", FAILS, 1),
+    ],
+)
 @pytest.mark.slow
-def test_program_that_fails_still_ends_its_pushes(hub: Hub, folder: Path, registered: str) -> None:
+def test_program_that_ends_still_ends_its_pushes(hub: Hub, folder: Path, registered: str, end: str, code: int) -> None:
     hub.inject("POST .*/preupload/", delay=1.0)  # so that the interpreter ends while the first is under way
-    command = [sys.executable, "-c", ENDS_EARLY, str(folder), registered]
+    command = [sys.executable, "-c", ENDS_EARLY, str(folder), registered, end]
     ended = subprocess.run(command, env=hub.environment, capture_output=True, text=True, timeout=120, check=False)
-    assert ended.returncode == 1 and "ValueError: training failed" in ended.stderr
+    assert ended.returncode == code and ("ValueError: training failed" in ended.stderr) == (end == FAILS)
     if registered == "registered":
         assert "The program ends when its last pushes are through" in ended.stderr
         assert hub.files("alice/agent") == released(folder)

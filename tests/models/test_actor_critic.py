@@ -302,8 +302,8 @@ def test_forward_with_activation_checkpointing_has_the_same_gradient(mode):
     def gradients(checkpointing):
         model = tiny_actor_critic()
         if checkpointing:
-            model.gradient_checkpointing_enable()
-            assert model.is_gradient_checkpointing
+            model.activation_checkpointing_enable()
+            assert model.is_activation_checkpointing
         output = model.train()(mode, batch)
         (output[0] if mode == "actor" else output).square().sum().backward()
         return [p.grad for p in model.parameters() if p.grad is not None]

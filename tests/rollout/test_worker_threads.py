@@ -132,11 +132,26 @@ def test_worker_with_episodes_that_wait_for_a_thread_closes(tiny_tokenizer, monk
 @pytest.mark.parametrize("continues", [True, False])
 def test_batch_closes_when_enough_have_ended_and_the_rest_goes_on_or_is_dropped(tiny_tokenizer, continues):
     class Numbered(ScriptedGenerator):
-        """Episode n takes n further turns; the one with the fewest turns so far is answered first."""
+        """
+        Episode n takes n further turns; the one with the fewest turns so far is answered first.
+
+        One environment is at work at a time, else several may have ended when the worker looks.
+        """
+
+        answered = None  # episode, and the prompts that it had then
 
         def take_completions(self, wake=None):
+            started = len({episode for episode, _ in self.prompts}) == 6
+            if not started or (self.answered is not None and not self.has_replied(*self.answered)):
+                assert wake.wait(20)
+                return []
             self.pending.sort(key=lambda item: self.num_turns(item.episode), reverse=True)
-            return super().take_completions(wake)
+            [item] = super().take_completions(wake)
+            self.answered = item.episode, self.num_turns(item.episode)
+            return [item]
+
+        def has_replied(self, episode, turns):
+            return episode in self.released or self.num_turns(episode) > turns
 
     answers = {number: ["Left"] * number + ["Up"] for number in range(6)}
     generator = Numbered(tiny_tokenizer, answers)
@@ -161,6 +176,21 @@ def test_batch_closes_when_enough_have_ended_and_the_rest_goes_on_or_is_dropped(
     alone.start(plan)
     assert played(alone)[4:] == rest
     alone.close()
+
+
+def test_episode_that_ends_beyond_enough_is_returned_next_and_has_all_its_turns(tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr("turnppo_hf.rollout.worker._GRACE_S", 20.0)  # the worker looks when all environments answered
+    generator = ScriptedGenerator(tiny_tokenizer, {0: ["Left", "Up"], 1: ["Left", "Up"], 2: ["Left", "Left", "Up"]})
+    generator.continuous = False
+    worker = RolloutWorker(EnvironmentPool({"e": LongGame}), generator, Chat(tiny_tokenizer), Limits())
+    generator.take_completions = lambda wake=None: [generator.pending.pop() for _ in list(generator.pending)]
+    worker.start([EpisodePlan({}, "e", seed=number) for number in range(3)])
+    [first] = played(worker, enough=1)
+    assert (first.seed, len(first.turns)) == (0, 2)
+    assert worker.num_running == 1 and worker.num_left == 2  # two ended at once
+    worker.sync()
+    assert [(item.seed, len(item.turns)) for item in played(worker)] == [(1, 2), (2, 3)]
+    worker.close()
 
 
 def test_sync_submits_a_pending_prompt_again_and_no_turn_is_lost(tiny_tokenizer):

@@ -12,7 +12,7 @@ from packaging.markers import Marker
 from packaging.requirements import Requirement
 
 from turnppo_hf.cli.common import Diagnosis, columns
-from turnppo_hf.hub.wheel import DISTRIBUTION
+from turnppo_hf.distribution import DISTRIBUTION, declared, is_tried, range_of
 
 _EXTRAS = {  # extra -> what it is for
     "vllm": "sampling with vLLM (use_vllm: true)",
@@ -50,10 +50,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def diagnose() -> Diagnosis:
     """Look at Python, the core packages, the extras and the devices; nothing is downloaded."""
-    requirements = [Requirement(line) for line in metadata.requires(DISTRIBUTION) or ()]
-    core = [requirement for requirement in requirements if requirement.marker is None]
-    states = [_state(requirement) for requirement in core]
-    rows = [("python", platform.python_version(), "tried with 3.11"), *(row for row, _ in states)]
+    own = declared()
+    requirements = [Requirement(line) for line in own.requires]
+    may_differ = {name for name, _, _ in own.untried()}
+    states = [_state(requirement) for requirement in own.core]
+    not_ = "NOT " if "Python" in may_differ else ""
+    rows = [("python", platform.python_version(), f"{not_}tried with {', '.join(own.pythons)}")]
+    rows += [row for row, _ in states]
     extras = [_extra_row(extra, requirements) for extra in _EXTRAS]
     sections = [
         ("Core packages", rows),
@@ -61,27 +64,24 @@ def diagnose() -> Diagnosis:
         ("Extras", extras),
     ]
     page = "\n\n".join(f"{title}\n{columns(lines)}" for title, lines in sections)
-    return Diagnosis(page, all(fine for _, fine in states))
+    return Diagnosis(page, all(fine or row[0] in may_differ for row, fine in states))
 
 
 def _state(requirement: Requirement) -> tuple[tuple[str, str, str], bool]:
-    tried = f"tried with {_range(requirement)}"
+    name, tried = requirement.name, f"tried with {range_of(requirement)}"
+    install = f'pip install "{name}{range_of(requirement)}"'
     try:
-        installed = metadata.version(requirement.name)
+        installed = metadata.version(name)
     except metadata.PackageNotFoundError:
-        return (requirement.name, "missing", f'{tried}: pip install "{requirement.name}{_range(requirement)}"'), False
-    if requirement.specifier.contains(installed, prereleases=True):
-        return (requirement.name, installed, tried), True
-    return (requirement.name, installed, f'NOT {tried}: pip install "{requirement.name}{_range(requirement)}"'), False
-
-
-def _range(requirement: Requirement) -> str:
-    return ",".join(sorted(map(str, requirement.specifier), reverse=True))
+        return (name, "missing", f"{tried}: {install}"), False
+    if is_tried(requirement, installed):
+        return (name, installed, tried), True
+    return (name, installed, f"NOT {tried}: {install}"), False
 
 
 def _extra_row(extra: str, requirements: list[Requirement]) -> tuple[str, str, str]:
     missing = [
-        f'"{requirement.name}{_range(requirement)}"'
+        f'"{requirement.name}{range_of(requirement)}"'
         for requirement in requirements
         if requirement.marker
         and _belongs(requirement.marker, extra)

@@ -6,8 +6,8 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 
+from turnppo_hf.distribution import DISTRIBUTION, declared
 from turnppo_hf.hub.exceptions import PushError
 from turnppo_hf.trajectory import FailedEpisodesError, GenerationError
 
@@ -79,7 +79,7 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.add_argument("--version", action="version", version=f"turnppo-hf {metadata.version('turnppo-hf')}")
+    parser.add_argument("--version", action="version", version=f"{DISTRIBUTION} {declared().version}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, (module, summary) in COMMANDS.items():
         description = f"{summary[0].upper()}{summary[1:]}."

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 _MIN_GROWTH = 64  # columns: short prompts grow as rarely as by doubling
@@ -62,6 +64,18 @@ class SlotLayer(CacheLayerMixin):
         return -1
 
 
+def cache_argument(model: PreTrainedModel) -> str:
+    """
+    Return the name under which a model's forward takes its cache.
+
+    `"cache"` from transformers 5.24 on, `"past_key_values"` before and in classes of one's own that kept it; `"cache"`
+    alone remains when transformers 5.24 is the oldest version supported.
+    """
+    # the class's, because mixed precision puts another forward on the instance
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "cache" if "cache" in signature(type(plain).forward).parameters else "past_key_values"
+
+
 class Cursor:
     """Where the next forward writes and how far it reads; one for all layers."""
 
@@ -74,7 +88,7 @@ class Cursor:
 
 class SlotCache(Cache):
     """
-    The cache that `model.forward(past_key_values=...)` writes through `point`.
+    The cache that a model's forward writes, as its argument [`cache_argument`], where `point` aims.
 
     Contiguous rows make a token's column its position, so a slot is cut back to a shared prefix by lowering its
     length, and neither ragged prompts nor other episodes leave gaps.

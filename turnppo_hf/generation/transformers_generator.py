@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TopKLogitsWarper, TopPLogitsWarper
 
 from turnppo_hf.generation.base import Completion, end_of_turn_ids
-from turnppo_hf.generation.slot_cache import SlotCache
+from turnppo_hf.generation.slot_cache import SlotCache, cache_argument
 
 # not cuDNN's: it builds a plan for every new shape, 90 ms on an H100 (torch 2.11), and every token is a new shape
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -106,6 +106,7 @@ class TransformersGenerator:
         self._window = window if "sliding_attention" in kinds else None
         self._mask_per_kind = getattr(config, "layer_types", None) is not None
         self._num_layers = config.num_hidden_layers
+        self._cache_argument = cache_argument(model)
         self.reset()
 
     @classmethod
@@ -240,9 +241,9 @@ class TransformersGenerator:
             input_ids=torch.from_numpy(ids).to(device),
             attention_mask=mask,
             position_ids=position_ids,
-            past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
+            **{self._cache_argument: self._cache},
         )
         logits: torch.Tensor = output.logits
         return logits[:, -1].float()

@@ -15,6 +15,7 @@ from huggingface_hub import CommitInfo
 from turnppo_hf.hub.client import logger
 from turnppo_hf.hub.exceptions import PushError
 from turnppo_hf.hub.http_errors import explain, redact
+from turnppo_hf.hub.late_threads import STARTS_NONE_AT_EXIT, LateThreads
 
 _TENSORS = (".safetensors", ".pt", ".bin", ".pth")
 
@@ -33,6 +34,7 @@ class BackgroundPushes:
         # Uploads start threads, which `concurrent.futures` refuses as soon as the interpreter ends, while it waits for
         # the push itself. What is registered here runs before that.
         getattr(threading, "_register_atexit", lambda _: None)(self._finish_at_exit)
+        self._late_threads: LateThreads | None = None
 
     @property
     def is_busy(self) -> bool:
@@ -41,6 +43,8 @@ class BackgroundPushes:
 
     def submit(self, push: Callable[[], CommitInfo]) -> Future[CommitInfo]:
         """Queue a push."""
+        if STARTS_NONE_AT_EXIT and self._late_threads is None:
+            self._late_threads = LateThreads()
         self._jobs.append(self._worker.submit(self._run, push))
         return self._jobs[-1]
 
@@ -63,6 +67,8 @@ class BackgroundPushes:
 
     def _finish_at_exit(self) -> None:
         if self.is_busy:
+            if self._late_threads is not None:
+                self._late_threads.replace()
             logger.warning("The program ends when its last pushes are through. Press Ctrl-C to leave without them.")
             self.wait()
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from turnppo_hf.distribution import DISTRIBUTION, declared
 from turnppo_hf.evaluation.results import RESULTS_FILE, ComparedRun, Package, RunResults
 from turnppo_hf.hub.agent_record import RECORD_FILE, AgentRecord
 from turnppo_hf.hub.exceptions import ReleaseError
 from turnppo_hf.hub.files import CRITIC_FOLDER, is_private, read_json
-from turnppo_hf.hub.wheel import DISTRIBUTION
 from turnppo_hf.rollout.parquet import read_trajectories
 from turnppo_hf.trajectory import Trajectory
 
@@ -132,10 +132,17 @@ def count_parameters(folder: Path) -> int:
 
 
 def package_version() -> Package:
-    """Return the installed version, and the commit where the installation records it."""
-    direct = json.loads(metadata.distribution(DISTRIBUTION).read_text("direct_url.json") or "{}")
-    commit = direct.get("vcs_info", {}).get("commit_id") or _commit_of_checkout()
-    return Package(name=DISTRIBUTION, version=metadata.version(DISTRIBUTION), commit=commit or None)
+    """Return the version, and the commit of the checkout or the one that the installation records."""
+    commit = _commit_of_checkout() or _commit_of_installation()
+    return Package(name=DISTRIBUTION, version=declared().version, commit=commit or None)
+
+
+def _commit_of_installation() -> str:
+    try:
+        direct = json.loads(metadata.distribution(DISTRIBUTION).read_text("direct_url.json") or "{}")
+    except metadata.PackageNotFoundError:  # run from a checkout's files that git does not look after
+        return ""
+    return str(direct.get("vcs_info", {}).get("commit_id", ""))
 
 
 def _commit_of_checkout() -> str:

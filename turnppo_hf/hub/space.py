@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import yaml
 from huggingface_hub import CommitInfo, HfApi
-from packaging.requirements import Requirement
 
+from turnppo_hf.distribution import declared
 from turnppo_hf.hub.client import create_repository, push_folder, with_retries
 from turnppo_hf.hub.exceptions import ReleaseError
 from turnppo_hf.hub.wheel import build_wheel
@@ -26,7 +26,7 @@ from turnppo_hf.hub.wheel import build_wheel
 SpaceKind = Literal["zero_gpu", "cpu", "static"]
 
 HARDWARE = {"zero_gpu": "zero-a10g", "cpu": "cpu-basic"}
-ZERO_GPU_TORCH = "2.11.0"  # the newest one that ZeroGPU runs; the package itself was tried with later ones
+ZERO_GPU_TORCH = "2.11.0"  # the newest one that ZeroGPU runs
 PYTHON = "3.12"  # on Spaces; their default is too old for TRL and transformers
 
 _SOURCES = ("README.md", "*.py", "assets/*", "replays/*", "static/*")
@@ -179,12 +179,11 @@ def requirements(kind: SpaceKind) -> list[str]:
     Gradio is not among it, as the Space's `sdk_version` installs it. ZeroGPU gets the newest torch that it runs.
     """
     lines = []
-    for requirement in map(Requirement, metadata.requires("turnppo-hf") or ()):
-        if requirement.marker is None:
-            version = metadata.version(requirement.name).partition("+")[0]
-            if requirement.name == "torch" and kind == "zero_gpu":
-                version = ZERO_GPU_TORCH
-            lines.append(f"{requirement.name}=={version}")
+    for requirement in declared().core:
+        version = metadata.version(requirement.name).partition("+")[0]
+        if requirement.name == "torch" and kind == "zero_gpu":
+            version = ZERO_GPU_TORCH
+        lines.append(f"{requirement.name}=={version}")
     return sorted(lines)
 
 

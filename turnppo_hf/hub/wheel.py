@@ -11,14 +11,15 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-DISTRIBUTION = "turnppo-hf"
+from turnppo_hf.distribution import DISTRIBUTION, declared
+
 _PACKAGE = Path(__file__).parents[1]
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same installation makes the same bytes, so that pushing it again changes nothing
 
 
 def build_wheel(folder: str | Path) -> Path:
     """
-    Pack the installed package, editable or not, into a wheel.
+    Pack the package, installed, editable or run from a checkout, into a wheel.
 
     Args:
         folder (`str` or `Path`): Where to write it; older wheels of this package there are removed.
@@ -26,8 +27,8 @@ def build_wheel(folder: str | Path) -> Path:
     Returns:
         `Path`: `turnppo_hf-<version>-py3-none-any.whl`.
     """
-    installed = metadata.distribution(DISTRIBUTION)
-    stem = f"{DISTRIBUTION.replace('-', '_')}-{installed.version}"
+    about, commands = _about()
+    stem = f"{DISTRIBUTION.replace('-', '_')}-{declared().version}"
     target = Path(folder) / f"{stem}-py3-none-any.whl"
     target.parent.mkdir(parents=True, exist_ok=True)
     info = f"{stem}.dist-info"
@@ -42,17 +43,27 @@ def build_wheel(folder: str | Path) -> Path:
 
         for path in _package_files():
             add(f"{_PACKAGE.name}/{path.relative_to(_PACKAGE).as_posix()}", path.read_bytes())
-        # an installation that is run from its checkout finds the build's name of the same file first
-        about = installed.read_text("METADATA") or installed.read_text("PKG-INFO") or ""
         add(f"{info}/METADATA", about.encode())
         add(f"{info}/WHEEL", b"Wheel-Version: 1.0\nGenerator: turnppo-hf\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        add(f"{info}/entry_points.txt", (installed.read_text("entry_points.txt") or "").encode())
+        add(f"{info}/entry_points.txt", commands.encode())
         archive.writestr(zipfile.ZipInfo(f"{info}/RECORD", _EPOCH), "\n".join([*records, f"{info}/RECORD,,", ""]))
     os.replace(unfinished, target)
     for old in target.parent.glob(f"{DISTRIBUTION.replace('-', '_')}-*.whl"):
         if old != target:
             old.unlink()
     return target
+
+
+def _about() -> tuple[str, str]:
+    """Return the texts of METADATA and of entry_points.txt."""
+    own = declared()
+    if own.scripts:  # of a checkout: an installation of it may be older, or there is none
+        lines = ["Metadata-Version: 2.1", f"Name: {DISTRIBUTION}", f"Version: {own.version}"]
+        lines += [f"Requires-Python: >={own.pythons[0]}", *(f"Classifier: {line}" for line in own.classifiers)]
+        lines += [f"Requires-Dist: {line}" for line in own.requires]
+        return "\n".join([*lines, ""]), "\n".join(["[console_scripts]", *own.scripts, ""])
+    installed = metadata.distribution(DISTRIBUTION)
+    return installed.read_text("METADATA") or "", installed.read_text("entry_points.txt") or ""
 
 
 def _package_files() -> Iterator[Path]:

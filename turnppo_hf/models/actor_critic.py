@@ -99,27 +99,25 @@ class ActorCritic(nn.Module):
         return sets
 
     @property
-    def is_gradient_checkpointing(self) -> bool:
+    def is_activation_checkpointing(self) -> bool:
         """Whether any network recomputes its activations."""
-        return any(network.is_gradient_checkpointing for network in self.networks.values())
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
 
-    is_activation_checkpointing = is_gradient_checkpointing
+    is_gradient_checkpointing = is_activation_checkpointing  # transformers before 5.23 and PEFT ask by this name
 
-    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Do the same under the name that transformers has before 5.23."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         """Switch activation checkpointing on in both networks."""
+        name = "activation" if hasattr(PreTrainedModel, "activation_checkpointing_enable") else "gradient"
+        given = {f"{name}_checkpointing_kwargs": activation_checkpointing_kwargs, **kwargs}
         for network in self.networks.values():
-            network.gradient_checkpointing_enable(**kwargs)
-        self._let_gradients_through()
-
-    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
-        """Do the same under the name that transformers 5.23 introduced."""
-        for network in self.networks.values():
-            network.activation_checkpointing_enable(**kwargs)
-        self._let_gradients_through()
-
-    def _let_gradients_through(self) -> None:
-        """Recomputed blocks need an input with a gradient, which frozen embeddings do not give."""
-        for network in self.networks.values():
+            getattr(network, f"{name}_checkpointing_enable")(**given)
+            # recomputed blocks need an input with a gradient, which frozen embeddings do not give
             if not all(parameter.requires_grad for parameter in network.get_input_embeddings().parameters()):
                 network.enable_input_require_grads()
 

@@ -88,7 +88,6 @@ def imitate(
                 disable_tqdm=True,
                 use_cpu=True,
                 bf16=False,
-                activation_checkpointing=False,
                 seed=seed,
             ),
         )

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
+
+from turnppo_hf.distribution import warning_of_untried
 
 if TYPE_CHECKING:
     from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
     from turnppo_hf.trainer.turn_ppo_trainer import TurnPPOTrainer
 
 __all__ = ["TurnPPOConfig", "TurnPPOTrainer"]
+
+if _warning := warning_of_untried():
+    warnings.warn(_warning, stacklevel=2)
 
 _HOMES = {"TurnPPOConfig": "turn_ppo_config", "TurnPPOTrainer": "turn_ppo_trainer"}
 

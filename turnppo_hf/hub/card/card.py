@@ -6,7 +6,6 @@ import json
 import logging
 import re
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
+from turnppo_hf.distribution import DISTRIBUTION, declared
 from turnppo_hf.evaluation.summary import Summary
 from turnppo_hf.hub.agent_record import AgentRecord
 from turnppo_hf.hub.card import text as card_text
@@ -21,7 +21,7 @@ from turnppo_hf.hub.card.merge import TEMPLATE, merge_cards
 from turnppo_hf.hub.card.pictures import draw_pictures, picture_facts
 from turnppo_hf.hub.files import read_json
 from turnppo_hf.hub.run_record import RunRecord, read_run
-from turnppo_hf.hub.wheel import DISTRIBUTION, build_wheel
+from turnppo_hf.hub.wheel import build_wheel
 
 README = "README.md"
 EVAL_RESULTS_FILE = ".eval_results/turnppo.yaml"
@@ -121,7 +121,7 @@ def _render(
         repo=repo,
         title=title or repo.rpartition("/")[2],
         reproduce=card_text.reproduce(run, repo),
-        version=metadata.version(DISTRIBUTION),
+        version=declared().version,
     )
     return re.sub(r"\n{3,}", "\n\n", text)
 
@@ -137,7 +137,7 @@ def eval_results(summary: Summary, run: RunRecord, dataset: str, protocol: str) 
         protocol (`str`): How it was played, such as "seeds 5 to 12, temperature 0".
     """
     task = card_text.environment_name(run).lower()
-    notes = f"{summary.episodes} episodes, {protocol}, {DISTRIBUTION} {metadata.version(DISTRIBUTION)}"
+    notes = f"{summary.episodes} episodes, {protocol}, {DISTRIBUTION} {declared().version}"
     return [
         EvalResultEntry(dataset_id=dataset, task_id=f"{task}_{metric}", value=value, notes=notes)
         for metric, value in _metrics(summary).items()

@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from turnppo_hf.distribution import DISTRIBUTION
 from turnppo_hf.evaluation.results import ComparedRun, RunResults
 from turnppo_hf.evaluation.summary import Summary
 from turnppo_hf.hub.run_record import RunRecord
-from turnppo_hf.hub.wheel import DISTRIBUTION
 from turnppo_hf.ppo.algorithms import ALGORITHMS
 
 # key of training_config.json -> its name in the card

@@ -136,7 +136,9 @@ class TransformersGenerator:
         self._queue.append(_Request(episode, list(prompt_ids), max_new_tokens, uniforms))
 
     def release(self, episode: int) -> None:
-        """Free the slot of an episode that is over."""
+        """Drop the request of an episode that is over, where it has one, and free its slot."""
+        self._queue = [request for request in self._queue if request.episode != episode]
+        self._running = [request for request in self._running if request.episode != episode]
         if episode in self._slots:
             self._free.append(self._slots.pop(episode))
             del self._cached[episode]

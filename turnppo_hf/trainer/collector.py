@@ -104,6 +104,15 @@ class Collector:
         finally:
             worker.close()
 
+    def give_up(self) -> None:
+        """Drop the episodes under way, those that an earlier batch left among them."""
+        self._give_up(self._worker)
+
+    def _give_up(self, worker: RolloutWorker) -> None:
+        worker.give_up()
+        if self.engine is None:  # its cache is of no use any more; an engine's would be asked of a server
+            worker.generator.reset()
+
     def _make_worker(self, temperature: float) -> RolloutWorker:
         args, actor, chat = self.args, self.actor, self.chat
         generator = make_generator(
@@ -123,13 +132,21 @@ class Collector:
         self, worker: RolloutWorker, plans: list[EpisodePlan], enough: int, label: str
     ) -> tuple[list[Trajectory], list[Trajectory]]:
         """Play this rank's part; return its trajectories and all ranks', or raise on every rank what one raised."""
+        try:
+            return self._play_and_gather(worker, plans, enough, label)
+        except BaseException:
+            self._give_up(worker)
+            raise
+
+    def _play_and_gather(
+        self, worker: RolloutWorker, plans: list[EpisodePlan], enough: int, label: str
+    ) -> tuple[list[Trajectory], list[Trajectory]]:
         mine: list[Trajectory] = []
         timing, problem = RolloutTiming(), None
         try:
             mine, timing = self._play(worker, plans, enough, label)
         except GenerationError as error:
             problem = str(error)
-            worker.give_up()
         by_rank = gather_object([(mine, problem, asdict(timing))])
         if problems := [problem for _, problem, _ in by_rank if problem]:
             raise GenerationError(problems[0])
@@ -158,8 +175,10 @@ class Collector:
 
             worker.start(plans)
             finished, timing = worker.play(enough, show)
-        trajectories = self._rewarded(finished)
-        worker.give_back(finished)
+        try:
+            trajectories = self._rewarded(finished)
+        finally:
+            worker.give_back(finished)
         if self.args.oversampling_rest == "drop":
             worker.give_up()
         # nothing computed with these weights is of use to the coming ones, and its memory is to the update

@@ -249,7 +249,7 @@ class TurnPPOTrainer(BaseTrainer):
                 figures = update_once(update, rollout, self.sharding, critic_only=critic_only)
             else:
                 minibatch = pick_minibatch(len(rollout.batch), args, batch_number, update_number).to(device)
-                rescores = args.vllm_importance_sampling_correction or not self.collector.generator.exact
+                rescores = args.vllm_importance_sampling_correction or not self.collector.is_exact
                 figures = update_again(
                     update, rollout, minibatch, self.sharding, rescores_logprobs=rescores, critic_only=critic_only
                 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ _LONGEST = 8192  # tokens, whatever the window is: bounds time and memory
 _PROCESSOR_WORK = 2 * 10**12  # weights times tokens: so long as a minute or two on processors
 _BEYOND = 20  # tokens by which a prompt is longer than a window
 _WINDOWS = ("window", "chunk", "local", "original_max_position")  # parts of names of settings where attention or places change
+_NOISE_TOKENS = 32
 _NOISE_FORWARDS = 4  # a layer that is left out now and then may stay in once
 _ADVICE = (
     "Sample with vLLM (`use_vllm`) where it has this architecture, or take a model of plain attention layers, such as "
@@ -61,8 +63,7 @@ def sampler_gaps(
         seed (`int`, *optional*, defaults to 0): Of the prompts and of what is sampled.
     """
     config = model.config.get_text_config()
-    places = getattr(config, "max_position_embeddings", None)
-    limit = min(at_most, places) if isinstance(places, int) and places > 1 else at_most
+    limit = min(at_most, _places(config))
     windows = sorted(set(_windows(config.to_dict())))
     random, ids = np.random.default_rng(seed), _plain_ids(config)
     lengths = _prompt_lengths(windows, limit)
@@ -165,7 +166,7 @@ def check_training_mode(
         `ValueError`: log-probs in training mode differ from those in evaluation mode, in which it samples.
     """
     config, dtype = model.config.get_text_config(), rounds_as(model, autocast)
-    length = min(32, getattr(config, "max_position_embeddings", None) or 32)
+    length = min(_NOISE_TOKENS, _places(config))
     ids = np.random.default_rng(seed).choice(_plain_ids(config), length).tolist()
     devices = [model.device] if model.device.type == "cuda" else []
     quiet = logprobs_of_last(model, ids, length - 1, autocast=autocast)
@@ -176,12 +177,12 @@ def check_training_mode(
     gaps = torch.stack([(found - quiet).abs() for found in noisy])
     gap = float(gaps.max() if dtype == torch.float32 else gaps.mean(dim=-1).max())
     if not gap <= TOLERANCES[dtype]:
-        settings = ", ".join(sorted(name for name, _ in _settings(config.to_dict()) if "jitter" in name))
+        noise = {name for name, value in _settings(config.to_dict()) if re.search("jitter|drop", name) and value}
         raise ValueError(
             f"{config.model_type} gives log-probs in training mode that are up to {float(gaps.max()):.2g} nats from "
-            "those that it samples with, although dropout is off: it draws random numbers of its own"
-            f"{f' ({settings})' if settings else ''}. The first update would follow this noise. Switch it off in the "
-            "model's configuration where it can be, or take another model."
+            "those that it samples with, although its dropout layers are off: it draws random numbers of its own. The "
+            f"first update would follow this noise. Set {' and '.join(sorted(noise)) or 'what draws them'} to 0 in the "
+            "model's configuration (`model_init_kwargs`), or take another model."
         )
 
 
@@ -190,6 +191,12 @@ def _prompt_lengths(windows: list[int], limit: int) -> list[int]:
     room = max(1, limit - 2 * _NEW_TOKENS - _OBSERVATION)
     wanted = [3, _USUAL_LENGTH, *(window - 2 for window in windows), *(window + _BEYOND for window in windows)]
     return sorted({min(max(length, 1), room) for length in wanted})
+
+
+def _places(config: Any) -> int:
+    """Tokens that the model has places for; configurations without an end have no number, or a negative one."""
+    places = getattr(config, "max_position_embeddings", None)
+    return places if isinstance(places, int) and places > 0 else _LONGEST
 
 
 def _windows(settings: Mapping[str, Any]) -> Iterator[int]:

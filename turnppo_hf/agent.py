@@ -34,7 +34,9 @@ from turnppo_hf.trajectory import StopReason, Trajectory
 
 _WITH_CRITIC = [name for name, algorithm in ALGORITHMS.items() if algorithm.has_critic]
 _SCORED_TOKENS = 16384  # padded tokens of one forward of the critic
-_MEASURED_TOKENS = 320  # of the sampler, before the first response: an agent that acts once on a processor waits for it
+_MEASURED_TOKENS = (
+    320  # of the sampler, before the first response: an agent that acts once on a processor waits for it
+)
 
 
 class TurnPPOAgent:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -151,7 +149,9 @@ class Exiting(Ladder):
 
 
 def tool_message(*names):
-    calls = [{"type": "function", "function": {"name": n, "arguments": {"rungs": 1} if n == "climb" else {}}} for n in names]
+    calls = [
+        {"type": "function", "function": {"name": n, "arguments": {"rungs": 1} if n == "climb" else {}}} for n in names
+    ]
     return {"role": "assistant", "content": "", "tool_calls": calls}
 
 
@@ -247,7 +247,9 @@ def test_exit_of_a_reward_function_is_an_error_of_the_run(monkeypatch, kind):
         yield judge()
 
     function = {"function": judge, "coroutine": judge_later, "iterator": judge_in_parts}[kind]
-    with pytest.raises(RuntimeError, match=rf"reward function.*'{function.__name__}'.* raised SystemExit: 0.*Raise an"):
+    with pytest.raises(
+        RuntimeError, match=rf"reward function.*'{function.__name__}'.* raised SystemExit: 0.*Raise an"
+    ):
         Rewards(function, state=TrainerState)(finished())
     with pytest.raises(KeyboardInterrupt):
         Rewards(raiser(KeyboardInterrupt()), state=TrainerState)(finished())
@@ -305,25 +307,18 @@ def test_exits_become_errors_and_exceptions_stay():
                 raise error
 
 
-def test_training_outlives_the_exits_of_what_the_model_wrote(tmp_path):
-    """The whole way, in a process of its own: with status 0 it has reached its end."""
-    script = tmp_path / "train.py"
-    script.write_text(
-        "from tests.helpers.scripted import CountingEnvironment\n"
-        "from turnppo_hf import TurnPPOConfig, TurnPPOTrainer\n"
-        "from turnppo_hf.models.pretrained import find_model\n"
-        "class Python(CountingEnvironment):\n"
-        "    def reset(self, *, seed=None, options=None):\n"
-        "        self.bad = seed % 4 == 0\n"
-        "        return super().reset(seed=seed, options=options)\n"
-        "    def step(self, action):\n"
-        "        exec('exit()' if self.bad else 'pass')\n"
-        "        return super().step(action)\n"
-        f"args = TurnPPOConfig({str(tmp_path / 'run')!r}, max_steps=1, generation_batch_size=8, max_turn_length=4,\n"
-        "    use_cpu=True, report_to='none', save_strategy='no', disable_tqdm=True, logging_steps=1)\n"
-        "trainer = TurnPPOTrainer(str(find_model('tiny')), args=args, environment_factory=Python)\n"
-        "trainer.train()\n"
-        "print('REACHED THE END', sorted(str(item.error) for item in trainer._last_trajectories)[-2:])\n"
-    )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=240, cwd=".", check=True)
-    assert "REACHED THE END ['SystemExit: None', 'SystemExit: None']" in done.stdout
+def test_training_outlives_the_exits_of_what_the_model_wrote(make_trainer):
+    class Python(CountingEnvironment):
+        def reset(self, *, seed=None, options=None):
+            self.bad = seed % 4 == 0
+            return super().reset(seed=seed, options=options)
+
+        def step(self, action):
+            exec("exit()" if self.bad else "pass")
+            return super().step(action)
+
+    trainer = make_trainer(Python, max_steps=1)
+    trainer.train()
+    assert trainer.state.global_step == 1 and trainer.state.log_history[0]["episodes/failed"] == 2
+    errors = {item.error for item in trainer._last_trajectories if item.stop_reason is StopReason.ERROR}
+    assert errors == {"SystemExit: None"}

@@ -166,7 +166,9 @@ def test_training_after_a_later_interrupt_equals_one_that_stopped_between_batche
 
 
 def test_interrupted_evaluation_leaves_nothing(tmp_path, tiny_tokenizer):
-    trainer = build(tmp_path, tiny_tokenizer, Bomb(KeyboardInterrupt(), 2), "step", eval_strategy="steps", eval_steps=1)
+    trainer = build(
+        tmp_path, tiny_tokenizer, Bomb(KeyboardInterrupt(), 2), "step", eval_strategy="steps", eval_steps=1
+    )
     with pytest.raises(KeyboardInterrupt):
         trainer.evaluate()
     trainer.train()

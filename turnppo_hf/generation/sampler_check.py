@@ -24,7 +24,12 @@ _USUAL_LENGTH = 300  # of the longest prompt where no window is longer
 _LONGEST = 8192  # tokens, whatever the window is: bounds time and memory
 _PROCESSOR_WORK = 2 * 10**12  # weights times tokens: so long as a minute or two on processors
 _BEYOND = 20  # tokens by which a prompt is longer than a window
-_WINDOWS = ("window", "chunk", "local", "original_max_position")  # parts of names of settings where attention or places change
+_WINDOWS = (
+    "window",
+    "chunk",
+    "local",
+    "original_max_position",
+)  # parts of names of settings where attention or places change
 _NOISE_TOKENS = 32
 _NOISE_FORWARDS = 4  # a layer that is left out now and then may stay in once
 _ADVICE = (

@@ -12,8 +12,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from turnppo_hf.evaluation.json_fields import read_fields, write_fields
 from turnppo_hf.environments.exits import close_unused, exits_as_errors
+from turnppo_hf.evaluation.json_fields import read_fields, write_fields
 from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
 

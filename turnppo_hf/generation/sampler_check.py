@@ -136,8 +136,8 @@ def check_sampler(
         except Exception as error:  # whatever an architecture raises that takes no such cache, mask or places
             reason = next(iter(str(error).splitlines()), "").rstrip(".")
             raise ValueError(
-                f"{kind} does not run in the sampler of the training weights ({type(error).__name__}: {reason}), whose "
-                f"cache holds keys and values, a column for each token. Nothing could be sampled. {_ADVICE}"
+                f"{kind} does not run in the sampler of the training weights ({type(error).__name__}: {reason}), "
+                f"whose cache holds keys and values, a column for each token. Nothing could be sampled. {_ADVICE}"
             ) from error
     gap = gaps.worst if dtype == torch.float32 else gaps.mean
     if not gap <= TOLERANCES[dtype]:  # a NaN is over it too
@@ -149,7 +149,7 @@ def check_sampler(
         )
     if gaps.window is not None:
         logger.info(
-            "The sampler was measured up to %d tokens, the longest that fit; the model's window of %d was not reached.",
+            "The sampler was measured up to %d tokens, the most that fit; the model's window of %d was not reached.",
             gaps.longest,
             gaps.window,
         )
@@ -186,8 +186,8 @@ def check_training_mode(
         raise ValueError(
             f"{config.model_type} gives log-probs in training mode that are up to {float(gaps.max()):.2g} nats from "
             "those that it samples with, although its dropout layers are off: it draws random numbers of its own. The "
-            f"first update would follow this noise. Set {' and '.join(sorted(noise)) or 'what draws them'} to 0 in the "
-            "model's configuration (`model_init_kwargs`), or take another model."
+            f"first update would follow this noise. Set {' and '.join(sorted(noise)) or 'what draws them'} to 0 in "
+            "the model's configuration (`model_init_kwargs`), or take another model."
         )
 
 

@@ -115,7 +115,7 @@ def logprobs_of_last(
     Returns:
         `torch.Tensor` of shape `(count,)`: nats, float32.
     """
-    # of a long prompt, the table of all tokens x vocabulary would be gigabytes; not every architecture can leave it out
+    # of a long prompt, the table of all tokens x vocabulary takes gigabytes; not every architecture can leave it out
     fewer = {"logits_to_keep": count + 1} if len(ids) > _WHOLE_TABLE else {}
     was_training = model.training
     model.train(training)

@@ -291,9 +291,9 @@ def _casts_kept(model: torch.nn.Module) -> Iterator[None]:
     """
     weights = model.parameters() if torch.is_autocast_enabled(next(model.parameters()).device.type) else ()
     frozen = [weight for weight in weights if not weight.requires_grad and weight.is_floating_point()]
-    for weight in frozen:
-        weight.requires_grad_(True)
-    try:
+    try:  # around the loop as well: Ctrl-C may come anywhere
+        for weight in frozen:
+            weight.requires_grad_(True)
         yield
     finally:
         for weight in frozen:

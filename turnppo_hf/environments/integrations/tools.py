@@ -197,8 +197,8 @@ def run_together(coroutines: Sequence[Coroutine[Any, Any, Any]], return_exceptio
         `KeyboardInterrupt`: one of them raised it, or it came while this waited; then they are cancelled.
     """
 
-    async def gathered() -> list[Any]:
-        return await asyncio.gather(*map(_outcome, coroutines))
+    async def gathered() -> list[tuple[Any, BaseException | None]]:
+        return list(await asyncio.gather(*map(_outcome, coroutines)))
 
     future = asyncio.run_coroutine_threadsafe(gathered(), _event_loop())
     try:

@@ -20,6 +20,8 @@ import importlib
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from turnppo_hf.models.registration import register_token_classifiers
+
 if TYPE_CHECKING:
     from turnppo_hf.agent import TurnPPOAgent
     from turnppo_hf.environments import check_environment, make_environment
@@ -51,6 +53,9 @@ _HOMES = {
     "check_environment": "environments",
     "make_environment": "environments",
 }
+
+# a critic of any causal language model is then loaded by transformers' one line, wherever it is called
+register_token_classifiers()
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ from transformers import AutoModelForTokenClassification, PreTrainedModel
 from turnppo_hf._trl import disable_dropout_in_model
 from turnppo_hf.models.adapters import share_weights, unadapted
 from turnppo_hf.models.critic_layers import depth_of, first_layers
+from turnppo_hf.models.token_classifier import backbone_of
 from turnppo_hf.ppo.batch import TurnBatch
 
 # Entries of the table of sampled tokens x vocabulary that exist at a time, 128 MiB in float32.
@@ -300,7 +301,7 @@ def critic_from_actor(actor: PreTrainedModel, kind: str = "separate", layers: in
     config.num_labels = 1
     config.dtype = actor.dtype  # else a file would be read in the dtype of the actor's
     critic = _skeleton(config, plain, layers)
-    _stand_on(critic, plain, kind)
+    _stand_on(critic, plain, kind, layers)
     head = _head_of(critic).to_empty(device=actor.device)
     if kind == "separate" and plain is actor:
         critic.requires_grad_(True).to(actor.dtype)
@@ -319,37 +320,43 @@ def _skeleton(config: Any, actor: PreTrainedModel, layers: int | None) -> PreTra
     try:
         with torch.device("meta"):
             critic = AutoModelForTokenClassification.from_config(config)
-    except ValueError as error:
+        _, backbone = backbone_of(actor)
+    except Exception as error:  # whatever the constructors of hundreds of architectures raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(
-            f"No critic can be built on {config.model_type!r} ({str(error).splitlines()[0]}). Pass a `value_model`: "
-            "any token classifier with one label that reads the actor's tokens; or take an algorithm without a "
-            'critic (algorithm="grpo" or "rloo").'
+            f"No critic can be built on {config.model_type!r} ({reason}). Pass a `value_model`: any token classifier "
+            "with one label that reads the actor's tokens; or take an algorithm without a critic "
+            '(algorithm="grpo" or "rloo").'
         ) from error
-    if type(critic.base_model) is not type(actor.base_model):
+    if type(critic.base_model) is not type(backbone):
         raise ValueError(
-            f"The actor's backbone is a {type(actor.base_model).__name__}, but {type(critic).__name__}, which its "
+            f"The actor's backbone is a {type(backbone).__name__}, but {type(critic).__name__}, which its "
             f"configuration ({config.model_type!r}) leads to, has a {type(critic.base_model).__name__}, so its "
             "weights cannot be copied. Load the actor with AutoModelForCausalLM, or pass a `value_model`."
         )
-    if layers is not None and layers < depth_of(actor.config):
-        mine, whole = (len(list(network.base_model.parameters())) for network in (critic, actor))
-        if mine >= whole:
-            raise ValueError(
-                f"`critic_layers` is {layers}, but the depth of {type(actor.base_model).__name__} does not follow its "
-                "configuration, so no part of its blocks can be taken. Leave it out."
-            )
     return critic
 
 
-def _stand_on(critic: PreTrainedModel, actor: PreTrainedModel, kind: str) -> None:
+def _stand_on(critic: PreTrainedModel, actor: PreTrainedModel, kind: str, layers: int | None) -> None:
     """Give a critic without memory the actor's layers."""
     critic.name_or_path = actor.name_or_path  # the base that its adapter names
+    _, backbone = backbone_of(actor)
+    mine, whole = critic.base_model, len(list(backbone.parameters()))
     if kind == "shared":
-        setattr(critic, critic.base_model_prefix, actor.base_model)
+        setattr(critic, critic.base_model_prefix, backbone)
     else:
-        share_weights(critic.base_model, actor.base_model)
+        share_weights(mine, backbone)
+    tensors = dict((*mine.named_parameters(), *mine.named_buffers()))
+    without = next((name for name, tensor in tensors.items() if kind != "shared" and tensor.is_meta), None)
+    is_whole = len(list(mine.parameters())) >= whole
+    if without is not None or (layers is not None and layers < depth_of(actor.config) and is_whole):
+        why = f"they have {without!r}, which the whole has not" if without else "its configuration does not set it"
+        raise ValueError(
+            f"`critic_layers` is {layers}, but the first blocks of {type(backbone).__name__} cannot be taken alone: "
+            f"{why}. Leave `critic_layers` out."
+        )
     if kind == "separate":
-        setattr(critic, critic.base_model_prefix, copy.deepcopy(critic.base_model))
+        setattr(critic, critic.base_model_prefix, copy.deepcopy(mine))
 
 
 def disable_dropout(model: nn.Module) -> None:

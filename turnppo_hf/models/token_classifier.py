@@ -18,21 +18,15 @@ class BackboneWithHead:
     """
 
     causal_class: ClassVar[type[PreTrainedModel]]
-    base_model_prefix: ClassVar[str]
 
     def __init__(self: Any, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]
         self.num_labels = config.num_labels
         causal = self.causal_class(config)
-        head = causal.get_output_embeddings()
-        if causal.base_model is causal or head is None:
-            raise ValueError(
-                f"{self.causal_class.__name__} has no backbone apart from its head, on which a critic could stand. "
-                "Take an algorithm without a critic (`grpo`, `rloo`), or another architecture."
-            )
-        setattr(self, self.base_model_prefix, causal.base_model)
+        self.base_model_prefix, backbone = backbone_of(causal)
+        setattr(self, self.base_model_prefix, backbone)
         # what the backbone puts out, which is not its hidden size everywhere
-        self.score = nn.Linear(head.weight.shape[-1], config.num_labels)
+        self.score = nn.Linear(causal.get_output_embeddings().weight.shape[-1], config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -55,6 +49,21 @@ class BackboneWithHead:
         return TokenClassifierOutput(loss=loss, logits=logits, hidden_states=hidden, attentions=attentions)
 
 
+def backbone_of(causal: PreTrainedModel) -> tuple[str, PreTrainedModel]:
+    """
+    Return the part of a causal language model below its head, and its name there.
+
+    Raises:
+        `ValueError`: it has none of its own, or no head.
+    """
+    named = {name: module for name, module in causal.named_children() if isinstance(module, PreTrainedModel)}
+    # Llama 4's prefix is another model's
+    name = causal.base_model_prefix if causal.base_model_prefix in named else next(iter(named), None)
+    if name is None or causal.get_output_embeddings() is None:
+        raise ValueError(f"{type(causal).__name__} has no backbone apart from its head")
+    return name, named[name]
+
+
 def token_classifier(causal: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """
     Return a new class for the architecture of a causal language model.
@@ -66,5 +75,4 @@ def token_classifier(causal: type[PreTrainedModel]) -> type[PreTrainedModel]:
     name = f"{family.__name__.removesuffix('PreTrainedModel')}ForTokenClassification"
     # transformers looks into a class's module for what kinds of attention its layers have
     place = {"__module__": causal.__module__, "__doc__": f"Backbone of {causal.__name__} and one linear head."}
-    body = {"causal_class": causal, "base_model_prefix": causal.base_model_prefix}
-    return type(name, (BackboneWithHead, family), {**place, **body})
+    return type(name, (BackboneWithHead, family), {**place, "causal_class": causal})

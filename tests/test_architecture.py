@@ -37,6 +37,7 @@ OWN_FIELDS = {
     "bootstrap_truncated",
     "cliprange_value",
     "critic",
+    "critic_layers",
     "critic_lr_multiplier",
     "critic_trunk_gradient",
     "critic_warmup_steps",

@@ -22,6 +22,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from turnppo_hf.distribution import declared
+from turnppo_hf.models.registration import register_token_classifiers
 
 if TYPE_CHECKING:
     from turnppo_hf.agent import TurnPPOAgent
@@ -59,6 +60,9 @@ _HOMES = {
     "check_environment": "environments",
     "make_environment": "environments",
 }
+
+# a critic of any causal language model is then loaded by transformers' one line, wherever it is called
+register_token_classifiers()
 
 
 def __getattr__(name: str) -> Any:

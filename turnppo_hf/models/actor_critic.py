@@ -14,6 +14,8 @@ from transformers import AutoModelForTokenClassification, PreTrainedModel
 
 from turnppo_hf._trl import disable_dropout_in_model
 from turnppo_hf.models.adapters import share_weights, unadapted
+from turnppo_hf.models.critic_layers import depth_of, first_layers
+from turnppo_hf.models.token_classifier import backbone_of
 from turnppo_hf.ppo.batch import TurnBatch
 
 # Entries of the table of sampled tokens x vocabulary that exist at a time, 128 MiB in float32.
@@ -237,7 +239,7 @@ def _head_only_at(
             head.forward = before
 
 
-def critic_from_actor(actor: PreTrainedModel, kind: str = "separate") -> PreTrainedModel:
+def critic_from_actor(actor: PreTrainedModel, kind: str = "separate", layers: int | None = None) -> PreTrainedModel:
     """
     Build a critic on the actor's backbone.
 
@@ -248,49 +250,72 @@ def critic_from_actor(actor: PreTrainedModel, kind: str = "separate") -> PreTrai
         actor ([`~transformers.PreTrainedModel`]): Causal language model, with adapters of PEFT or not.
         kind (`str`, *optional*, defaults to `"separate"`): `"separate"`: on a copy of the backbone, without adapters.
             `"lora"`: on the same layers in memory, without adapters. `"shared"`: on the actor's backbone itself.
+        layers (`int`, *optional*): The first blocks that it has, before the final norm; all by default.
 
     Raises:
-        `ValueError`: transformers has no token classifier for this architecture.
+        `ValueError`: this architecture has no backbone that a head can stand on, or not as many blocks.
     """
     plain = unadapted(actor)
-    config = copy.deepcopy(plain.config)
+    config = copy.deepcopy(plain.config) if layers is None else first_layers(plain.config, layers)
     config.num_labels = 1
-    config.dtype = actor.dtype  # else the copy would pass through the dtype of the file
-    is_copy = kind == "separate" and plain is actor
-    try:
-        # a copy is made where the actor is: initialising billions of numbers on the CPU takes minutes
-        with actor.device if is_copy else torch.device("meta"):
-            critic = AutoModelForTokenClassification.from_config(config)
-    except ValueError as error:
-        raise ValueError(
-            f"transformers has no token classifier for {config.model_type!r}, which the critic is. Pass a "
-            "`value_model`, or take an architecture that has one (Llama, Qwen2, Qwen3, Gemma, ...)."
-        ) from error
-    if is_copy:
-        critic.base_model.load_state_dict(actor.base_model.state_dict())
+    config.dtype = actor.dtype  # else a file would be read in the dtype of the actor's
+    critic = _skeleton(config, plain, layers)
+    _stand_on(critic, plain, kind, layers)
+    head = _head_of(critic).to_empty(device=actor.device)
+    if kind == "separate" and plain is actor:
+        critic.requires_grad_(True).to(actor.dtype)
     else:
-        _stand_on(critic, plain, kind)
+        head.float()
+        head.register_forward_pre_hook(lambda module, inputs: (inputs[0].to(module.weight.dtype),))
     with torch.no_grad():
-        for parameter in _head_of(critic).parameters():
+        for parameter in head.parameters():
             parameter.zero_()
     disable_dropout(critic)
-    if is_copy:
-        critic.to(dtype=actor.dtype, device=actor.device)
     return critic
 
 
-def _stand_on(critic: PreTrainedModel, actor: PreTrainedModel, kind: str) -> None:
-    """Give a critic without memory the actor's layers, and a head in float32."""
+def _skeleton(config: Any, actor: PreTrainedModel, layers: int | None) -> PreTrainedModel:
+    """Build a critic without memory, whose backbone has the modules of the actor's, or the first of them."""
+    try:
+        with torch.device("meta"):
+            critic = AutoModelForTokenClassification.from_config(config)
+        _, backbone = backbone_of(actor)
+    except Exception as error:  # whatever the constructors of hundreds of architectures raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(
+            f"No critic can be built on {config.model_type!r} ({reason}). Pass a `value_model`: any token classifier "
+            "with one label that reads the actor's tokens; or take an algorithm without a critic "
+            '(algorithm="grpo" or "rloo").'
+        ) from error
+    if type(critic.base_model) is not type(backbone):
+        raise ValueError(
+            f"The actor's backbone is a {type(backbone).__name__}, but {type(critic).__name__}, which its "
+            f"configuration ({config.model_type!r}) leads to, has a {type(critic.base_model).__name__}, so its "
+            "weights cannot be copied. Load the actor with AutoModelForCausalLM, or pass a `value_model`."
+        )
+    return critic
+
+
+def _stand_on(critic: PreTrainedModel, actor: PreTrainedModel, kind: str, layers: int | None) -> None:
+    """Give a critic without memory the actor's layers."""
     critic.name_or_path = actor.name_or_path  # the base that its adapter names
+    _, backbone = backbone_of(actor)
+    mine, whole = critic.base_model, len(list(backbone.parameters()))
     if kind == "shared":
-        setattr(critic, critic.base_model_prefix, actor.base_model)
+        setattr(critic, critic.base_model_prefix, backbone)
     else:
-        share_weights(critic.base_model, actor.base_model)
+        share_weights(mine, backbone)
+    tensors = dict((*mine.named_parameters(), *mine.named_buffers()))
+    without = next((name for name, tensor in tensors.items() if kind != "shared" and tensor.is_meta), None)
+    is_whole = len(list(mine.parameters())) >= whole
+    if without is not None or (layers is not None and layers < depth_of(actor.config) and is_whole):
+        why = f"they have {without!r}, which the whole has not" if without else "its configuration does not set it"
+        raise ValueError(
+            f"`critic_layers` is {layers}, but the first blocks of {type(backbone).__name__} cannot be taken alone: "
+            f"{why}. Leave `critic_layers` out."
+        )
     if kind == "separate":
-        setattr(critic, critic.base_model_prefix, copy.deepcopy(critic.base_model))
-    head = _head_of(critic)
-    head.to_empty(device=actor.device).float()
-    head.register_forward_pre_hook(lambda module, inputs: (inputs[0].to(module.weight.dtype),))
+        setattr(critic, critic.base_model_prefix, copy.deepcopy(mine))
 
 
 def disable_dropout(model: nn.Module) -> None:

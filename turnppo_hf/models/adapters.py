@@ -141,15 +141,29 @@ def check_adapted(model: Any) -> None:
         )
 
 
-def critic_config(actor: Any, critic: nn.Module) -> Any:
+def critic_config(actor: Any, critic: nn.Module, layers: int | None = None) -> Any:
     """
     Return the configuration of the critic's adapter: the actor's, where the critic has its layers, and the head.
 
+    Args:
+        actor (`peft.PeftModel`): Its adapter's configuration is taken.
+        critic (`nn.Module`): A token classifier without adapters.
+        layers (`int`, *optional*): The first blocks that it has; the configuration says so to whoever loads it.
+
     Raises:
-        `ValueError`: the actor's adapter touches no layer that a critic has.
+        `ValueError`: the actor's adapter touches no layer that a critic has, or cannot record how many it has.
     """
     peft = _import_peft()
     config = copy.deepcopy(actor.peft_config[_TRAINED])
+    if layers is not None:
+        if not hasattr(config, "layer_replication") or config.layer_replication:
+            raise ValueError(
+                f"`critic_layers` is {layers}, but a {type(config).__name__} "
+                f"{'replicates layers already' if hasattr(config, 'layer_replication') else 'records no layers'}, so "
+                "a saved critic would be loaded with other ones. Use a peft.LoraConfig without `layer_replication`, "
+                "or leave `critic_layers` out."
+            )
+        config.layer_replication = [(0, layers)]
     config.task_type, config.inference_mode = peft.TaskType.TOKEN_CLS, False
     names = [name for name, _ in critic.named_modules()]
     for field in ("target_modules", "modules_to_save"):
@@ -170,7 +184,8 @@ def share_weights(skeleton: nn.Module, source: nn.Module) -> None:
     Give a module of the same architecture, made without memory, the layers of another, without their adapters.
 
     Args:
-        skeleton (`nn.Module`): On the device `meta`; it gets the same layers, not copies.
+        skeleton (`nn.Module`): On the device `meta`; it gets the same layers, not copies. It may lack layers, and a
+            layer that holds a share for each block (Gemma's embeddings per layer) may hold those of the first blocks.
         source (`nn.Module`): Its layers may be wrapped by PEFT.
     """
     for name, module in list(skeleton.named_modules()):
@@ -178,11 +193,24 @@ def share_weights(skeleton: nn.Module, source: nn.Module) -> None:
         twin = source
         for part in parts:
             twin = _plain(getattr(twin, part))
-        if parts and next(module.children(), None) is None:
+        parts_of = _first_parts(module, twin)
+        if parts and next(module.children(), None) is None and not parts_of:
             setattr(skeleton.get_submodule(".".join(parts[:-1])), parts[-1], twin)
         else:
-            module._parameters.update(twin._parameters)
+            module._parameters.update({**twin._parameters, **parts_of})
             module._buffers.update(twin._buffers)
+
+
+def _first_parts(module: nn.Module, twin: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the weights of which `module` has the first rows or columns only, as views of the other's."""
+    parts = {}
+    for name, mine in module._parameters.items():
+        weight = twin._parameters.get(name)
+        # other classes (bitsandbytes) pack their weights in shapes of their own
+        if type(twin) is type(module) and mine is not None and weight is not None and mine.shape != weight.shape:
+            view = weight[tuple(slice(size) for size in mine.shape)]
+            parts[name] = nn.Parameter(view.detach(), requires_grad=weight.requires_grad)
+    return parts
 
 
 def _plain(module: nn.Module) -> nn.Module:
@@ -268,7 +296,7 @@ def load_adapter(model: Any, folder: Path) -> None:
     if {name: weight.shape for name, weight in weights.items()} != {name: item.shape for name, item in mine.items()}:
         raise ValueError(
             f"The adapter in {folder} has other layers or sizes than the one that is trained, so parts of it would be "
-            "lost. Set the `peft_config` that it was trained with."
+            "lost. Set the `peft_config` and `critic_layers` that it was trained with."
         )
     peft.set_peft_model_state_dict(model, weights, adapter_name=_TRAINED)
 

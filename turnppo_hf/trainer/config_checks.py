@@ -66,6 +66,7 @@ def check_ranges(config: Any) -> None:
         ("token_gamma", 0.0, 1.0, unit),
         ("token_lam", 0.0, 1.0, unit),
         ("critic_lr_multiplier", 1e-12, math.inf, "the critic would not learn"),
+        ("critic_layers", 1, math.inf, "without a block the critic would see single tokens"),
         ("critic_warmup_steps", 0, math.inf, "it counts optimizer steps"),
         ("critic_trunk_gradient", 0.0, 1.0, "it is a share"),
         ("epsilon", 1e-12, 1.0, "the clip range would be empty or reach a negative ratio"),
@@ -115,6 +116,16 @@ def check_ranges(config: Any) -> None:
 
 def check_critic_kind(config: Any) -> None:
     """Refuse settings of a critic that the algorithm or the kind of critic does not have."""
+    if config.critic_layers is not None and config.critic == "shared":
+        raise ValueError(
+            f'`critic_layers` is {config.critic_layers}, but `critic` is "shared", which is a head on what the whole '
+            'actor computes, so a smaller depth would save nothing. Set critic="separate" or "lora", or leave it out.'
+        )
+    if not config.uses_critic and config.critic_layers is not None:
+        raise ValueError(
+            f"`critic_layers` is {config.critic_layers}, but {config.algorithm} has no critic, so it would have no "
+            "effect. Leave it out."
+        )
     if not config.uses_critic and config.critic != "separate":
         raise ValueError(
             f'`critic` is "{config.critic}", but {config.algorithm} has no critic, so it would have no effect. Leave '

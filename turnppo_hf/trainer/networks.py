@@ -28,6 +28,7 @@ from turnppo_hf.models.adapters import (
     remember_as_given,
     unadapted,
 )
+from turnppo_hf.models.critic_layers import depth_of
 from turnppo_hf.trainer.distributed import prevent_partitioned_loading
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 
@@ -168,11 +169,11 @@ def load_critic(
         )
     folder = Path(value_model) if isinstance(value_model, str) else None
     if folder is not None and is_adapted(actor) and (folder / ADAPTER_CONFIG).exists():
-        critic = _critic_on(actor, args.critic)
+        critic = _critic_on(actor, args)
         (load_head if args.critic == "shared" else load_adapter)(critic, folder)
         return critic
     if value_model is None:
-        return _critic_on(actor, args.critic)
+        return _critic_on(actor, args)
     if args.critic != "separate":
         raise ValueError(
             f'`value_model` is set, but `critic` is "{args.critic}", which stands on the actor\'s own weights. Drop '
@@ -190,15 +191,20 @@ def load_critic(
             value_model, AutoModelForTokenClassification, device_map=None, num_labels=1, dtype=actor.dtype
         )
     check_critic(critic.config.to_dict(), actor.config.to_dict(), "`value_model`")
+    if args.critic_layers not in (None, depth_of(critic.config)):
+        raise ValueError(
+            f"`critic_layers` is {args.critic_layers}, but `value_model` has {depth_of(critic.config)} blocks and is "
+            "taken as it is. Leave `critic_layers` out, or drop `value_model` to start on the actor's first blocks."
+        )
     disable_dropout(critic)
     return critic
 
 
-def _critic_on(actor: PreTrainedModel, kind: str) -> PreTrainedModel:
+def _critic_on(actor: PreTrainedModel, args: TurnPPOConfig) -> PreTrainedModel:
     """Build a critic on the actor's backbone, with an adapter where the actor has one."""
-    critic = critic_from_actor(actor, kind)
-    if is_adapted(actor) and kind != "shared":
-        critic = add_adapter(critic, critic_config(actor, critic))
+    critic = critic_from_actor(actor, args.critic, args.critic_layers)
+    if is_adapted(actor) and args.critic != "shared":
+        critic = add_adapter(critic, critic_config(actor, critic, args.critic_layers))
         disable_dropout(critic)
     return critic
 

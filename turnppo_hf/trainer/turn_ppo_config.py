@@ -84,6 +84,9 @@ class TurnPPOConfig(BaseConfig):
         critic (`str`, *optional*, defaults to `"separate"`):
             `"separate"` (a network of its own; beside adapters, an adapter on a frozen copy of the base), `"lora"` (a
             second adapter on the actor's frozen base) or `"shared"` (a head on the actor's trunk).
+        critic_layers (`int`, *optional*):
+            How many of the actor's first blocks a critic of the kinds `"separate"` and `"lora"` has, before the final
+            norm and its head. It is saved as a network of this depth. All by default.
         critic_trunk_gradient (`float`, *optional*, defaults to `0.0`):
             Share of the value loss's gradient that enters the trunk of a shared critic; 0 stops it.
         critic_warmup_steps (`int`, *optional*, defaults to `0`):
@@ -230,6 +233,7 @@ class TurnPPOConfig(BaseConfig):
     token_lam: float = 1.0
     critic_lr_multiplier: float = 10.0
     critic: str = "separate"
+    critic_layers: int | None = None
     critic_trunk_gradient: float = 0.0
     critic_warmup_steps: int = 0
     importance_sampling_level: str | None = None

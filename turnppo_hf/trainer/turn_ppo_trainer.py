@@ -24,7 +24,7 @@ from turnppo_hf.evaluation.results import HeldOut
 from turnppo_hf.hub.agent_record import AgentRecord, Example
 from turnppo_hf.hub.card.card import prepare_release
 from turnppo_hf.models.actor_critic import ActorCritic
-from turnppo_hf.models.checkpoint import load_networks
+from turnppo_hf.models.checkpoint import check_saved_networks, load_networks
 from turnppo_hf.ppo.batch import stack
 from turnppo_hf.rollout.chat import Chat
 from turnppo_hf.rollout.rewards import Rewards
@@ -341,6 +341,7 @@ class TurnPPOTrainer(BaseTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         if self.sharding.is_fsdp:
+            check_saved_networks(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
             self.sharding.load_shards(self.model, resume_from_checkpoint)
         else:
             load_networks(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)

@@ -54,11 +54,11 @@ def draw_curves(
         for x, y in drawn:
             axes.plot(x, y, color=color, linewidth=0.8, alpha=0.35)
         length = min(len(y) for _, y in drawn)
-        x = np.mean([x[:length] for x, _ in drawn], axis=0)
-        y = np.array([y[:length] for _, y in drawn])
-        low, high = zip(*(bootstrap_interval(column) for column in y.T), strict=True)
-        axes.fill_between(x, low, high, color=color, alpha=0.14, linewidth=0)
-        axes.plot(x, y.mean(axis=0), color=color, linewidth=2, label=name)
+        places = np.mean([x[:length] for x, _ in drawn], axis=0)
+        heights = np.array([y[:length] for _, y in drawn])
+        low, high = zip(*(bootstrap_interval(column) for column in heights.T), strict=True)
+        axes.fill_between(places, low, high, color=color, alpha=0.14, linewidth=0)
+        axes.plot(places, heights.mean(axis=0), color=color, linewidth=2, label=name)
     finish_chart(axes, colors, title=title, x_label=SCALES[scale], y_label=_score_name(groups))
     return save_chart(figure, output)
 

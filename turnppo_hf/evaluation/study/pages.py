@@ -10,11 +10,13 @@ from pathlib import Path
 
 from turnppo_hf.evaluation.study.report import Section, Table
 
+_HEAD = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">"""
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --muted: #6b7280; --paper: #fbfbfa; --line: #dcdee2; }
 @media (prefers-color-scheme: dark) { :root { --ink: #eceff4; --muted: #9aa4b5; --paper: #0b0f19; --line: #2b3445; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto; max-width: 60rem;
-  padding: 0 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto;
+  max-width: 60rem; padding: 0 1rem; }
 .table { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.85rem; }
 th, td { text-align: left; padding: 0.3rem 0.7rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--muted); font-weight: 600; } figure { margin: 1.5rem 0; } img { max-width: 100%; }
@@ -60,11 +62,8 @@ def write_html(title: str, sections: Sequence[Section], output: Path, command: s
             text, data = html.escape(picture.text, quote=True), base64.b64encode(picture.png).decode()
             image = f'<img alt="{text}" src="data:image/png;base64,{data}">'
             parts.append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
-    head = (
-        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
-    )
-    body = "\n".join(parts)
-    page = f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
+    head = f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"
+    page = "\n".join([_HEAD, head, "</head><body>", *parts, "</body></html>"]) + "\n"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8")
     return output

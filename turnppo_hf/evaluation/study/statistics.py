@@ -12,6 +12,7 @@ Verdict = Literal["holds", "does not hold", "not decided"]
 
 ALPHA = 0.05
 _MAX_PAIRS = 20  # of an exact test: all signs are enumerated
+_MIN_PAIRS = 5  # below, an interval over seeds is too narrow to exclude a difference
 _DRAWS = 10_000
 
 
@@ -72,7 +73,7 @@ def compare(better: Sequence[float], than: Sequence[float], *, margin: float, pl
     Judge the claim that one setting is better than another.
 
     It holds where p < 0.05 and the mean difference is positive. It does not hold where p < 0.05 and the difference is
-    negative, or where the interval's upper bound is below `margin`, so that no difference of use is left. Else, and
+    negative, or where the interval of at least five pairs lies below `margin`, so that no difference of use is left. Else, and
     while runs are missing, it is not decided.
 
     Args:
@@ -89,6 +90,6 @@ def compare(better: Sequence[float], than: Sequence[float], *, margin: float, pl
     if len(differences) >= planned:
         if p_value < ALPHA:
             verdict = "holds" if mean > 0 else "does not hold"
-        elif high < margin:
+        elif high < margin and len(differences) >= _MIN_PAIRS:
             verdict = "does not hold"
     return Comparison(len(differences), mean, low, high, p_value, verdict)

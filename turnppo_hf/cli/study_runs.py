@@ -156,7 +156,7 @@ class StudyRunner:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove(folder)  # what a run that was stopped left
         self._write_config(run, config, folder)
-        command = [sys.executable, "-m", "turnppo_hf.train", str(config)]
+        command = [sys.executable, "-m", "turnppo_hf.cli", "train", str(config)]
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command,

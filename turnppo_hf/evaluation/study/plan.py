@@ -19,7 +19,7 @@ _STUDY_KEYS = ("name", "protocol", "config", "results", "work", "settings", "min
 _BLOCK_KEYS = ("question", "axes", "seeds", "settings", "claims")
 _CLAIM_KEYS = ("claim", "axis", "better", "than", "at", "margin")
 _OF_THE_STUDY = ("seed", "output_dir", "resume_from_checkpoint")  # settings that it chooses for each run
-_ALPHA_MARGIN = 0.05  # of success: a smaller difference is of no use to anybody
+_MARGIN = 0.05  # of the score
 
 
 class StudyError(ValueError):
@@ -35,7 +35,7 @@ class Claim:
     better: str  # value of the axis
     than: str
     at: Mapping[str, str]  # values of the other axes
-    margin: float = _ALPHA_MARGIN  # a difference below it does not count as better
+    margin: float = _MARGIN  # a difference below it does not count as better
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def _read_claim(entry: Any, axes: Mapping[str, Mapping[str, Any]], at: str) -> C
         raise StudyError(
             f"{at} leaves {sorted(missing)[0]!r} open, so it compares no two cells. Name its value in `at`."
         )
-    return Claim(str(found["claim"]), axis, pairs[0][1], pairs[1][1], held, float(found.get("margin", _ALPHA_MARGIN)))
+    return Claim(str(found["claim"]), axis, pairs[0][1], pairs[1][1], held, float(found.get("margin", _MARGIN)))
 
 
 def _check_settings(settings: Mapping[str, Any], before: Sequence[Block], at: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
 
-from turnppo_hf.evaluation.pictures.study_curves import SCALES, draw_curves, draw_levels
+from turnppo_hf.evaluation.study.curves import SCALES, draw_curves, draw_levels
 from turnppo_hf.evaluation.study.plan import Block, Claim, Study
 from turnppo_hf.evaluation.study.result import StudyResult
 from turnppo_hf.evaluation.study.statistics import Comparison, bootstrap_interval, compare

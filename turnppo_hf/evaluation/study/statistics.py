@@ -73,8 +73,8 @@ def compare(better: Sequence[float], than: Sequence[float], *, margin: float, pl
     Judge the claim that one setting is better than another.
 
     It holds where p < 0.05 and the mean difference is positive. It does not hold where p < 0.05 and the difference is
-    negative, or where the interval of at least five pairs lies below `margin`, so that no difference of use is left. Else, and
-    while runs are missing, it is not decided.
+    negative, or where the interval of at least five pairs lies below `margin`, so that no difference of use is left.
+    Else, and while runs are missing, it is not decided.
 
     Args:
         better, than (`Sequence[float]`): Scores; entry i of both has the same seed.

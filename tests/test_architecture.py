@@ -36,6 +36,7 @@ OWN_FIELDS = {
     "algorithm",
     "bootstrap_truncated",
     "cliprange_value",
+    "context",
     "critic",
     "critic_layers",
     "critic_lr_multiplier",

@@ -28,6 +28,7 @@ from turnppo_hf.ppo.algorithms import ALGORITHMS
 from turnppo_hf.ppo.batch import stack
 from turnppo_hf.ppo.credit import Credit, critic_credit, record_credit
 from turnppo_hf.rollout.chat import Chat, Message, Prompt
+from turnppo_hf.rollout.context import FULL
 from turnppo_hf.rollout.history import read_history
 from turnppo_hf.rollout.worker import EnvironmentPool, EpisodePlan, Limits, collect_trajectories
 from turnppo_hf.trajectory import StopReason, Trajectory
@@ -82,7 +83,7 @@ class TurnPPOAgent:
         self.record = record or AgentRecord()
         self.folder = folder
         self.is_local = is_local
-        self.chat = Chat(tokenizer, self.record.chat_template_kwargs)
+        self.chat = Chat(tokenizer, self.record.chat_template_kwargs, self.record.context or FULL)
         self._is_checked = False  # whether the sampler was measured
 
     @classmethod

@@ -18,6 +18,7 @@ FULL = AgentRecord(
     package=Package(name="turnppo-hf", version="0.1.0", commit="abc+"),
     limits={"max_turns": None, "max_turn_length": 8, "max_completion_length": 512},
     chat_template_kwargs={},
+    context="window:3",
     sampling={"temperature": 1.0, "top_p": 0.9, "top_k": 5},
     algorithm="turn_ppo",
     gamma=0.99,

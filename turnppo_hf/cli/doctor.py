@@ -21,6 +21,7 @@ _EXTRAS = {  # extra -> what it is for
     "deepspeed": "ZeRO over several accelerators (trainer_configs/accelerate)",
     "openenv": "environments served by OpenEnv",
     "textarena": "TextArena's games",
+    "minigrid": "MiniGrid's and BabyAI's worlds",
     "space": "the demo Space (`turnppo space`)",
     "report": "pictures: learning curves (`turnppo report`), calibration, replays",
     "evaluate": "the metric `agent_episodes` of Hugging Face's evaluate",

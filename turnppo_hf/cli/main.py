@@ -19,6 +19,7 @@ COMMANDS = {
     "card": ("turnppo_hf.cli.card", "write a run's model card and pictures from what it recorded"),
     "push": ("turnppo_hf.cli.push", "push an agent with its card to the Hub"),
     "report": ("turnppo_hf.cli.report", "draw learning curves of finished runs"),
+    "study": ("turnppo_hf.cli.study", "train a grid of runs, one thread each, and keep a small result of each"),
     "space": ("turnppo_hf.cli.space", "show agents in the browser, or push that page to the Hub as a Space"),
     "webshop": ("turnppo_hf.cli.webshop", "make WebShop's product files into one world file"),
     "openenv-serve": ("turnppo_hf.cli.openenv_serve", "serve an environment to OpenEnv's clients"),

@@ -18,6 +18,7 @@ from turnppo_hf.evaluation.results import HeldOut, Package
 from turnppo_hf.hub.exceptions import ReleaseError
 from turnppo_hf.hub.files import read_json
 from turnppo_hf.ppo.algorithms import ALGORITHMS, Algorithm
+from turnppo_hf.rollout.context import read_context
 
 RECORD_FILE = "turnppo.json"
 SCHEMA_VERSION = 1
@@ -57,6 +58,7 @@ class AgentRecord:
     package: Package = field(default_factory=Package)  # that saved the agent
     limits: Mapping[str, int | None] | None = None  # arguments of `Limits`: turns, tokens a turn, tokens an episode
     chat_template_kwargs: Mapping[str, Any] | None = None  # arguments of `apply_chat_template`
+    context: str | None = None  # what a prompt holds of earlier turns: full, last or window:k
     sampling: Mapping[str, float] | None = None  # in training: `temperature`, `top_p`, `top_k`
     algorithm: str | None = None  # a key of `ALGORITHMS`
     gamma: float | None = None  # discount per turn; of turn_ppo only
@@ -228,6 +230,11 @@ def _check_ranges(record: AgentRecord) -> None:
             raise FieldError(f"limits.{name}", value, "a positive integer or null")
     if record.algorithm is not None and record.algorithm not in ALGORITHMS:
         raise FieldError("algorithm", record.algorithm, f"one of {', '.join(ALGORITHMS)}")
+    if record.context is not None:
+        try:
+            read_context(record.context)
+        except ValueError as error:
+            raise FieldError("context", record.context, "full, last or window:k with k from 1 on") from error
     for name, value in (record.chat_template_kwargs or {}).items():
         if name in _OWN_TEMPLATE_ARGUMENTS:
             raise FieldError(f"chat_template_kwargs.{name}", value, "absent")

@@ -12,7 +12,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import get_json_schema
 
-from turnppo_hf.environments.messages import Message, is_text_blocks, open_conversation, text_of
+from turnppo_hf.environments.messages import Message, as_messages, is_text_blocks, open_conversation, text_of
+from turnppo_hf.rollout.context import FULL, read_context, visible_messages
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,9 @@ class Prompt:
 
     ids: tuple[int, ...]
     text: str  # the rendered conversation that `ids` stand for, special tokens included
-    messages: tuple[Message, ...]
+    messages: tuple[Message, ...]  # the whole conversation, also where the model reads a part of it
     tools: tuple[Callable[..., Any], ...] | None = None  # that the model may call; None: responses are plain text
+    head: tuple[Message, ...] = ()  # the task's own messages, which every prompt opens with
 
 
 class Chat:
@@ -31,7 +33,8 @@ class Chat:
 
     `extend` keeps the ids that were read and sampled and appends only what the template adds after them. Where the
     template renders the past differently, as templates do that drop earlier reasoning, the whole prompt is encoded
-    anew: it is what the model would read in use, and the batch starts a new row there.
+    anew: it is what the model would read in use, and the batch starts a new row there. So it is where `context` leaves
+    out earlier turns.
 
     Content in text blocks is rendered as the text of its blocks, so that no template drops a part of it.
 
@@ -40,12 +43,19 @@ class Chat:
             Tokenizer with a chat template.
         template_kwargs (`Mapping`, *optional*):
             Passed to the template, such as `{"enable_thinking": False}`.
+        context (`str`, *optional*, defaults to `"full"`):
+            What a prompt holds of earlier turns, see [`~turnppo_hf.rollout.context.read_context`].
 
     Raises:
-        `ValueError`: the tokenizer has no chat template.
+        `ValueError`: the tokenizer has no chat template, or there is no such context.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template_kwargs: Mapping[str, Any] | None = None,
+        context: str = FULL,
+    ) -> None:
         if not tokenizer.chat_template:
             raise ValueError(
                 f"The tokenizer {tokenizer.name_or_path!r} has no chat template, so a conversation cannot be "
@@ -53,6 +63,7 @@ class Chat:
             )
         self.tokenizer = tokenizer
         self.template_kwargs = dict(template_kwargs or {})
+        self._newest = read_context(context)
         self._tool_template: str | None = None  # None is the tokenizer's own
 
     def offer_tools(self, tools: Iterable[Callable[..., Any]]) -> None:
@@ -66,9 +77,15 @@ class Chat:
             tools (`Iterable[Callable]`): All that may be offered; each must have type hints and a docstring.
 
         Raises:
-            `ValueError`: the template has no place for tools, its tool calls cannot be parsed, or a tool cannot be
-            described to the model.
+            `ValueError`: the template has no place for tools, its tool calls cannot be parsed, a tool cannot be
+            described to the model, or the context leaves out the calls that results answer.
         """
+        if self._newest is not None:
+            raise ValueError(
+                "`context` leaves out earlier turns, but the result of a tool answers a call of the turn before, and "
+                'would stand in the prompt without it. Set `context` to "full", or take an environment that is played '
+                "by text."
+            )
         from turnppo_hf import _trl  # loads the trainers of TRL, which playing needs not
 
         for tool in tools:
@@ -100,12 +117,25 @@ class Chat:
             messages (`str` or `Sequence[dict]`, *optional*): The task's own `prompt`, such as a system message; a
                 text is the user's.
         """
-        return self.open(open_conversation(observation, messages))
+        return self.open(open_conversation(observation, messages), head=as_messages(messages))
 
-    def open(self, messages: Sequence[Message], tools: Sequence[Callable[..., Any]] | None = None) -> Prompt:
-        """Open a conversation with its messages as they are; with `tools`, even none, its responses are parsed."""
-        text = self._render(list(messages), tools or ())
-        return Prompt(tuple(self._encode(text)), text, tuple(messages), None if tools is None else tuple(tools))
+    def open(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Callable[..., Any]] | None = None,
+        head: Sequence[Message] = (),
+    ) -> Prompt:
+        """
+        Open a conversation, or read the end of one.
+
+        Args:
+            messages (`Sequence[dict]`): The conversation, as it is.
+            tools (`Sequence[Callable]`, *optional*): With these, even none, its responses are parsed.
+            head (`Sequence[dict]`, *optional*): The task's own messages among them.
+        """
+        text = self._render(visible_messages(messages, head, self._newest), tools or ())
+        offered = None if tools is None else tuple(tools)
+        return Prompt(tuple(self._encode(text)), text, tuple(messages), offered, tuple(head))
 
     def parse(self, prompt: Prompt, completion_ids: Sequence[int]) -> Message:
         """Read a response as an assistant's message, with `tool_calls` where it calls tools."""
@@ -170,7 +200,7 @@ class Chat:
             rest = rest.removeprefix(closing)  # it was sampled already
         text = prompt.text + self.tokenizer.decode(completion_ids, skip_special_tokens=False) + rest
         ids = (*prompt.ids, *completion_ids, *self._encode(rest))
-        return Prompt(ids, text, (*prompt.messages, answer, *replies), prompt.tools)
+        return Prompt(ids, text, (*prompt.messages, answer, *replies), prompt.tools, prompt.head)
 
     def extend(self, prompt: Prompt, completion_ids: Sequence[int], observation: str) -> Prompt:
         """Append the model's response, as it was sampled, and the environment's next observation."""
@@ -178,7 +208,7 @@ class Chat:
         content = self.content(completion_ids)
         answer = {"role": "assistant", "content": content}
         messages = (*prompt.messages, answer, {"role": "user", "content": observation})
-        text = self._render(list(messages))
+        text = self._render(visible_messages(messages, prompt.head, self._newest))
         # templates that trim a message's edges keep its tokens all the same: only the rest is appended
         for past in (written, content, content.strip()):
             if text.startswith(prompt.text + past):
@@ -186,8 +216,9 @@ class Chat:
                 if past != written and completion_ids[-1] in self.tokenizer.all_special_ids:
                     # the end of turn was sampled already
                     rest = rest.removeprefix(self.tokenizer.decode(completion_ids[-1:], skip_special_tokens=False))
-                return Prompt((*prompt.ids, *completion_ids, *self._encode(rest)), text, messages)
-        return Prompt(tuple(self._encode(text)), text, messages)
+                ids = (*prompt.ids, *completion_ids, *self._encode(rest))
+                return Prompt(ids, text, messages, head=prompt.head)
+        return Prompt(tuple(self._encode(text)), text, messages, head=prompt.head)
 
     def content(self, completion_ids: Sequence[int]) -> str:
         """The response as text, without special tokens: what the environment reads."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from turnppo_hf.environments.conversation import Conversation, Opening, Reply
 from turnppo_hf.environments.exits import close_environment
-from turnppo_hf.environments.messages import Message, text_of
+from turnppo_hf.environments.messages import Message, as_messages, text_of
 from turnppo_hf.environments.pool import EnvironmentPool
 from turnppo_hf.generation.base import Completion
 from turnppo_hf.rollout.chat import Chat, Prompt
@@ -88,7 +88,8 @@ class RunningEpisode:
             `ValueError`: it leaves no room for a response.
         """
         assert self.environment is not None
-        self.prompt = self._chat.open(opening.messages, self.environment.tools)
+        head = as_messages(self.plan.task.get("prompt"))
+        self.prompt = self._chat.open(opening.messages, self.environment.tools, head)
         self._opening, self._observation = self.prompt.messages, opening.observation
         length, context = len(self.prompt.ids), self._limits.max_context
         self._budget = length + self._limits.max_completion_length

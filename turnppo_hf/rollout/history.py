@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from turnppo_hf.environments.messages import open_conversation
 from turnppo_hf.rollout.chat import Chat, Message, Prompt
 
 
 def read_history(chat: Chat, history: str | Sequence[Message]) -> list[Prompt]:
     """
     Render what the model reads before each of its turns in a conversation.
+
+    Messages before the first one of the user are the task's own, which every prompt keeps.
 
     Args:
         chat ([`Chat`]): Of the model.
@@ -35,7 +38,11 @@ def read_history(chat: Chat, history: str | Sequence[Message]) -> list[Prompt]:
             'environment\'s observation as {"role": "user", "content": ...}.'
         )
     ends = [number for number, message in enumerate(history) if message["role"] == "user"]
-    return [chat.start(history[end]["content"], _without_user_end(history[:end])) for end in ends]
+    head = history[: ends[0]]
+    return [
+        chat.open(open_conversation(history[end]["content"], _without_user_end(history[:end])), head=head)
+        for end in ends
+    ]
 
 
 def _without_user_end(messages: Sequence[Message]) -> Sequence[Message]:

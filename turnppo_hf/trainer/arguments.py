@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from turnppo_hf._trl import get_config_model_id
+from turnppo_hf.rollout.context import FULL
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 
 
@@ -47,6 +48,11 @@ def check_arguments(
         if args.oversampling_factor > 1.0:
             raise ValueError(
                 "`rollout_func` plays whole batches, so `oversampling_factor` would have no effect. Leave it out."
+            )
+        if args.context != FULL:
+            raise ValueError(
+                f"`rollout_func` chooses itself what the model reads, so `context` ({args.context!r}) would have no "
+                "effect. Leave it out."
             )
     if (tools or rollout_func is not None) and environment_factory is None and reward_funcs is None:
         raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any
 from turnppo_hf.ppo.algorithms import ALGORITHMS
 from turnppo_hf.ppo.credit import WHITENING
 from turnppo_hf.ppo.losses import IMPORTANCE_SAMPLING_LEVELS, KL_ESTIMATORS, LOSS_AGGREGATIONS
+from turnppo_hf.rollout.context import read_context
 
 CRITICS = ("separate", "lora", "shared")
 VLLM_MODES = ("colocate", "server")
@@ -44,6 +45,7 @@ def check_choices(config: Any) -> None:
         ("oversampling_rest", ("continue", "drop")),
     ):
         check_choice(config, name, choices)
+    read_context(config.context)
     per_token = ALGORITHMS[config.algorithm].decision == "token"
     if per_token and config.importance_sampling_level != "token":
         raise ValueError(

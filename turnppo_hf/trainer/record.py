@@ -41,6 +41,7 @@ def agent_record(
         package=package_version(),
         limits={name: getattr(args, name) for name in ("max_turns", "max_turn_length", "max_completion_length")},
         chat_template_kwargs=args.chat_template_kwargs or {},
+        context=args.context,
         sampling={name: getattr(args, name) for name in ("temperature", "top_p", "top_k")},
         algorithm=args.algorithm,
         **{name: getattr(args, name) for name in algorithm.discounts},

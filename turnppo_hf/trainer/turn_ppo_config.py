@@ -145,7 +145,11 @@ class TurnPPOConfig(BaseConfig):
         max_turn_length (`int`, *optional*):
             Tokens of one response.
         max_completion_length (`int`, *optional*, defaults to `2048`):
-            Tokens of one episode after the first prompt, responses and observations together.
+            Tokens after the first prompt, responses and observations together, that the last prompt and response
+            hold: of the whole episode where `context` is full, of one row where it leaves out earlier turns.
+        context (`str`, *optional*, defaults to `"full"`):
+            What the model reads of earlier turns: `"full"` (all), `"last"` (system message, column `prompt` and the
+            newest observation) or `"window:k"` (the newest k observations and the responses between them).
         temperature (`float`, *optional*, defaults to `1.0`):
             Sampling temperature; log-probs are those of the scaled distribution.
         top_p (`float`, *optional*, defaults to `1.0`):
@@ -260,6 +264,7 @@ class TurnPPOConfig(BaseConfig):
     max_turns: int | None = None
     max_turn_length: int | None = None
     max_completion_length: int = 2048
+    context: str = "full"
     max_tool_calling_iterations: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0

@@ -125,7 +125,8 @@ class TurnPPOTrainer(BaseTrainer):
         networks, self.ref_model = build_networks(model, value_model, args, peft_config, quantization_config)
         actor = networks.actor
         tokenizer = processing_class or AutoTokenizer.from_pretrained(get_config_model_id(actor.config))
-        self.chat = Chat(tokenizer, args.chat_template_kwargs)  # type: ignore[arg-type]  # a dict after __post_init__
+        template_kwargs: Any = args.chat_template_kwargs  # a dict after __post_init__
+        self.chat = Chat(tokenizer, template_kwargs, args.context)
         self.environments, self.environment_names, self.environment_record = open_environments(
             environment_factory, tools or (), needs_environment=reward_funcs is None
         )

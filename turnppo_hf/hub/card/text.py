@@ -147,6 +147,7 @@ def environment_table(run: RunRecord) -> str:
         "arguments, held out": _code(record.evaluation.environment_kwargs),
         "action grammar": _code(record.action_grammar),
         "limits": ", ".join(f"{name} {value}" for name, value in limits.items()),
+        "read of earlier turns": None if record.context == "full" else _code(record.context),
         "sampling in training": ", ".join(f"{name} {value:g}" for name, value in (record.sampling or {}).items()),
         "value is read at": record.value_position if "critic" in run.sizes else None,
     }

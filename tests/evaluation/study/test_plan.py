@@ -1,0 +1,126 @@
+"""A study's file becomes the runs that it asks for; a mistake in it is one sentence."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from turnppo_hf.evaluation.study.plan import StudyError, merge, read_study
+
+STUDY = {
+    "name": "trial",
+    "protocol": "Written before the runs.",
+    "config": "base.yaml",
+    "results": "results",
+    "settings": {"max_steps": 3, "environment_kwargs": {"size": 5}},
+    "blocks": {
+        "tuning": {
+            "question": "Which rate?",
+            "axes": {
+                "method": {"turn": {"algorithm": "turn_ppo"}, "token": {"algorithm": "token_ppo"}},
+                "rate": {"low": {"learning_rate": 1e-4}, "high": {"learning_rate": 1e-3}},
+            },
+            "seeds": [100],
+        },
+        "main": {
+            "question": "Which method?",
+            "settings": {"max_steps": 5},
+            "axes": {
+                "moves": {1: {"environment_kwargs": {"moves": 1}}, 2: {"environment_kwargs": {"moves": 2}}},
+                "method": {
+                    "turn": {"algorithm": "turn_ppo"},
+                    "tuned": {"best_of": "tuning", "at": {"method": "token"}},
+                },
+            },
+            "seeds": [1, 2],
+            "claims": [
+                {"claim": "turns beat tokens", "axis": "method", "better": "turn", "than": "tuned", "at": {"moves": 1}}
+            ],
+        },
+    },
+}
+
+
+def write(folder: Path, changes: dict | None = None) -> Path:
+    (folder / "base.yaml").write_text(yaml.safe_dump({"model": "tiny", "output_dir": "runs/x", "seed": 7}))
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump(merge(STUDY, changes or {}), sort_keys=False))
+    return file
+
+
+def test_runs_hold_the_settings_of_config_study_block_and_cell(tmp_path):
+    study = read_study(write(tmp_path))
+    tuning, main = study.blocks
+    (key, (of, held)) = next(iter(study.best_requests(main).items()))
+    assert (of.name, held) == ("tuning", {"method": "token"})
+    assert study.best_requests(tuning) == {}
+    runs = study.runs(main, {key: {"method": "token", "rate": "high"}})
+    assert [run.name for run in runs[:4]] == [
+        "main/1/turn/seed_1",
+        "main/1/tuned/seed_1",
+        "main/2/turn/seed_1",
+        "main/2/tuned/seed_1",
+    ]
+    assert len(runs) == 8 and runs[4].seed == 2  # whole seeds come first
+    assert runs[1].settings == {
+        "model": "tiny",
+        "seed": 1,
+        "max_steps": 5,
+        "environment_kwargs": {"size": 5, "moves": 1},
+        "algorithm": "token_ppo",
+        "learning_rate": 1e-3,
+    }
+
+
+def test_hash_is_that_of_the_settings_alone(tmp_path):
+    study = read_study(write(tmp_path))
+    hashes = [run.settings_hash for run in study.runs(study.blocks[0], {})]
+    assert len(set(hashes)) == len(hashes) == 4
+    renamed = read_study(write(tmp_path, {"name": "other", "protocol": "another text"}))
+    assert [run.settings_hash for run in renamed.runs(renamed.blocks[0], {})] == hashes
+    longer = read_study(write(tmp_path, {"settings": {"max_steps": 4}}))
+    assert not set(hashes) & {run.settings_hash for run in longer.runs(longer.blocks[0], {})}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"protocoll": "x"}, r"'protocoll' is no key. Did you mean 'protocol'\?"),
+        ({"blocks": {"main": {"axis": {}}}}, r"blocks.main: 'axis' is no key. Did you mean 'axes'\?"),
+        ({"blocks": {"main": {"seeds": [1, 1]}}}, "names a seed twice"),
+        ({"blocks": {"main": {"seeds": 3}}}, r"must be a list of integers such as \[0, 1, 2\], got 3"),
+        ({"blocks": {"main": {"settings": {"seed": 3}}}}, "sets `seed`, which the study chooses"),
+        ({"blocks": {"main": {"axes": {"method": {"tuned": {"best_of": "tunning"}}}}}}, "Did you mean 'tuning'"),
+        ({"blocks": {"main": {"axes": {"method": {"tuned": {"at": {"method": "tokn"}}}}}}}, "'tokn' is in no cell"),
+        ({"blocks": {"main": {"axes": {"method": "turn"}}}}, "main.axes.method must be a mapping, got 'turn'"),
+        ({"config": "nowhere.yaml"}, "nowhere.yaml' cannot be read"),
+    ],
+)
+def test_mistake_in_a_study_is_one_sentence_with_its_place(tmp_path, changes, message):
+    with pytest.raises(StudyError, match=message):
+        read_study(write(tmp_path, changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"axis": "metod"}, "'metod' is no axis of the block. Did you mean 'method'"),
+        ({"better": "trun"}, "'trun' is no value of the axis 'method'. Did you mean 'turn'"),
+        ({"at": {}}, "leaves 'moves' open"),
+        ({"at": {"moves": 3}}, "'3' is no value of the axis 'moves'"),
+        ({"magrin": 1}, "Did you mean 'margin'"),
+    ],
+)
+def test_claim_that_compares_no_two_cells_is_refused(tmp_path, changes, message):
+    claims = [{**STUDY["blocks"]["main"]["claims"][0], **changes}]
+    with pytest.raises(StudyError, match=message):
+        read_study(write(tmp_path, {"blocks": {"main": {"claims": claims}}}))
+
+
+def test_study_without_a_protocol_is_refused(tmp_path):
+    file = write(tmp_path)
+    found = yaml.safe_load(file.read_text())
+    del found["protocol"]
+    file.write_text(yaml.safe_dump(found, sort_keys=False))
+    with pytest.raises(StudyError, match="lacks `protocol`"):
+        read_study(file)

@@ -1,0 +1,110 @@
+"""Results of a study become tables with the right figures, a verdict, and pages that need no other file."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from tests.evaluation.study.test_plan import write
+from turnppo_hf.evaluation.results import LearningPoint
+from turnppo_hf.evaluation.study.pages import write_html, write_markdown
+from turnppo_hf.evaluation.study.plan import read_study
+from turnppo_hf.evaluation.study.report import cells_of, cells_table, claims_table, study_sections
+from turnppo_hf.evaluation.study.result import StudyResult, read_results
+from turnppo_hf.evaluation.summary import Summary
+
+ENDS = {"turn": 0.75, "tuned": 0.5}
+
+
+def summary(success):
+    return Summary(100, 0, int(100 * success), success, 0.0, 1.0, success, 0.1, 0.0, 4.0, 0.0, {"solved": 1})
+
+
+def result(method, moves, seed, end):
+    points = [LearningPoint(step, 100, rate, 0.0, 1.0, rate, 0.1) for step, rate in ((0, 0.25), (4, end))]
+    return StudyResult(
+        study="trial",
+        block="main",
+        cell={"moves": moves, "method": method},
+        seed=seed,
+        settings_hash="0",
+        settings={},
+        wall_s=90.0,
+        cpu_s=60.0,
+        episodes_per_step=16.0,
+        cut_share=0.0,
+        before=summary(0.25),
+        after=summary(end),
+        curve=tuple(points),
+        log={
+            "step": [2, 4],
+            "num_tokens": [100, 200],
+            "explained_variance": [0.1, 0.3],
+            "entropy": [None, 0.5],
+            "time/rollout_s": [1.0, 1.0],
+            "time/update_s": [2.0, 2.0],
+        },
+    )
+
+
+@pytest.fixture
+def study(tmp_path):
+    file = write(tmp_path, {"blocks": {"main": {"seeds": [1, 2, 3, 4, 5, 6]}}})
+    return read_study(file)
+
+
+@pytest.fixture
+def results():
+    return [result(method, "1", seed, end + 0.01 * seed) for seed in range(1, 7) for method, end in ENDS.items()]
+
+
+def test_table_of_cells_holds_means_over_seeds(study, results):
+    worse = replace(results[0], after=summary(0.1))
+    main = study.block("main")
+    cells = cells_of(main, [worse, *results[1:], result("turn", "1", 99, 0.0)])  # a seed that was not asked for
+    table = cells_table(main, cells)
+    assert table.header[:5] == ("moves", "method", "seeds", "start", "end (95 % interval)")
+    row = dict(zip(table.header, table.rows[0], strict=True))
+    assert row["seeds"] == "6 of 6" and row["start"] == "0.250" and row["below start"] == "1 of 6"
+    ends = [0.1, 0.77, 0.78, 0.79, 0.8, 0.81]
+    assert row["end (95 % interval)"].startswith(f"**{sum(ends) / 6:.3f}**")
+    assert row["each seed"] == "0.10 0.77 0.78 0.79 0.80 0.81"
+    assert row["explained variance"] == "0.200" and row["entropy"] == "0.500" and row["turns"] == "-"
+    assert row["CPU min"] == "1.0"
+
+
+def test_claims_are_judged_by_pairs_of_seeds(study, results):
+    (row,) = claims_table(study, results).rows
+    assert row[2:] == ("6 of 6", "+0.250 (+0.250 to +0.250)", "0.031", "**holds**")
+    (row,) = claims_table(study, results[:-1]).rows  # one run is missing
+    assert row[2] == "5 of 6" and row[-1] == "**not decided**"
+    (row,) = claims_table(study, []).rows
+    assert row[2:] == ("0 of 6", "-", "-", "**not decided**")
+
+
+def test_pages_hold_every_table_and_picture(study, results, tmp_path):
+    sections = study_sections(study, results, every_scale=True)
+    page = write_html("Trial", sections, tmp_path / "page.html", "turnppo report").read_text()
+    assert page.count("<img") == page.count("data:image/png;base64,") == 3  # one for each scale
+    assert "http" not in re.sub(r"base64,[^\"]+", "", page)
+    assert "<strong>holds</strong>" in page and "No run of it is finished." in page
+    target = write_markdown("Trial", study_sections(study, results), tmp_path / "docs" / "page.md", "turnppo report")
+    text = target.read_text()
+    pictures = re.findall(r"!\[[^\]]+\]\((.+?)\)", text)
+    assert pictures and all((target.parent / name).stat().st_size > 1000 for name in pictures)
+    assert "**holds**" in text and "Written before the runs." in text
+
+
+def test_runs_with_cut_episodes_are_named(study, results):
+    cut = replace(results[0], cut_share=0.02)
+    titles = [section.title for section in study_sections(study, [cut, *results[1:]])]
+    assert "Runs with cut episodes" in titles
+    assert "Runs with cut episodes" not in [section.title for section in study_sections(study, results)]
+
+
+def test_result_file_is_read_back_and_a_damaged_one_is_named(results, tmp_path):
+    results[0].save(tmp_path / "main" / "1" / "turn" / "seed_1.json")
+    assert read_results(tmp_path) == [results[0]]
+    (tmp_path / "seed_2.json").write_text('{"study": 3}')
+    with pytest.raises(ValueError, match=r"seed_2.json is no result of a study .*Remove the file"):
+        read_results(tmp_path)

@@ -1,0 +1,29 @@
+"""`turnppo study`: a grid of runs in a file in; every run trained, and one small result a run, out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare which study, and how much of it."""
+    parser.add_argument("file", metavar="FILE", help="YAML of a study, such as trainer_configs/studies/doorkey.yaml")
+    parser.add_argument("--workers", type=int, help="runs at a time, one thread each (default: one a core)")
+    parser.add_argument("--only", metavar="TEXT", help="only the runs that have TEXT in their name")
+    parser.add_argument("--minutes", type=float, help="start no run after so many minutes (default: no limit)")
+    parser.add_argument("--list", action="store_true", help="print every run with what is known of it, and stop")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Return 0 where every chosen run is finished, 1 where some failed or are left."""
+    from turnppo_hf.cli.study_runs import StudyRunner
+    from turnppo_hf.evaluation.study.plan import read_study
+
+    study = read_study(Path(arguments.file))
+    runner = StudyRunner(study, workers=arguments.workers, only=arguments.only, minutes=arguments.minutes)
+    runner.check()
+    if arguments.list:
+        print(runner.overview())
+        return 0
+    return 0 if runner.run() else 1

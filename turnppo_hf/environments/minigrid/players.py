@@ -1,0 +1,157 @@
+"""A world of the package `minigrid` goes in, the actions that finish its task soonest come out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from minigrid.core.actions import Actions
+from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
+from minigrid.envs.dynamicobstacles import DynamicObstaclesEnv
+from minigrid.envs.keycorridor import KeyCorridorEnv
+from minigrid.envs.unlockpickup import UnlockPickupEnv
+from minigrid.utils.baby_ai_bot import BabyAIBot, DisappearedBoxError
+
+_STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # by the package's number of a direction
+
+
+def plan_task(world: Any, remake: Callable[[], Any], taken: Sequence[int]) -> list[int]:
+    """
+    The actions that finish the task from here; none where it cannot be finished any more.
+
+    They are the fewest where the goal is a cell (DoorKey, MultiRoom, Empty, FourRooms, crossings) and in UnlockPickup
+    and KeyCorridor, found by breadth-first search over the whole world. In BabyAI's levels they are those of the
+    package's `BabyAIBot`, which sees no more than the player and explores.
+
+    Args:
+        world (`minigrid.minigrid_env.MiniGridEnv`): Not changed.
+        remake (`Callable`): Returns the same level as it was at first.
+        taken (`Sequence[int]`): The actions since then.
+
+    Raises:
+        `ValueError`: no player is known for this world.
+    """
+    if isinstance(world, RoomGridLevel):
+        return _ask_bot(remake(), taken)
+    target = world.obj if isinstance(world, UnlockPickupEnv | KeyCorridorEnv) else None
+    has_goal = any(thing is not None and thing.type == "goal" for thing in world.grid.grid)
+    if target is None and (not has_goal or isinstance(world, DynamicObstaclesEnv)):
+        raise ValueError(
+            f"No optimal player is known for {world.spec.id}, so it has no demonstrations. There are players for "
+            "worlds with a goal square that stay as they are (DoorKey, MultiRoom), UnlockPickup, KeyCorridor, and "
+            "every BabyAI id."
+        )
+    return _Search(world, target).run()
+
+
+def _ask_bot(world: Any, taken: Sequence[int]) -> list[int]:
+    """Show the bot what was done, then let it play on to the end."""
+    bot, last, plan, reward, over = BabyAIBot(world), None, [], 0.0, False
+    try:
+        for last in taken:
+            bot.replan(None)
+            world.step(last)
+        while not over:
+            plan.append(int(bot.replan(last)))
+            _, reward, terminated, truncated, _ = world.step(last := plan[-1])
+            over = terminated or truncated
+    # the bot ends with these where it has no plan: its own assertions, a box that was opened, nothing to explore
+    except (AssertionError, DisappearedBoxError, IndexError):
+        return []
+    return plan if float(reward) > 0 else []
+
+
+class _Node(NamedTuple):
+    """What can change in a world. Cells are numbered row by row."""
+
+    cell: int
+    direction: int
+    hand: int  # thing that is carried, -1 for none
+    places: tuple[int, ...]  # cell of each thing that can be carried, -1 in the hand
+    opened: int  # one bit for each door
+
+
+class _Search:
+    """
+    Breadth-first search for a goal cell, or for the pickup of a thing.
+
+    Left out is what no shortest plan does: closing doors, walking into lava, opening boxes, and dropping where nothing
+    else has to be picked up, or a key whose doors are still locked.
+    """
+
+    def __init__(self, world: Any, target: Any) -> None:
+        self.width = world.grid.width
+        cells = list(enumerate(world.grid.grid))
+        self.free = {cell for cell, thing in cells if thing is None or thing.type in ("floor", "goal")}
+        self.goals = {cell for cell, thing in cells if thing is not None and thing.type == "goal"}
+        doors = [(cell, thing) for cell, thing in cells if thing is not None and thing.type == "door"]
+        self.doors = {cell: number for number, (cell, _) in enumerate(doors)}
+        self.lock_colors = [thing.color if thing.is_locked else None for _, thing in doors]
+        things = [(cell, thing) for cell, thing in cells if thing is not None and thing.can_pickup()]
+        hand = -1
+        if world.carrying is not None:
+            hand = len(things)
+            things.append((-1, world.carrying))
+        self.free |= {cell for cell, _ in things if cell >= 0}  # once they are gone
+        self.key_colors = [thing.color if thing.type == "key" else None for _, thing in things]
+        self.target = next((number for number, (_, thing) in enumerate(things) if thing is target), None)
+        self.is_lost = target is not None and self.target is None
+        x, y = world.agent_pos
+        opened = sum(1 << number for number, (_, door) in enumerate(doors) if door.is_open)
+        places = tuple(cell for cell, _ in things)
+        self.start = _Node(int(y) * self.width + int(x), int(world.agent_dir), hand, places, opened)
+
+    def run(self) -> list[int]:
+        """The fewest actions; none where there is no way."""
+        if self.is_lost:
+            return []
+        before: dict[_Node, tuple[_Node, int] | None] = {self.start: None}
+        waiting = deque([self.start])
+        while waiting:
+            node = waiting.popleft()
+            for action, following in self._moves(node):
+                if following is None:
+                    return [*self._actions_to(node, before), action]
+                if following not in before:
+                    before[following] = node, action
+                    waiting.append(following)
+        return []
+
+    def _moves(self, node: _Node) -> Iterator[tuple[int, _Node | None]]:
+        """Actions and where they lead; None is the end."""
+        cell, direction, hand, places, opened = node
+        for action, turn in ((Actions.left, 3), (Actions.right, 1)):
+            yield int(action), node._replace(direction=(direction + turn) % 4)
+        dx, dy = _STEPS[direction]
+        front = cell + dx + dy * self.width
+        door = self.doors.get(front)
+        if front in places:
+            number = places.index(front)
+            if hand < 0:
+                moved = (*places[:number], -1, *places[number + 1 :])
+                yield int(Actions.pickup), None if number == self.target else node._replace(hand=number, places=moved)
+        elif door is not None and not opened >> door & 1:
+            color = self.lock_colors[door]
+            if color is None or (hand >= 0 and self.key_colors[hand] == color):
+                yield int(Actions.toggle), node._replace(opened=opened | 1 << door)
+        elif front in self.free or door is not None:
+            is_end = self.target is None and front in self.goals
+            yield int(Actions.forward), None if is_end else node._replace(cell=front)
+            if self._may_drop(hand, opened) and door is None and front not in self.goals:
+                moved = (*places[:hand], front, *places[hand + 1 :])
+                yield int(Actions.drop), node._replace(hand=-1, places=moved)
+
+    def _may_drop(self, hand: int, opened: int) -> bool:
+        if hand < 0 or self.target is None:
+            return False
+        color = self.key_colors[hand]
+        locked = [self.lock_colors[door] for door in self.doors.values() if not opened >> door & 1]
+        return color is None or color not in locked
+
+    def _actions_to(self, node: _Node, before: dict[_Node, tuple[_Node, int] | None]) -> list[int]:
+        actions = []
+        while (step := before[node]) is not None:
+            node, action = step
+            actions.append(action)
+        return actions[::-1]

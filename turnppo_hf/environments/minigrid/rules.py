@@ -1,0 +1,108 @@
+"""An id of the package `minigrid` and a seed go in; its world comes out, at the level of that seed or of a split."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import gymnasium
+
+from turnppo_hf.environments.minigrid.observation import state_text
+from turnppo_hf.environments.names import did_you_mean
+
+try:
+    import minigrid
+    from minigrid.core.actions import Actions
+    from minigrid.envs.babyai.core import roomgrid_level
+except ImportError as error:
+    raise ImportError(
+        f"MiniGrid cannot be imported ({error}), so its worlds cannot be played. Install it with "
+        '`pip install "turnppo-hf[minigrid]"`.'
+    ) from error
+
+Split = Literal["train", "test"]
+
+MAX_LEVELS = 2000  # tried before a split is called empty; one level in ten is held out
+
+# BabyAI's levels print a line for each arrangement that they draw again; the lines would run into progress bars
+vars(roomgrid_level)["print"] = lambda *_: None
+
+
+def world_ids() -> list[str]:
+    """The ids that the package registers."""
+    assert minigrid.__name__  # importing it has registered them
+    return [known for known in gymnasium.registry if known.startswith(("MiniGrid-", "BabyAI-"))]
+
+
+def make_world(env_id: str, max_steps: int | None) -> Any:
+    """
+    Make a world of the package, not reset.
+
+    Args:
+        env_id (`str`): One of `world_ids`.
+        max_steps (`int`, *optional*): Handed to the package, which cuts the episode there and computes the reward of a
+            success from it; its own limit by default.
+
+    Raises:
+        `ValueError`: there is no such id.
+        `ImportError`: the world needs a further package.
+    """
+    known = world_ids()
+    if env_id not in known:
+        hint = did_you_mean(env_id, known)
+        raise ValueError(
+            f"MiniGrid has no world {env_id!r}.{hint} Nothing else can be played. Its ids begin with MiniGrid- and "
+            "BabyAI-, such as MiniGrid-DoorKey-8x8-v0 and BabyAI-GoToLocal-v0."
+        )
+    limit = {} if max_steps is None else {"max_steps": max_steps}
+    try:
+        return gymnasium.make(env_id, disable_env_checker=True, **limit).unwrapped
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise ImportError(
+            f"{env_id} draws its mazes with further packages: {error} Without them it cannot be made."
+        ) from error
+
+
+def action_names(world: Any) -> tuple[str, ...]:
+    """The names of a world's actions, in the package's numbers from 0 on; some worlds take the first ones only."""
+    return tuple(action.name for action in Actions)[: int(world.action_space.n)]
+
+
+def level_split(world: Any) -> Split:
+    """
+    The side that a level belongs to, for ever: "test" for one in ten, "train" for the others.
+
+    The CRC-32 of everything a level holds, modulo 10, is 0 for "test". Two seeds may give the same level, in small
+    worlds nearly always; both are on one side then, so that no level that is judged was trained on.
+
+    Args:
+        world (`minigrid.minigrid_env.MiniGridEnv`): Just reset.
+    """
+    level = f"{world.mission}\n{state_text(world)}"
+    return "test" if zlib.crc32(level.encode()) % 10 == 0 else "train"
+
+
+def reset_world(world: Any, seeds: Iterable[int], split: Split | None) -> int:
+    """
+    Reset a world with the first seed whose level belongs to a split.
+
+    Args:
+        world (`minigrid.minigrid_env.MiniGridEnv`): Changed in place.
+        seeds (`Iterable[int]`): Tried in order, without a split the first one only.
+        split (`str`, *optional*): `"train"` or `"test"`.
+
+    Returns:
+        `int`: that seed.
+
+    Raises:
+        `ValueError`: no level of the split was found.
+    """
+    for _, seed in zip(range(MAX_LEVELS), seeds, strict=False):
+        world.reset(seed=seed)
+        if split is None or level_split(world) == split:
+            return seed
+    raise ValueError(
+        f"{MAX_LEVELS} seeds of {world.spec.id} gave no level of the split {split!r}. A world with a handful of levels "
+        "may have none of it. Take a world whose levels differ more, or no `split`."
+    )

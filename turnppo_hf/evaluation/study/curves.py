@@ -1,0 +1,126 @@
+"""Results of a block of a study in; its learning curves, and its final scores over the values of an axis, out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+import numpy as np
+
+from turnppo_hf.evaluation.pictures.chart import finish_chart, new_chart, save_chart
+from turnppo_hf.evaluation.pictures.theme import ThemeName, read_theme
+from turnppo_hf.evaluation.results import LearningPoint
+from turnppo_hf.evaluation.study.result import StudyResult
+from turnppo_hf.evaluation.study.statistics import bootstrap_interval
+
+Scale = Literal["episodes", "tokens", "seconds"]
+
+SCALES: dict[Scale, str] = {
+    "episodes": "episodes trained on",
+    "tokens": "tokens trained on, prompts included",
+    "seconds": "CPU seconds of rollouts and updates, one thread",
+}
+_WIDTH, _HEIGHT = 7.6, 4.2
+
+
+def draw_curves(
+    groups: Mapping[str, Sequence[StudyResult]],
+    output: str | Path,
+    *,
+    title: str,
+    scale: Scale = "episodes",
+    theme: ThemeName = "light",
+) -> Path:
+    """
+    Draw held-out scores over training: each run thin, the mean of a group's runs thick, with its bootstrap interval.
+
+    Args:
+        groups (`Mapping[str, Sequence[StudyResult]]`): Name of a line -> its runs, one a seed.
+        output (`str`): Picture to write.
+        title (`str`): Of the picture.
+        scale (`str`, *optional*, defaults to `"episodes"`): What the horizontal axis counts, a key of `SCALES`.
+        theme (`"light"` or `"dark"`, *optional*, defaults to `"light"`): Of the page that shows it.
+
+    Raises:
+        `ImportError`: matplotlib is missing.
+    """
+    colors = read_theme(theme)
+    figure, axes = new_chart(colors, (_WIDTH, _HEIGHT))
+    for (name, results), color in zip(groups.items(), itertools.cycle(colors.series), strict=False):
+        drawn = [(_positions(result, scale), [_height(point) for point in result.curve]) for result in results]
+        for x, y in drawn:
+            axes.plot(x, y, color=color, linewidth=0.8, alpha=0.35)
+        length = min(len(y) for _, y in drawn)
+        places = np.mean([x[:length] for x, _ in drawn], axis=0)
+        heights = np.array([y[:length] for _, y in drawn])
+        low, high = zip(*(bootstrap_interval(column) for column in heights.T), strict=True)
+        axes.fill_between(places, low, high, color=color, alpha=0.14, linewidth=0)
+        axes.plot(places, heights.mean(axis=0), color=color, linewidth=2, label=name)
+    finish_chart(axes, colors, title=title, x_label=SCALES[scale], y_label=_score_name(groups))
+    return save_chart(figure, output)
+
+
+def draw_levels(
+    groups: Mapping[str, Mapping[str, Sequence[StudyResult]]],
+    output: str | Path,
+    *,
+    title: str,
+    axis: str,
+    theme: ThemeName = "light",
+) -> Path:
+    """
+    Draw final held-out scores over the values of an axis, such as the limit on turns.
+
+    Args:
+        groups (`Mapping`): Name of a line -> value of the axis -> its runs, one a seed.
+        output (`str`): Picture to write.
+        title (`str`): Of the picture.
+        axis (`str`): Name of the axis.
+        theme (`"light"` or `"dark"`, *optional*, defaults to `"light"`): Of the page that shows it.
+    """
+    colors = read_theme(theme)
+    figure, axes = new_chart(colors, (_WIDTH, _HEIGHT))
+    values = list(dict.fromkeys(value for levels in groups.values() for value in levels))
+    for number, ((name, levels), color) in enumerate(
+        zip(groups.items(), itertools.cycle(colors.series), strict=False)
+    ):
+        shift = 0.06 * (number - (len(groups) - 1) / 2)  # so that bars of several lines do not cover each other
+        x = np.array([values.index(value) for value in levels], dtype=np.float64) + shift
+        scores = [[result.score for result in results if result.score is not None] for results in levels.values()]
+        means = [fmean(numbers) for numbers in scores]
+        bounds = np.array([bootstrap_interval(numbers) for numbers in scores]).T
+        axes.errorbar(x, means, abs(bounds - means), color=color, linewidth=2, marker="o", markersize=5, label=name)
+        for place, numbers in zip(x, scores, strict=True):
+            axes.scatter([place] * len(numbers), numbers, s=9, color=color, alpha=0.4, linewidth=0)
+    axes.set_xticks(range(len(values)), values)
+    everything = {f"{name} {value}": runs for name, levels in groups.items() for value, runs in levels.items()}
+    finish_chart(axes, colors, title=title, x_label=axis, y_label=_score_name(everything))
+    return save_chart(figure, output)
+
+
+def _height(point: LearningPoint) -> float:
+    value = point.mean_return if point.success_rate is None else point.success_rate
+    return float("nan") if value is None else value
+
+
+def _score_name(groups: Mapping[str, Sequence[StudyResult]]) -> str:
+    points: list[Any] = [result.curve[0] for results in groups.values() for result in results if result.curve]
+    has_success = all(point.success_rate is not None for point in points)
+    return "held-out success" if has_success else "held-out return"
+
+
+def _positions(result: StudyResult, scale: Scale) -> list[float]:
+    steps = [point.step for point in result.curve]
+    if scale == "episodes":
+        return [step * result.episodes_per_step for step in steps]
+    logged: Callable[[str], list[float]] = lambda name: [value or 0.0 for value in result.log.get(name, [])]  # noqa: E731
+    known = [0.0, *logged("step")]
+    if scale == "tokens":
+        totals = [0.0, *logged("num_tokens")]
+    else:  # each logged time is the mean of the steps since the entry before
+        each = [a + b for a, b in zip(logged("time/rollout_s"), logged("time/update_s"), strict=True)]
+        totals = [0.0, *np.cumsum(np.array(each) * np.diff(known)).tolist()]
+    return np.interp(steps, known, totals).tolist() if len(known) == len(totals) else [float(step) for step in steps]

@@ -1,0 +1,196 @@
+"""A study and its results in; sections of tables, verdicts and pictures out, for a page or a Markdown file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
+
+from turnppo_hf.evaluation.study.curves import SCALES, draw_curves, draw_levels
+from turnppo_hf.evaluation.study.plan import Block, Claim, Study
+from turnppo_hf.evaluation.study.result import StudyResult
+from turnppo_hf.evaluation.study.statistics import Comparison, bootstrap_interval, compare
+
+Cell = tuple[tuple[str, str], ...]
+
+_LAST = 5  # logged steps, at the end of a run, whose mean a table shows
+_SHOWN = {
+    "explained variance": "explained_variance",
+    "clip fraction": "clip_fraction",
+    "std of log-ratio": "log_ratio/std",
+    "entropy": "entropy",
+    "turns": "turns/mean",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A header and rows of cells, all text."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture and what it shows in words."""
+
+    name: str  # file name
+    text: str
+    png: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with what stands below it."""
+
+    title: str
+    paragraphs: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+
+
+def study_sections(study: Study, results: Sequence[StudyResult], *, every_scale: bool = False) -> list[Section]:
+    """
+    Lay out what is known of a study.
+
+    Args:
+        study ([`~turnppo_hf.evaluation.study.plan.Study`]): Its file.
+        results (`Sequence[StudyResult]`): What was finished, in any order.
+        every_scale (`bool`, *optional*, defaults to `False`): Whether curves are drawn over episodes, tokens and CPU
+            seconds, not over episodes alone.
+    """
+    sections = []
+    if study.protocol:
+        sections.append(Section("Claims", (study.protocol.strip(),), (claims_table(study, results),)))
+    if cut := cut_runs(results):
+        names = ", ".join(sorted({f"{run.block} {' '.join(map(str, run.cell.values()))}" for run in cut}))
+        sections.append(
+            Section("Runs with cut episodes", (f"A token limit or a long prompt ended episodes of: {names}.",))
+        )
+    for block in study.blocks:
+        cells = cells_of(block, results)
+        if not cells:
+            sections.append(Section(_heading(block.name), (block.question, "No run of it is finished.")))
+            continue
+        scales = list(SCALES) if every_scale else ["episodes"]
+        title = _heading(block.name)
+        sections.append(
+            Section(title, (block.question,), (cells_table(block, cells),), tuple(_pictures(block, cells, scales)))
+        )
+    return sections
+
+
+def cells_of(block: Block, results: Sequence[StudyResult]) -> dict[Cell, list[StudyResult]]:
+    """Return the finished runs of a block's cells, in the block's order, by seed."""
+    found: dict[Cell, list[StudyResult]] = {}
+    for cell in block.cells():
+        runs = [item for item in results if item.block == block.name and dict(item.cell) == cell]
+        runs = [item for item in runs if item.seed in block.seeds and item.curve]
+        if runs:
+            found[tuple(cell.items())] = sorted(runs, key=lambda item: item.seed)
+    return found
+
+
+def claims_table(study: Study, results: Sequence[StudyResult]) -> Table:
+    """Return one row a claim: what is compared, the difference of final scores over seeds, and the verdict."""
+    rows = []
+    for block in study.blocks:
+        for claim in block.claims:
+            found = judge_claim(block, claim, results)
+            setting = ", ".join([f"{claim.better} against {claim.than}", *(f"{n} {v}" for n, v in claim.at.items())])
+            difference, p_value = "-", "-"
+            if found.pairs:
+                difference = f"{found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+                p_value = f"{found.p_value:.3f}"
+            pairs = f"{found.pairs} of {len(block.seeds)}"
+            rows.append((claim.claim, f"{block.name}: {setting}", pairs, difference, p_value, f"**{found.verdict}**"))
+    header = ("claim", "setting", "seeds", "difference of final scores (95 % interval)", "p, paired", "verdict")
+    return Table(header, tuple(rows))
+
+
+def judge_claim(block: Block, claim: Claim, results: Sequence[StudyResult]) -> Comparison:
+    """Compare the two cells of a claim, seed by seed."""
+    cells = cells_of(block, results)
+    sides = []
+    for value in (claim.better, claim.than):
+        wanted = {**claim.at, claim.axis: value}
+        runs = next((runs for cell, runs in cells.items() if dict(cell) == wanted), [])
+        sides.append({run.seed: run.score for run in runs if run.score is not None})
+    seeds = [seed for seed in block.seeds if seed in sides[0] and seed in sides[1]]
+    better, than = ([side[seed] for seed in seeds] for side in sides)
+    return compare(better, than, margin=claim.margin, planned=len(block.seeds))
+
+
+def cells_table(block: Block, cells: Mapping[Cell, Sequence[StudyResult]]) -> Table:
+    """Return one row a cell: scores before and after with their interval, every seed, and how training looked."""
+    header = (*block.axes, "seeds", "start", "end (95 % interval)", "each seed", "below start", *_SHOWN, "CPU min")
+    rows = []
+    for cell, runs in cells.items():
+        scores = [run.score for run in runs if run.score is not None]
+        starts = [run.start for run in runs if run.start is not None]
+        low, high = bootstrap_interval(scores)
+        below = sum(run.score < run.start for run in runs if run.score is not None and run.start is not None)
+        rows.append(
+            (
+                *(value for _, value in cell),
+                f"{len(runs)} of {len(block.seeds)}",
+                f"{fmean(starts):.3f}" if starts else "-",
+                f"**{fmean(scores):.3f}** ({low:.3f} to {high:.3f})",
+                " ".join(f"{score:.2f}" for score in scores),
+                f"{below} of {len(scores)}",
+                *(_last_mean(runs, name) for name in _SHOWN.values()),
+                f"{fmean(run.cpu_s for run in runs) / 60:.1f}",
+            )
+        )
+    return Table(header, tuple(rows))
+
+
+def cut_runs(results: Sequence[StudyResult]) -> list[StudyResult]:
+    """Return the runs in which a token limit or a long prompt ended an episode: they answer another question."""
+    return [result for result in results if result.cut_share > 0]
+
+
+def _last_mean(runs: Sequence[StudyResult], name: str) -> str:
+    """Mean over runs of the mean over the last logged steps."""
+    ends = [[value for value in run.log.get(name, [])[-_LAST:] if value is not None] for run in runs]
+    means = [fmean(values) for values in ends if values]
+    return f"{fmean(means):.3f}" if means else "-"
+
+
+def _pictures(block: Block, cells: Mapping[Cell, Sequence[StudyResult]], scales: Sequence[str]) -> list[Picture]:
+    """Draw one chart of curves for each combination of all axes but the last, and levels where an axis has several."""
+    pictures = []
+    panels: dict[Cell, dict[str, Sequence[StudyResult]]] = {}
+    for cell, runs in cells.items():
+        panels.setdefault(cell[:-1], {})[cell[-1][1]] = runs
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "picture.png"
+        if len(block.axes) == 2 and len(panels) > 1:
+            axis, last = block.axes
+            groups: dict[str, dict[str, Sequence[StudyResult]]] = {}
+            for panel, lines in panels.items():
+                for line, runs in lines.items():
+                    groups.setdefault(line, {})[panel[0][1]] = runs
+            title = f"Final score by {axis}"
+            draw_levels(groups, file, title=title, axis=axis)
+            name = _file_name([block.name, "levels"])
+            pictures.append(Picture(name, f"{title}, one line for each {last}", file.read_bytes()))
+        for panel, lines in panels.items():
+            for scale in scales:
+                title = ", ".join([_heading(block.name), *(f"{axis} {value}" for axis, value in panel)])
+                draw_curves(lines, file, title=title, scale=scale)  # type: ignore[arg-type]
+                name = _file_name([block.name, *(value for _, value in panel), scale])
+                pictures.append(Picture(name, f"{title}: score over {scale}", file.read_bytes()))
+    return pictures
+
+
+def _heading(name: str) -> str:
+    return name.replace("_", " ").capitalize()
+
+
+def _file_name(parts: Sequence[str]) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", "_".join(parts)) + ".png"

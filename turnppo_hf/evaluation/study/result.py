@@ -1,0 +1,136 @@
+"""The folder of a finished run in; the small file that a study keeps of it out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from turnppo_hf.evaluation.calibration import CriticJudgement
+from turnppo_hf.evaluation.json_fields import NULLABLE, FieldError, read_fields, write_fields
+from turnppo_hf.evaluation.results import LearningPoint, Package, RunResults
+from turnppo_hf.evaluation.study.plan import PlannedRun
+from turnppo_hf.evaluation.summary import Summary
+
+# what is kept of the log, one list of numbers each; None where a step did not log it
+LOGGED = (
+    *("step", "num_tokens", "reward", "success", "explained_variance", "clip_fraction", "log_ratio/std"),
+    *("entropy", "approx_kl", "advantages/std", "grad_norm/actor", "turns/mean", "turns/invalid_share"),
+    *("episodes/failed", "time/rollout_s", "time/update_s"),
+)
+CUT = ("stop/token_limit", "stop/overlong")  # ends that no run of a study may have
+_DIGITS = 4
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What is kept of one run of a study."""
+
+    study: str
+    block: str
+    cell: Mapping[str, Any]  # axis -> value
+    seed: int
+    settings_hash: str
+    settings: Mapping[str, Any]  # of `turnppo train`, without `output_dir`
+    wall_s: float  # of the whole process
+    cpu_s: float  # user and system, of the process and its children
+    episodes_per_step: float  # episodes played for one optimizer step
+    cut_share: float  # largest share of a logged batch's episodes that a token limit or a long prompt ended
+    package: Package = field(default_factory=Package)
+    before: Summary | None = None  # held out, before training
+    after: Summary | None = None
+    random: Summary | None = None
+    optimal: Summary | None = None
+    critic: CriticJudgement | None = field(default=None, metadata=NULLABLE)
+    curve: tuple[LearningPoint, ...] = ()
+    log: Mapping[str, Any] = field(default_factory=dict)  # name -> one number a logged step
+
+    @classmethod
+    def of_run(cls, run: PlannedRun, study: str, folder: Path, *, wall_s: float, cpu_s: float) -> StudyResult:
+        """
+        Read what a finished run left in its folder.
+
+        Raises:
+            `ValueError`: the run did not finish.
+        """
+        results = RunResults.from_file(folder)
+        state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        history = [entry for entry in state["log_history"] if "reward" in entry]
+        batch = int(run.settings.get("generation_batch_size") or 0)
+        updates = int(run.settings.get("num_minibatches", 1)) * int(run.settings.get("num_iterations", 1))
+        cut = [sum(entry.get(name, 0.0) for name in CUT) for entry in history]
+        return cls(
+            study=study,
+            block=run.block,
+            cell=dict(run.cell),
+            seed=run.seed,
+            settings_hash=run.settings_hash,
+            settings=dict(run.settings),
+            wall_s=round(wall_s, 1),
+            cpu_s=round(cpu_s, 1),
+            episodes_per_step=batch / updates,
+            cut_share=max(cut, default=0.0),
+            package=results.package,
+            before=results.before,
+            after=results.after,
+            random=results.random,
+            optimal=results.optimal,
+            critic=results.critic,
+            curve=results.learning_curve or (),
+            log=_columns(history),
+        )
+
+    @classmethod
+    def from_file(cls, file: Path) -> StudyResult:
+        """
+        Read a kept result.
+
+        Raises:
+            `ValueError`: it is damaged.
+        """
+        try:
+            return read_fields(cls, json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, RecursionError, FieldError) as error:
+            raise ValueError(
+                f"{file} is no result of a study ({error}), so a report would lack it. Remove the file: `turnppo "
+                "study` makes it again."
+            ) from error
+
+    def save(self, file: Path) -> None:
+        """Write it, whole or not at all."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = file.with_suffix(".part")
+        beside.write_text(json.dumps(write_fields(self), indent=1) + "\n", encoding="utf-8")
+        beside.replace(file)
+
+    @property
+    def score(self) -> float | None:
+        """Held-out success after training, the mean return where success is not defined."""
+        return _score(self.after)
+
+    @property
+    def start(self) -> float | None:
+        """The same before training."""
+        return _score(self.before)
+
+
+def _score(summary: Summary | None) -> float | None:
+    if summary is None:
+        return None
+    return summary.mean_return if summary.success_rate is None else summary.success_rate
+
+
+def read_results(folder: Path) -> list[StudyResult]:
+    """Return all results below a folder, by path."""
+    return [StudyResult.from_file(file) for file in sorted(folder.rglob("seed_*.json"))]
+
+
+def _columns(history: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
+    columns: dict[str, list[float | None]] = {}
+    for name in LOGGED:
+        values = [entry.get(name) for entry in history]
+        if any(value is not None for value in values):
+            columns[name] = [None if value is None else round(float(value), _DIGITS) for value in values]
+    return columns

@@ -11,9 +11,9 @@ _HEAD = """# What was measured on an accelerator
 
 Written by `python benchmarks/gpu_page.py > docs/gpu.md` from the files in `benchmarks/results_gpu`, which
 `make gpu` makes (`python benchmarks/gpu.py`, at most nine minutes, random weights at Qwen2.5's sizes). One
-card was at hand, for three runs: {device}, torch {torch}, transformers {transformers}, Python {python}. torch
-{torch} lies outside of the declared range. Not run on a card: vLLM, several GPUs, FSDP2 and DeepSpeed, a
-pretrained model, more than {steps} steps of a training.
+card was at hand, for three runs: {device}, torch {torch}, transformers {transformers}, Python {python}. Not
+run on a card: vLLM, several GPUs, FSDP2 and DeepSpeed, a pretrained model, more than {steps} steps of a
+training.
 
 - Ceilings of this card: {tflops:.0f} TFLOP/s in bfloat16 (8192 x 8192 matrices), {copy:.2f} TB/s (copy, bytes
   read and written).

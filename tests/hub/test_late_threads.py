@@ -6,8 +6,13 @@ import threading
 
 import pytest
 
-from turnppo_hf.hub import late_threads
+from turnppo_hf.hub import background, late_threads
+from turnppo_hf.hub.background import BackgroundPushes
 from turnppo_hf.hub.late_threads import LateThreads
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(threading, "_start_new_thread"), reason="Python 3.13 starts threads in another way"
+)
 
 
 def test_late_threads_run_beside_each_other_and_are_used_once(monkeypatch):
@@ -57,7 +62,6 @@ threading._register_atexit(finish)
 """
 
 
-@pytest.mark.skipif(not hasattr(threading, "_start_new_thread"), reason="Python 3.13 starts threads in another way")
 @pytest.mark.parametrize("given", ["late", ""])
 def test_threads_start_while_the_program_ends(given):
     ended = subprocess.run([sys.executable, "-c", AT_EXIT, given], capture_output=True, text=True, check=False)
@@ -66,3 +70,28 @@ def test_threads_start_while_the_program_ends(given):
     # the control: these two versions refuse
     expected = worked if given or not broken else ["True RuntimeError"]
     assert ended.stdout.splitlines() == expected, ended.stderr
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_pushes_keep_threads_for_the_end_where_python_starts_none(broken, monkeypatch):
+    monkeypatch.setattr(threading, "_threading_atexits", [])  # of this test, dropped with it
+    monkeypatch.setattr(threading, "_start_new_thread", threading._start_new_thread)  # put back at its end
+    monkeypatch.setattr(background, "STARTS_NONE_AT_EXIT", broken)
+    monkeypatch.setattr(late_threads, "_SPARE", 3)
+    pushes, go, uploaded = BackgroundPushes(), threading.Event(), []
+
+    def push():
+        go.wait(20)
+        upload = threading.Thread(target=uploaded.append, args=("part",))
+        upload.start()
+        upload.join()
+
+    pushes.submit(push)
+    late = pushes._late_threads
+    assert (late is not None) == broken
+    wait = pushes.wait
+    monkeypatch.setattr(pushes, "wait", lambda: (go.set(), wait())[1])  # the end of the program waits, then it uploads
+    [at_exit] = threading._threading_atexits
+    at_exit()
+    assert uploaded == ["part"] and not pushes.is_busy
+    assert late is None or late._left == 2

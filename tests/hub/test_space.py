@@ -15,8 +15,18 @@ pytest.importorskip("gradio", reason='needs Gradio: pip install "turnppo-hf[spac
 import turnppo_hf.hub.space
 from tests.fake_hub.fixture import Hub
 from turnppo_hf.cli.main import main
+from turnppo_hf.distribution import declared, is_tried
 from turnppo_hf.hub.exceptions import PushError, ReleaseError
-from turnppo_hf.hub.space import HARDWARE, ZERO_GPU_TORCH, find_space, push_space, requirements, run_space, write_space
+from turnppo_hf.hub.space import (
+    HARDWARE,
+    PYTHON,
+    ZERO_GPU_TORCH,
+    find_space,
+    push_space,
+    requirements,
+    run_space,
+    write_space,
+)
 
 
 def front_matter(card: bytes) -> dict[str, object]:
@@ -94,6 +104,11 @@ def test_requirements_are_pinned_and_fit_zero_gpu(monkeypatch: pytest.MonkeyPatc
     assert all(line.count("==") == 1 and "+" not in line for line in lines)
     assert not any(line.startswith(("gradio", "turnppo")) for line in lines)
     assert "torch==2.13.0" in requirements("cpu")
+
+
+def test_space_has_versions_that_were_tried() -> None:
+    torch = next(requirement for requirement in declared().core if requirement.name == "torch")
+    assert is_tried(torch, ZERO_GPU_TORCH) and PYTHON in declared().pythons
 
 
 @pytest.mark.slow

@@ -9,8 +9,9 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
-# https://github.com/python/cpython/issues/113964, mended in 3.12.2; to be removed with Python 3.12
+# https://github.com/python/cpython/issues/113964, not in 3.12.2; to be removed with Python 3.12
 STARTS_NONE_AT_EXIT = sys.version_info[:3] in ((3, 12, 0), (3, 12, 1))
+_STARTER = "_start_new_thread"
 _SPARE = 64  # an upload takes about ten; an idle one costs some kilobytes
 
 
@@ -25,7 +26,8 @@ class LateThreads:
         self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._left = _SPARE
         for _ in range(_SPARE):
-            threading.Thread(target=lambda: self._work.get()(), daemon=True, name="late").start()
+            # bare ones, in which a `threading.Thread` begins and ends as in one that was made for it
+            vars(threading)[_STARTER](lambda: self._work.get()(), ())
 
     def start(self, function: Callable[..., None], arguments: tuple[Any, ...]) -> int:
         """
@@ -42,4 +44,4 @@ class LateThreads:
 
     def replace(self) -> None:
         """Let every thread that is to be started from now on be one of these."""
-        vars(threading)["_start_new_thread"] = self.start
+        vars(threading)[_STARTER] = self.start

@@ -1,8 +1,8 @@
 """What a training step costs: CPU seconds of rollout, scoring and update, beside the least it could cost.
 
 `python benchmarks/step.py [--json] [--threads N] [--layers N] [--steps N] [--systems NAME ...]`. A step is 16 episodes
-of 5 turns with 42 tokens of observation and 16 sampled tokens a turn, on a Llama of 5.5 M parameters (`workload.py`), or
-one of another depth. Systems:
+of 5 turns with 42 tokens of observation and 16 sampled tokens a turn, on a Llama of 5.5 M parameters (`workload.py`),
+or on one of more layers. Systems:
 
 - `turnppo`: this trainer, with a full actor and a full critic, at its defaults.
 - `turnppo_2`: the same with a critic of the actor's first two blocks (`critic_layers: 2`).
@@ -174,8 +174,7 @@ SYSTEMS: dict[str, Callable[..., None]] = {
     "grpo": partial(turnppo, algorithm="grpo", num_generations=4),
     "trl_grpo": trl_grpo,
 }
-# a critic of the floor beside a deep actor: the system that is judged there has no other
-DEEP = 8
+DEEP = 8  # layers from which on the floor's critic has two blocks, as that of the system that is judged there
 
 
 def workload_of(options: argparse.Namespace) -> Workload:

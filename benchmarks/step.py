@@ -1,9 +1,12 @@
 """What a training step costs: CPU seconds of rollout, scoring and update, beside the least it could cost.
 
-`python benchmarks/step.py [--json] [--threads N] [--steps N] [--systems NAME ...]`. A step is 16 episodes of 5 turns
-with 42 tokens of observation and 16 sampled tokens a turn, on a Llama of 5.5 M parameters (`workload.py`). Systems:
+`python benchmarks/step.py [--json] [--threads N] [--layers N] [--steps N] [--systems NAME ...]`. A step is 16 episodes
+of 5 turns with 42 tokens of observation and 16 sampled tokens a turn, on a Llama of 5.5 M parameters (`workload.py`),
+or on one of more layers. Systems:
 
 - `turnppo`: this trainer, with a full actor and a full critic, at its defaults.
+- `turnppo_2`: the same with a critic of the actor's first two blocks (`critic_layers: 2`).
+- `grpo`: the same without a critic, in groups of 4 episodes.
 - `trl_grpo`: TRL's GRPOTrainer on the same environment, through its `rollout_func`. It has no critic.
 
 Before every step of a system the floor (`floor.py`) makes one in the same process, so that whatever else the machine
@@ -23,7 +26,8 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -80,9 +84,9 @@ class Meter(TrainerCallback):
         self._start = time.process_time()
 
 
-def turnppo(work: Workload, steps: int, meter: Meter, folder: str) -> None:
-    """This trainer, at the defaults of Turn-PPO."""
-    trainer = make_trainer(work, folder, steps=steps, num_tasks=64 * work.episodes, callback=meter)
+def turnppo(work: Workload, steps: int, meter: Meter, folder: str, **settings: Any) -> None:
+    """This trainer, at the defaults of Turn-PPO but for `settings`."""
+    trainer = make_trainer(work, folder, steps=steps, num_tasks=64 * work.episodes, callback=meter, **settings)
     meter.wrap(trainer, "_play_rollout_batch", "rollout")
     meter.wrap(optimizer_step, "score", "scoring")
     trainer.train()
@@ -164,14 +168,26 @@ def trl_grpo(work: Workload, steps: int, meter: Meter, folder: str) -> None:
     trainer.train()
 
 
-SYSTEMS: dict[str, Callable[..., None]] = {"turnppo": turnppo, "trl_grpo": trl_grpo}
+SYSTEMS: dict[str, Callable[..., None]] = {
+    "turnppo": turnppo,
+    "turnppo_2": partial(turnppo, critic_layers=2),
+    "grpo": partial(turnppo, algorithm="grpo", num_generations=4),
+    "trl_grpo": trl_grpo,
+}
+DEEP = 8  # layers from which on the floor's critic has two blocks, as that of the system that is judged there
 
 
-def measure_here(system: str, steps: int, *, beside_floor: bool, smoke: bool) -> dict[str, Any]:
+def workload_of(options: argparse.Namespace) -> Workload:
+    """The sizes that the options ask for."""
+    work = replace(Workload(), layers=options.layers)
+    return work.small() if options.smoke else work
+
+
+def measure_here(system: str, steps: int, work: Workload, *, beside_floor: bool) -> dict[str, Any]:
     """Run one system in this process."""
-    work = Workload().small() if smoke else Workload()
     actor = make_actor(work)
-    floor = Floor(actor, critic_from_actor(actor), make_tokenizer(work), work)
+    critic = critic_from_actor(actor, layers=2 if work.layers >= DEEP else None)
+    floor = Floor(actor, critic, make_tokenizer(work), work)
     if system == "floor":
         for number in range(steps):
             floor.step(number)
@@ -198,6 +214,7 @@ def measure_here(system: str, steps: int, *, beside_floor: bool, smoke: bool) ->
 def in_process(system: str, options: argparse.Namespace, steps: int, *, beside_floor: bool) -> dict[str, Any]:
     """Run one system in a process of its own."""
     command = [sys.executable, __file__, "--inside", system, "--steps", str(steps)]
+    command += ["--layers", str(options.layers)]
     command += ["--beside-floor"] if beside_floor else []
     command += ["--smoke"] if options.smoke else []
     # threads that spin while they wait would be counted as work, most of all where others want the processor
@@ -212,11 +229,11 @@ def in_process(system: str, options: argparse.Namespace, steps: int, *, beside_f
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Every system beside the floor, then alone for its memory."""
     if options.inside:
-        return measure_here(options.inside, options.steps, beside_floor=options.beside_floor, smoke=options.smoke)
+        return measure_here(options.inside, options.steps, workload_of(options), beside_floor=options.beside_floor)
     steps = 3 if options.smoke else options.steps
     figures: dict[str, Any] = {
         "steps": steps - 1,
-        "workload": asdict(Workload().small() if options.smoke else Workload()),
+        "workload": asdict(workload_of(options)),
     }
     for system in options.systems:
         figures[system] = in_process(system, options, steps, beside_floor=True)
@@ -234,12 +251,14 @@ def main() -> None:
     """Measure and print."""
     parser = parser_for(__doc__)
     parser.add_argument("--steps", type=int, default=6, help="steps, the first of which is not counted (%(default)s)")
+    parser.add_argument("--layers", type=int, default=Workload.layers, help="blocks of the actor (%(default)s)")
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
     parser.add_argument("--inside", choices=[*SYSTEMS, "floor"], help=argparse.SUPPRESS)
     parser.add_argument("--beside-floor", action="store_true", help=argparse.SUPPRESS)
     if "--inside" in sys.argv:
         sys.argv.append("--json")
-    run("step", parser, measure)
+    layers = parser.parse_args().layers
+    run("step" if layers == Workload.layers else f"step_{layers}_blocks", parser, measure)
 
 
 if __name__ == "__main__":

@@ -133,8 +133,9 @@ def make_trainer(
     num_tasks: int,
     callback: TrainerCallback,
     chat_template: str | None = None,
+    **settings: Any,
 ) -> TurnPPOTrainer:
-    """Make a trainer at the defaults of Turn-PPO; `chat_template` in place of the tokenizer's own."""
+    """Make a trainer at the defaults of Turn-PPO, but for `settings`; `chat_template` in place of the tokenizer's."""
     tokenizer = make_tokenizer(workload)
     tokenizer.chat_template = chat_template or tokenizer.chat_template
     return TurnPPOTrainer(
@@ -145,6 +146,7 @@ def make_trainer(
             max_turn_length=workload.action_tokens,
             max_completion_length=8192,
             **training_arguments(steps),
+            **settings,
         ),
         processing_class=tokenizer,
         train_dataset=Dataset.from_list(

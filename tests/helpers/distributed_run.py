@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, TrainerCallback
 
+from tests.helpers.families import family_actor
 from tests.helpers.scripted import CountingEnvironment
 from turnppo_hf import TurnPPOConfig, TurnPPOTrainer
 from turnppo_hf.ppo.batch import TurnBatch
@@ -51,6 +52,12 @@ def seeds():
         yield {"seed": seed}
 
 
+def actor_of(family, tokenizer):
+    """A random actor that answers as the embedded one's tokenizer reads; the same on every rank."""
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    return family_actor(family, vocab_size=len(tokenizer), max_position_embeddings=2048, **ids)
+
+
 def in_chunks(number):
     return lambda batch, _: list(torch.arange(len(batch)).chunk(number)) if len(batch) else []
 
@@ -65,6 +72,7 @@ def run(
     resume=None,
     stream=False,
     lora=None,
+    family=None,
     **fields,
 ):
     """Train one case, with plain SGD where it does not say otherwise, and return what was recorded on the way."""
@@ -90,11 +98,11 @@ def run(
     }
     if fields.get("use_vllm"):
         collector.check_engine = lambda *_, **__: None  # the fake server computes nothing
-    recorder = Recorder()
+    recorder, tokenizer = Recorder(), AutoTokenizer.from_pretrained(EMBEDDED)
     trainer = TurnPPOTrainer(
-        model=str(EMBEDDED),
+        model=str(EMBEDDED) if family is None else actor_of(family, tokenizer),
         args=TurnPPOConfig(str(folder / name), algorithm=algorithm, **{**settings, **fields}),
-        processing_class=AutoTokenizer.from_pretrained(EMBEDDED),
+        processing_class=tokenizer,
         callbacks=[recorder],
         environment_factory=Ragged,
         peft_config=LoraConfig(**lora) if lora else None,

@@ -57,12 +57,12 @@ def test_first_blocks_compute_what_they_compute_in_the_actor(name, tmp_path):
     hook = {}
     # before the norm: what the third block gets as its input
     blocks = next(item for item in actor.modules() if isinstance(item, torch.nn.ModuleList) and len(item) == 4)
-    handle = blocks[2].register_forward_pre_hook(lambda _, args: hook.setdefault("second", args[0]))
+    handle = blocks[2].register_forward_pre_hook(lambda _, args: hook.update(second=args[0]))
     hidden_states(actor)
     handle.remove()
     blocks = next(item for item in critic.modules() if isinstance(item, torch.nn.ModuleList) and len(item) == 2)
     blocks[1].register_forward_hook(
-        lambda _, args, output: hook.setdefault("mine", output[0] if isinstance(output, tuple) else output)
+        lambda _, args, output: hook.update(mine=output[0] if isinstance(output, tuple) else output)
     )
     hidden_states(critic)
     assert torch.equal(hook["mine"], hook["second"])
@@ -171,7 +171,7 @@ def test_checkpoint_of_another_depth_or_class_says_what_differs_and_what_to_do(t
     with pytest.raises(ValueError, match=r"The actor in .* is a 'llama' of 2 blocks, but .* 'qwen3'.*Set `model` as"):
         load_networks(other, str(tmp_path / "whole"))
     run = ActorCritic(actor, critic_from_actor(actor))
-    with pytest.raises(ValueError, match=r"is a network with '.*mlp.*' \(32, 32\), but.*\(64, 32\)"):
+    with pytest.raises(ValueError, match=r"is a network with '.*mlp.*' \(32, 32\), but.*\(32, 64\)"):
         load_networks(run, str(tmp_path / "wide"))
     with pytest.raises(ValueError, match=r"The critic in .* is a network without 'score"):
         load_networks(run, str(tmp_path / "headless"))

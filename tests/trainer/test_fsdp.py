@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow  # two processes
 
 LONG = {"optim": "adamw_torch", "max_steps": 4, "micro_batches": 3, "failing": [6, 7]}
 REF = {"beta": 0.1, "num_minibatches": 2, "max_steps": 4, "failing": [0, 1, 2, 3], "micro_batches": 2}
-SHARED = {name: CASES[name] for name in ("two", "empty", "grpo")}
+SHARED = {name: CASES[name] for name in ("two", "empty", "grpo", "family")}
 LAUNCH = [
     *({"name": name, **case} for name, case in SHARED.items()),
     {"name": "long", **LONG, "save_strategy": "steps", "save_steps": 2},
@@ -60,7 +60,11 @@ def test_what_is_saved_is_whole_and_plain_transformers_loads_it(cut, folder):
         ("actor", AutoModelForCausalLM, ""),
         ("critic", AutoModelForTokenClassification, "critic"),
     ):
-        for saved, case in ((folder / "long", "long"), (folder / "long" / "checkpoint-4", "long")):
+        for saved, case in (
+            (folder / "long", "long"),
+            (folder / "long" / "checkpoint-4", "long"),
+            (folder / "family", "family"),
+        ):
             loaded = dict(kind.from_pretrained(saved / part).named_parameters())
             gathered = {
                 name.removeprefix(f"weight.{network}."): value

@@ -21,6 +21,8 @@ CASES = {
     "grpo": {"algorithm": "grpo"},
     "lora": {"critic": "lora", "lora": {"r": 2, "target_modules": ["q_proj", "v_proj"]}, "beta": 0.1},
     "shared": {"critic": "shared", "critic_trunk_gradient": 0.5},
+    # a critic of a class of this package, with half of the actor's blocks
+    "family": {"family": "olmo2", "critic_layers": 2},
     "streamed": {"stream": True, "num_generations": 2, "save_strategy": "steps", "save_steps": 1},
     "resumed": {"stream": True, "num_generations": 2, "resume": "streamed/checkpoint-1"},
     "updates": {**UPDATES, "save_strategy": "steps", "save_steps": 1},

@@ -17,6 +17,7 @@ import datasets
 import gymnasium
 import torch
 from accelerate.utils import gather_object
+from transformers import AutoConfig
 
 from turnppo_hf.agent import TurnPPOAgent
 from turnppo_hf.cli.common import hide_loading_bars
@@ -29,6 +30,7 @@ from turnppo_hf.evaluation.summary import Summary, comparison_table, reference_p
 from turnppo_hf.hub.files import CRITIC_FOLDER
 from turnppo_hf.hub.run_record import EPISODES_FILE, TRAIN_CONFIG, package_version
 from turnppo_hf.models.adapters import ADAPTER_CONFIG, is_adapted, trained
+from turnppo_hf.models.critic_layers import depth_of
 from turnppo_hf.models.pretrained import EMBEDDED_MODELS, find_model
 from turnppo_hf.ppo.algorithms import ALGORITHMS
 from turnppo_hf.rollout.parquet import save_trajectories
@@ -162,8 +164,19 @@ def _known_critic(run: RunConfig, folder: Path, *, is_adapter: bool) -> str | No
     critic = folder / CRITIC_FOLDER
     if not run.training.uses_critic or not critic.is_dir():
         return None
-    if is_adapter or (run.training.critic == "separate" and not run.adapters.use_peft):
+    if is_adapter:
         return str(critic)
+    if run.training.critic == "separate" and not run.adapters.use_peft:
+        blocks = depth_of(AutoConfig.from_pretrained(critic))
+        if run.training.critic_layers in (None, blocks):
+            return str(critic)
+        warnings.warn(
+            f"{run.task.model} comes with a critic of {blocks} blocks, and `critic_layers` is "
+            f"{run.training.critic_layers}: it is left out, and the critic starts with a head of zero. Leave "
+            "`critic_layers` out to keep it.",
+            stacklevel=2,
+        )
+        return None
     warnings.warn(
         f"{run.task.model} comes with a critic of its own weights, which a critic on the actor's weights cannot go on "
         "with: it starts with a head of zero. Train whole networks (`critic: separate`) to keep it.",

@@ -75,4 +75,6 @@ def token_classifier(causal: type[PreTrainedModel]) -> type[PreTrainedModel]:
     name = f"{family.__name__.removesuffix('PreTrainedModel')}ForTokenClassification"
     # transformers looks into a class's module for what kinds of attention its layers have
     place = {"__module__": causal.__module__, "__doc__": f"Backbone of {causal.__name__} and one linear head."}
-    return type(name, (BackboneWithHead, family), {**place, "causal_class": causal})
+    # the family's configuration may be that of text and images together
+    of_text = {"config_class": causal.config_class, "causal_class": causal}
+    return type(name, (BackboneWithHead, family), {**place, **of_text})

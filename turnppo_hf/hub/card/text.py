@@ -22,6 +22,7 @@ _HYPERPARAMETERS = {
     "token_lam": "GAE's lambda per token",
     "learning_rate": "actor's learning rate",
     "lr_scheduler_type": "schedule",
+    "critic_layers": "critic's blocks, the actor's first",
     "critic_lr_multiplier": "critic's learning rate / actor's",
     "critic_warmup_steps": "critic warm-up steps",
     "generation_batch_size": "episodes per rollout batch",
@@ -43,7 +44,7 @@ _HYPERPARAMETERS = {
     "seed": "seed",
 }
 _DISCOUNTS = ("gamma", "lam", "token_gamma", "token_lam")
-_CRITIC_KEYS = ("critic_lr_multiplier", "critic_warmup_steps", "cliprange_value")
+_CRITIC_KEYS = ("critic_layers", "critic_lr_multiplier", "critic_warmup_steps", "cliprange_value")
 
 
 def environment_name(run: RunRecord) -> str:

@@ -42,7 +42,6 @@ pytestmark = [
 
 APP = Path(__file__).parents[2] / "spaces_demo" / "app.py"
 START_S, WAIT_MS = 120, 30_000  # a busy machine takes its time; nothing waits so long without need
-FIRST_BOARD_S = 3.0
 # what a browser says of requests that it breaks off itself when a page is left
 LEAVING = ("AbortError", "Connection errored out", "net::ERR_ABORTED", "Failed to fetch")
 KEYS = {"Up": "ArrowUp", "Down": "ArrowDown", "Left": "ArrowLeft", "Right": "ArrowRight"}
@@ -159,14 +158,10 @@ def expect(locator: Any) -> Any:
     return playwright.expect(locator)
 
 
-def test_replay_is_visible_soon_and_stepped_without_the_server(visit: Callable[..., Any]) -> None:
-    visit()  # the server and the browser's cache are warm
-    start = time.monotonic()
+def test_replay_is_visible_and_stepped_without_the_server(visit: Callable[..., Any]) -> None:
     page = visit()
-    took = time.monotonic() - start
     replay = player(page, "replay-player")
     expect(replay.locator("sokoban-board svg")).to_be_visible()
-    assert took < FIRST_BOARD_S * 3  # shared machines: benchmarks/space.py measures the figure itself
     page.context.set_offline(True)
     replay.get_by_role("button", name="Next turn").click()
     expect(replay.locator("h3")).to_have_text("Turn 2 of 3")

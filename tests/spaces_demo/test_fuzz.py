@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import string
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,6 @@ app = pytest.importorskip("app", reason='needs Gradio: pip install "turnppo-hf[s
 gr = app.gr
 
 EVENTS = 1500  # benchmarks/space.py sends 10,000 to a running server
-SLOWEST_S = 10.0  # of one event: a search at its limit, on a busy machine
 
 
 def random_text(rng: random.Random) -> str:
@@ -70,14 +68,12 @@ def test_random_events_are_answered_or_refused_with_a_message() -> None:
     for number in range(EVENTS):
         rng = random.Random(number)
         event = rng.choice(kinds())
-        start = time.perf_counter()
         try:
             event(rng)
             outcomes["answered"] += 1
         except gr.Error as error:
             assert len(str(error)) > 20
             outcomes["refused"] += 1
-        assert time.perf_counter() - start < SLOWEST_S, number
     assert min(outcomes.values()) > EVENTS // 10, outcomes
 
 

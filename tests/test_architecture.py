@@ -22,7 +22,18 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_OWN_FIELDS = 500, 80, 40
 
 # a unit, a package or a module of the top level, imports from those before it only
 ORDER = (
-    *("_trl", "distribution", "trajectory", "environments", "generation", "rollout", "ppo", "evaluation", "hub"),
+    *(
+        "_trl",
+        "distribution",
+        "redaction",
+        "trajectory",
+        "environments",
+        "generation",
+        "rollout",
+        "ppo",
+        "evaluation",
+        "hub",
+    ),
     *("models", "agent", "trainer", "cli", "__init__", "train"),
 )
 FRAMEWORKS = {"torch", "transformers", "trl", "accelerate", "datasets"}

@@ -385,9 +385,9 @@ def test_redact_knows_tokens_by_form_and_by_use(monkeypatch: Any) -> None:
     told = redact(
         "Illegal header value b'Bearer abc.def\\n', hf_abcdefGHIJ, secret-of-a-proxy, argument-1", "argument-1"
     )
-    assert told == "Illegal header value b'<token>\\n', <token>, <token>, <token>"
+    assert told == "Illegal header value b'<redacted>\\n', <redacted>, <redacted>, <redacted>"
     assert redact("turnppo_hf is fine, and so is hf_") == "turnppo_hf is fine, and so is hf_"
-    assert explain(OSError("no space for hf_abcdefGHIJ\nsecond line")) == "no space for <token>"
+    assert explain(OSError("no space for hf_abcdefGHIJ\nsecond line")) == "no space for <redacted>"
 
 
 def test_background_pushes_run_in_order_and_report_once(caplog: Any) -> None:
@@ -412,7 +412,7 @@ def test_background_pushes_run_in_order_and_report_once(caplog: Any) -> None:
     assert order == ["a", "b", "c", "d"] and not pushes.is_busy
     assert number == 4 and [str(error) for error in errors] == [
         "It failed.",
-        "Nothing was pushed: disk full for <token>",
+        "Nothing was pushed: disk full for <redacted>",
     ]
     assert futures[0].result().oid == "a" and futures[3].result().oid == "d"
     with pytest.raises(PushError, match="disk full"):

@@ -321,7 +321,7 @@ def test_tokens_and_paths_stay_on_the_machine(
             assert not any(secret in data for secret in secrets), f"{folder}: {name}"
             resumable = folder == "here" and name.startswith("checkpoint-")
             assert resumable or str(tmp_path).encode() not in data, f"{folder}: {name}"
-    assert b'"token": "<token>"' in hub.files(REPO, "runs")["training_config.json"]
+    assert b'"token": "<redacted>"' in hub.files(REPO, "runs")["training_config.json"]
     assert hub.saw_token(hub.token) == hub.saw_token(other) == hub.sent_to_storage(hub.token) == []
     assert not any(token in caplog.text for token in (hub.token, other))
 

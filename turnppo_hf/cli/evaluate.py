@@ -39,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     from turnppo_hf.cli.train_arguments import HELD_OUT_SEED
     from turnppo_hf.evaluation.calibration import judge_critic
     from turnppo_hf.evaluation.summary import reference_players, summarize
+    from turnppo_hf.redaction import redact
 
     hide_loading_bars()
     if arguments.push:
@@ -63,7 +64,12 @@ def run(arguments: argparse.Namespace) -> int:
         )
     players = {"model": summarize(trajectories), **reference_players(environment, tasks)}
     critic = judge_critic(trajectories, agent.record.turn_discounts[0])
-    head = {"model": arguments.model, "environment": name, "environment_kwargs": environment.keywords, **settings}
+    head = {
+        "model": arguments.model,
+        "environment": name,
+        "environment_kwargs": redact(environment.keywords),
+        **settings,
+    }
     if arguments.json:
         summaries = {player: summary.to_dict() for player, summary in players.items()}
         print(json.dumps({**head, "players": summaries, "critic": critic and asdict(critic)}, indent=2))
@@ -97,6 +103,7 @@ def _print_evaluation(
     trajectories: Sequence[Trajectory],
 ) -> None:
     from turnppo_hf.evaluation.summary import comparison_table
+    from turnppo_hf.redaction import redact_text
 
     model = players["model"]
     print(f"{head['model']} in {head['environment']} {json.dumps(head['environment_kwargs'])}")
@@ -113,4 +120,4 @@ def _print_evaluation(
     print("\nstop reasons: " + ", ".join(f"{why} {count}" for why, count in model.stop_reasons.items()))
     if model.failed:
         first = next(str(trajectory.error) for trajectory in trajectories if trajectory.error is not None)
-        print(f"{model.failed} episodes failed and are not in these figures; the first: {first}")
+        print(f"{model.failed} episodes failed and are not in these figures; the first: {redact_text(first)}")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from turnppo_hf.distribution import DISTRIBUTION, declared
 from turnppo_hf.hub.exceptions import PushError
+from turnppo_hf.redaction import redact_text
 from turnppo_hf.trajectory import FailedEpisodesError, GenerationError
 
 # command -> its module, imported when it is chosen, and one line of help; each module has `add_arguments` and `run`
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _USER_ERRORS as error:
         if debug:
             raise
-        print(f"turnppo: error: {error}", file=sys.stderr)
+        print(f"turnppo: error: {redact_text(error)}", file=sys.stderr)
         return 2
 
 

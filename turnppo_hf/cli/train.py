@@ -33,6 +33,7 @@ from turnppo_hf.models.adapters import ADAPTER_CONFIG, is_adapted, trained
 from turnppo_hf.models.critic_layers import depth_of
 from turnppo_hf.models.pretrained import EMBEDDED_MODELS, find_model
 from turnppo_hf.ppo.algorithms import ALGORITHMS
+from turnppo_hf.redaction import redact, redact_text
 from turnppo_hf.rollout.parquet import save_trajectories
 from turnppo_hf.trainer.turn_ppo_trainer import TurnPPOTrainer
 from turnppo_hf.trajectory import Trajectory
@@ -236,20 +237,21 @@ def describe_run(run: RunConfig, tasks: Tasks, trainer: TurnPPOTrainer) -> str:
     data = trainer.make_record().data
     lines = {
         "model": f"{task.model} ({type(trainer.model.actor).__name__}): {networks}",
-        "environment": f"{task.environment} {json.dumps(task.environment_kwargs)}",
+        "environment": f"{task.environment} {json.dumps(redact(task.environment_kwargs))}",
         **({"data": data} if data else {}),
         "algorithm": f"{args.algorithm}: {details}ratio per {args.importance_sampling_level}, "
         f"learning rate {args.learning_rate:g}"
         + (f" (critic {args.learning_rate * args.critic_lr_multiplier:g})" if args.uses_critic else ""),
         "episodes": f"{args.generation_batch_size} in each of {batches:g} {unit} on {len(tasks.train)} tasks, "
         f"{args.updates_per_batch} updates a batch",
-        "held out": f"{len(tasks.held_out)} episodes {json.dumps(task.eval_environment_kwargs)}",
+        "held out": f"{len(tasks.held_out)} episodes {json.dumps(redact(task.eval_environment_kwargs))}",
         "device": f"{args.world_size} x {device}, {'bf16' if args.bf16 else 'float32'}"
         + (f", {torch.get_num_threads()} threads" if device == "cpu" else ""),
         **({"sampling": f"vLLM, {args.vllm_mode}"} if args.use_vllm else {}),
         "output": args.output_dir,
     }
-    return "\n".join([f"turnppo train {run.path}", *(f"  {name:<12}{text}" for name, text in lines.items())])
+    page = [f"turnppo train {run.path}", *(f"  {name:<12}{text}" for name, text in lines.items())]
+    return redact_text("\n".join(page))
 
 
 def _load_splits(name: str) -> Mapping[str, datasets.Dataset]:

@@ -18,6 +18,7 @@ import yaml
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from turnppo_hf.environments.names import did_you_mean
+from turnppo_hf.redaction import check_unmasked, redact, remember_secrets
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig, describe_fields
 
 HELD_OUT_SEED = 1_000_000  # the first held-out seed, far above any training seed
@@ -66,8 +67,10 @@ class TaskArguments:
     dataset: str | None = None
 
     def __post_init__(self) -> None:
+        check_unmasked(vars(self), "with its flag, or in the YAML file")
         self.environment_kwargs = read_json_object("environment_kwargs", self.environment_kwargs)
         self.eval_environment_kwargs = read_json_object("eval_environment_kwargs", self.eval_environment_kwargs)
+        remember_secrets(vars(self))
         for name in ("num_tasks", "eval_episodes"):
             if getattr(self, name) < 1:
                 raise RunConfigError(
@@ -112,9 +115,10 @@ class RunConfig:
         words = [path.name if path.is_absolute() or ".." in path.parts else self.path]
         local = False
         for word in self.flags:
-            if word.startswith("--"):
-                local = _is_local(word[2:].partition("=")[0].replace("-", "_"))
-            words += [] if local else [word]
+            name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+            if name:
+                local = _is_local(name[2:].replace("-", "_"))
+            words += [] if local else [f"{name}{equals}{redact(value)}"]
         return shlex.join(["turnppo", "train", *words])
 
     def adapter_configs(self) -> dict[str, Any]:
@@ -124,8 +128,8 @@ class RunConfig:
         return {"peft_config": get_peft_config(asked), "quantization_config": get_quantization_config(asked)}
 
     def again(self) -> str:
-        """Return a YAML file that trains the same again elsewhere: without places, tokens and trackers of this run."""
-        kept = {name: value for name, value in self.settings.items() if not _is_local(name)}
+        """Return a YAML file that trains the same elsewhere: without places, secrets and trackers of this run."""
+        kept = redact({name: value for name, value in self.settings.items() if not _is_local(name)})
         return yaml.safe_dump(
             {**kept, "output_dir": f"runs/{Path(str(self.training.output_dir)).name}"}, sort_keys=False
         )

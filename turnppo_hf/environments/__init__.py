@@ -12,6 +12,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from turnppo_hf.environments.checker import check_environment
 from turnppo_hf.environments.integrations.adapt import adapt, check_spaces
 from turnppo_hf.environments.names import did_you_mean
+from turnppo_hf.redaction import check_unmasked, remember_secrets
 
 if TYPE_CHECKING:
     from turnppo_hf.environments.integrations.trl_classes import SokobanTools, WebShopTools
@@ -63,6 +64,8 @@ def make_environment(name: str, **kwargs: Any) -> gymnasium.Env[str, str]:
         `ValueError`: unknown id or argument, or an argument's value is out of range.
         `TypeError`: observations or actions of the environment are no `gymnasium.spaces.Text`.
     """
+    check_unmasked(kwargs, "--environment_kwargs, or the arguments of make_environment")
+    remember_secrets(kwargs)
     module, _, environment_id = full_id(name).rpartition(":")
     if module:
         try:

@@ -12,6 +12,7 @@ from turnppo_hf.evaluation.calibration import CriticJudgement
 from turnppo_hf.evaluation.json_fields import NULLABLE, FieldError, read_fields, write_fields
 from turnppo_hf.evaluation.summary import Summary
 from turnppo_hf.ppo.algorithms import ALGORITHMS
+from turnppo_hf.redaction import redact, redact_text
 
 RESULTS_FILE = "results.json"
 SCHEMA_VERSION = 1
@@ -156,8 +157,9 @@ class RunResults:
         return write_fields(self)
 
     def save(self, folder: str | Path) -> None:
-        """Write `results.json` into a folder."""
-        (Path(folder) / RESULTS_FILE).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        """Write `results.json` into a folder, without secrets."""
+        text = json.dumps(redact(self.to_dict()), indent=2, default=redact_text)
+        (Path(folder) / RESULTS_FILE).write_text(f"{text}\n", encoding="utf-8")
 
     @property
     def players(self) -> dict[str, Summary]:

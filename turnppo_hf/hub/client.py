@@ -33,6 +33,7 @@ from turnppo_hf.hub.http_errors import (
     is_transient,
     redact,
 )
+from turnppo_hf.hub.secret_check import check_no_secrets
 
 RETRY_WAITS_S = (2.0, 8.0, 30.0)  # before the second, third and fourth attempt
 
@@ -188,6 +189,8 @@ def _upload(
         raise PushError(
             f"{str(folder)!r} is no folder, so there is nothing to push. Check the path.", is_transient=False
         )
+    patterns = {name: upload.get(name) for name in ("allow_patterns", "ignore_patterns")}
+    check_no_secrets(folder, called=called, **patterns)
     api = HfApi(token=token)
     repo_type = create.get("repo_type", "model")
     create_pr, revision = upload.get("create_pr", False), upload["revision"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import httpx2
 from huggingface_hub import get_token
 from huggingface_hub.errors import (
@@ -19,6 +17,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import parse_ratelimit_headers
 
+from turnppo_hf.redaction import MASK, redact_text
+
 MAX_WAIT_S = 300.0  # where the Hub itself names the time: its limits count in windows of five minutes
 REQUEST_TIMEOUT_S = 300.0  # without an answer; the client itself would wait for ever
 # what the client and its storage backend raise where the network or the Hub fails
@@ -28,7 +28,6 @@ HUB_ERRORS = (
 )
 
 _TRANSIENT = {408, 409, 412, 425, 429, 500, 502, 503, 504}
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{10,}|Bearer +[^\s'\"\\]+")
 _SENTENCES = {  # status -> what it means, what to do
     400: ("the Hub refuses what was sent", "Fix it and try again."),
     401: ("the Hub does not accept the token", "Run `hf auth login`, or set HF_TOKEN to a valid one."),
@@ -78,11 +77,11 @@ def asked_wait(error: Exception) -> float:
 
 
 def redact(text: str, *tokens: str | None) -> str:
-    """Put `<token>` in the place of everything in a text that is a token, by its form or because it is in use."""
+    """Mask everything in a text that is a secret, by its form or because it is in use."""
     for token in (*tokens, get_token()):
         if isinstance(token, str) and len(token.strip()) >= 8:
-            text = text.replace(token.strip(), "<token>")
-    return _TOKEN.sub("<token>", text)
+            text = text.replace(token.strip(), MASK)
+    return redact_text(text)
 
 
 def cause_and_remedy(error: Exception) -> tuple[str, str]:

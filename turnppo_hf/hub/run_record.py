@@ -19,6 +19,7 @@ from turnppo_hf.evaluation.results import RESULTS_FILE, ComparedRun, Package, Ru
 from turnppo_hf.hub.agent_record import RECORD_FILE, AgentRecord
 from turnppo_hf.hub.exceptions import ReleaseError
 from turnppo_hf.hub.files import CRITIC_FOLDER, is_private, read_json
+from turnppo_hf.redaction import redact
 from turnppo_hf.rollout.parquet import read_trajectories
 from turnppo_hf.trajectory import Trajectory
 
@@ -74,7 +75,7 @@ def read_run(folder: str | Path) -> RunRecord:
     sizes = {"actor": count_parameters(path), "critic": count_parameters(path / CRITIC_FOLDER)}
     config = path / "config.json"
     state = _read_if_there(path / "trainer_state.json")
-    training = _read_if_there(path / "training_config.json")
+    training = redact(_read_if_there(path / "training_config.json"))
     episodes = path / EPISODES_FILE
     return RunRecord(
         name=path.resolve().name,

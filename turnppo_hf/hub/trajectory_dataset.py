@@ -15,6 +15,8 @@ from huggingface_hub import CommitInfo, DatasetCardData, HfApi
 from turnppo_hf.environments.messages import open_conversation, text_of
 from turnppo_hf.evaluation.summary import Summary, comparison_table, summarize
 from turnppo_hf.hub.client import create_repository, with_retries
+from turnppo_hf.hub.secret_check import check_no_secrets
+from turnppo_hf.redaction import redact, redact_text
 from turnppo_hf.trajectory import StopReason, Trajectory
 
 _HARNESS = "turnppo_hf"  # names us to the Hub's trace viewer
@@ -216,7 +218,7 @@ def write_dataset(
         )
     summary, place = summarize(trajectories), Path(folder)
     _clear(place)
-    rows = episode_rows(trajectories, agent=agent, split=split)
+    rows = redact(episode_rows(trajectories, agent=agent, split=split))
     for name in ("data", "traces"):
         (place / name).mkdir(parents=True, exist_ok=True)
     Dataset.from_list(rows, features=FEATURES).to_parquet(str(place / "data" / f"{split}.parquet"))
@@ -228,7 +230,9 @@ def write_dataset(
         agent=agent,
         split=split,
         repo=repo_id or "NAMESPACE/NAME",
-        environment_kwargs=json.dumps(dict(environment_kwargs), sort_keys=True) if environment_kwargs else "",
+        environment_kwargs=json.dumps(redact(environment_kwargs), sort_keys=True, default=redact_text)
+        if environment_kwargs
+        else "",
     )
     (place / "README.md").write_text(card, encoding="utf-8")
     return summary
@@ -262,6 +266,8 @@ def push_dataset(
     place = Path(folder)
     if not list(place.glob(_FILES[0])) or not _is_ours(place / "README.md"):
         raise ValueError(f"{str(folder)!r} holds no dataset that `write_dataset` wrote, so nothing was pushed.")
+    allowed = ["README.md", *_FILES]
+    check_no_secrets(place, allow_patterns=allowed)
     api, repo = HfApi(token=token), create_repository(repo_id, token=token, private=private, repo_type="dataset")
 
     def push() -> CommitInfo:
@@ -273,7 +279,7 @@ def push_dataset(
             repo_type="dataset",
             commit_message="Episodes of a turnppo_hf agent",
             revision=revision,
-            allow_patterns=["README.md", *_FILES],
+            allow_patterns=allowed,
             delete_patterns=list(_FILES),
         )
 

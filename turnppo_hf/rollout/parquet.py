@@ -8,17 +8,18 @@ from pathlib import Path
 
 from datasets import Dataset
 
+from turnppo_hf.redaction import redact
 from turnppo_hf.trajectory import Trajectory
 
 _MAPPINGS = ("task", "metrics", "extra")
 
 
 def save_trajectories(trajectories: Sequence[Trajectory], file: Path) -> None:
-    """Write a Parquet file, one row a trajectory as in `Trajectory.to_dict`; its mappings are JSON texts."""
+    """Write a Parquet file without secrets, one row a trajectory as in `Trajectory.to_dict`; mappings are JSON texts."""
     file.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for trajectory in trajectories:
-        row = trajectory.to_dict()
+        row = redact(trajectory.to_dict())
         # as columns, their keys would be those of every row, and Parquet refuses to have none
         rows.append({**row, **{name: json.dumps(row[name], ensure_ascii=False, default=str) for name in _MAPPINGS}})
     Dataset.from_list(rows).to_parquet(str(file))

@@ -10,9 +10,9 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from turnppo_hf.hub.agent_record import AgentRecord
-from turnppo_hf.hub.http_errors import redact
 from turnppo_hf.models.actor_critic import ActorCritic
 from turnppo_hf.models.checkpoint import save_networks
+from turnppo_hf.redaction import redact, redact_text
 from turnppo_hf.trainer.distributed import Sharding
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 from turnppo_hf.trajectory import FailedEpisodesError, GenerationError
@@ -34,7 +34,7 @@ def save_run(
         networks ([`~turnppo_hf.models.actor_critic.ActorCritic`]): Actor and critic, unwrapped.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Saved beside the actor.
         record (`AgentRecord`): Saved as `turnppo.json`.
-        args ([`TurnPPOConfig`]): Saved as `training_config.json`, without tokens and places of this machine.
+        args ([`TurnPPOConfig`]): Saved as `training_config.json`, without secrets and places of this machine.
         sharding (`Sharding`): Gathers weights that are cut.
     """
     states = None
@@ -45,7 +45,7 @@ def save_run(
         return
     save_networks(networks, tokenizer, record, folder, states)
     settings = {**args.to_dict(), "output_dir": Path(str(args.output_dir)).name}
-    text = redact(json.dumps(settings, indent=2, default=str), args.hub_token)
+    text = json.dumps(redact(settings), indent=2, default=redact_text)
     (Path(folder) / "training_config.json").write_text(f"{text}\n", encoding="utf-8")
 
 

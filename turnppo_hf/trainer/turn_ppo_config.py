@@ -12,6 +12,7 @@ import torch
 
 from turnppo_hf._trl import BaseConfig
 from turnppo_hf.ppo.algorithms import ALGORITHMS
+from turnppo_hf.redaction import MASK, check_unmasked, redact, remember_secrets
 from turnppo_hf.trainer.config_checks import check_choice, check_choices, check_critic_kind, check_ranges, check_vllm
 
 _Config = TypeVar("_Config")
@@ -303,7 +304,9 @@ class TurnPPOConfig(BaseConfig):
             setattr(self, checkpointing, on_accelerator)
         if self.bf16 is None:
             self.bf16 = not self.fp16 and on_accelerator and _supports_bf16()
+        check_unmasked({item.name: getattr(self, item.name) for item in fields(self)}, "in its argument or flag")
         super().__post_init__()
+        remember_secrets({item.name: getattr(self, item.name) for item in fields(self)})
         check_choice(self, "algorithm", ALGORITHMS)
         self._fill_defaults_of_the_algorithm()
         check_choices(self)
@@ -311,6 +314,17 @@ class TurnPPOConfig(BaseConfig):
         check_critic_kind(self)
         check_vllm(self)
         self._fold_batch_sizes()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the arguments without secrets, as they are saved and as trackers get them."""
+        tokens = {name: value and MASK for name, value in vars(self).items() if name.endswith("_token")}
+        return dict(redact({**super().to_dict(), **tokens}))
+
+    def __str__(self) -> str:
+        lines = [f"{name}={value},\n" for name, value in sorted(self.to_dict().items())]
+        return f"{type(self).__name__}(\n{''.join(lines)})"
+
+    __repr__ = __str__
 
     @property
     def uses_critic(self) -> bool:

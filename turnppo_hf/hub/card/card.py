@@ -22,6 +22,7 @@ from turnppo_hf.hub.card.pictures import draw_pictures, picture_facts
 from turnppo_hf.hub.files import read_json
 from turnppo_hf.hub.run_record import RunRecord, read_run
 from turnppo_hf.hub.wheel import build_wheel
+from turnppo_hf.redaction import redact, redact_text
 
 README = "README.md"
 EVAL_RESULTS_FILE = ".eval_results/turnppo.yaml"
@@ -66,7 +67,9 @@ def prepare_release(
         results.parent.mkdir(exist_ok=True)
         name = dataset or f"{repo_id or run.name}-episodes"
         entries = eval_results(run.results.after, run, name, card_text.seeds_and_temperature(run))
-        results.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), encoding="utf-8")
+        results.write_text(
+            yaml.safe_dump(redact(eval_result_entries_to_yaml(entries)), sort_keys=False), encoding="utf-8"
+        )
     text = _render(run, path, repo_id, title=title, dataset=dataset, tags=tags)
     old = [(path / README).read_text(encoding="utf-8")] if (path / README).exists() else []
     for card in (*old, *([published] if published else [])):
@@ -75,13 +78,15 @@ def prepare_release(
 
 
 def _forget_places(folder: Path, record: AgentRecord) -> None:
-    """Shorten the paths of this machine in what is published, and warn of those that the agent needs."""
+    """Shorten the paths of this machine in what is published, mask secrets, and warn of paths that the agent needs."""
     state = folder / "trainer_state.json"
     if state.exists():
         content = read_json(state)
-        best = content.get("best_model_checkpoint")
-        if isinstance(best, str) and Path(best).name != best:
-            state.write_text(json.dumps({**content, "best_model_checkpoint": Path(best).name}, indent=2) + "\n")
+        shared = redact(content)  # callbacks write into it what they like
+        if isinstance(best := shared.get("best_model_checkpoint"), str):
+            shared["best_model_checkpoint"] = Path(best).name
+        if shared != content:
+            state.write_text(json.dumps(shared, indent=2) + "\n")
     for kwargs in (record.environment_kwargs, record.evaluation.environment_kwargs):
         for name, value in (kwargs or {}).items():
             if isinstance(value, str) and Path(value).is_absolute():
@@ -123,7 +128,7 @@ def _render(
         reproduce=card_text.reproduce(run, repo),
         version=declared().version,
     )
-    return re.sub(r"\n{3,}", "\n\n", text)
+    return redact_text(re.sub(r"\n{3,}", "\n\n", text))
 
 
 def eval_results(summary: Summary, run: RunRecord, dataset: str, protocol: str) -> list[EvalResultEntry]:

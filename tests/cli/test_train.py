@@ -1,0 +1,87 @@
+"""`turnppo train` with secrets in every place that takes one: none reaches a file, and a run again asks for them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import pytest
+import yaml
+
+from tests.cli.test_main import RUN
+from turnppo_hf.cli.main import main
+from turnppo_hf.environments.sokoban.environment import Sokoban
+from turnppo_hf.hub.card.card import prepare_release
+from turnppo_hf.hub.run_record import read_run
+from turnppo_hf.hub.trajectory_dataset import write_dataset
+
+TOKEN = "hf_" + "aB3" * 11 + "c"
+SECRETS = {"login": "Swordfish-99", "address": "p4ssWord", "token": TOKEN}
+
+
+class LoggedIn(Sokoban):
+    """Sokoban behind a login, which it shows to the player."""
+
+    def __init__(self, login: Any = None, server: str = "", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.login = login
+
+    def reset(self, **kwargs: Any) -> tuple[str, dict[str, Any]]:
+        observation, info = super().reset(**kwargs)
+        return f"{observation}\n{self.login['password']}", info
+
+
+gymnasium.register("tests/LoggedIn-v0", LoggedIn, disable_env_checker=True, order_enforce=False)
+LOGIN = {"login": {"user": "me", "password": SECRETS["login"]}, "server": f"http://me:{SECRETS['address']}@host"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short run with secrets in its file and in its flags."""
+    folder = tmp_path_factory.mktemp("runs") / "short"
+    changes = {"environment": "tests/LoggedIn-v0", "log_completions": True, "save_strategy": "steps", "save_steps": 2}
+    settings = {**RUN, **changes, "max_steps": 2, "logging_steps": 1, "eval_episodes": 4, "output_dir": str(folder)}
+    settings["environment_kwargs"] = {**RUN["environment_kwargs"], **LOGIN}
+    config = folder.parent / "run.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    flags = ["--model_init_kwargs", json.dumps({"token": TOKEN}), "--hub_token", TOKEN]
+    assert main(["train", str(config), *flags, f"--vllm_server_base_url=http://me:{SECRETS['address']}@host"]) == 0
+    return folder
+
+
+@pytest.mark.slow
+def test_no_secret_reaches_a_file_of_the_run(run: Path, tmp_path: Path) -> None:
+    prepare_release(run, "alice/agent", dataset="alice/episodes")
+    record = read_run(run)
+    write_dataset(record.episodes, tmp_path / "data", agent="a", environment_kwargs=record.record.environment_kwargs)
+    files = [path for folder in (run, tmp_path) for path in folder.rglob("*") if path.is_file()]
+    assert {"README.md", "results.json", "train_config.yaml", "training_config.json", "turnppo.json"} <= {
+        path.name for path in files
+    }
+    for path in files:
+        data = path.read_bytes()
+        for secret in SECRETS.values():
+            assert secret.encode() not in data, path
+    assert "<redacted>" in json.dumps(json.loads((run / "turnppo.json").read_text())["environment_kwargs"])
+    assert any(turn.observation.endswith("<redacted>") for turn in record.episodes[0].turns)
+
+
+@pytest.mark.slow
+def test_recorded_run_asks_for_its_secrets_again(
+    run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    again = str(run / "train_config.yaml")
+    assert main(["train", again, "--output_dir", str(tmp_path / "again")]) == 2
+    message = capsys.readouterr().err
+    assert "environment_kwargs.login.user` holds <redacted>" in message or "login.password` holds" in message
+    assert "Give the secret again" in message and "Traceback" not in message and not (tmp_path / "again").exists()
+    kwargs = {**RUN["environment_kwargs"], **LOGIN}
+    words = ["train", again, "--output_dir", str(tmp_path / "again"), "--environment_kwargs", json.dumps(kwargs)]
+    assert main(words) == 2
+    assert "`model_init_kwargs.token` holds <redacted>" in capsys.readouterr().err
+    assert main(["evaluate", str(run), "--episodes", "2"]) == 2
+    assert "holds <redacted>" in capsys.readouterr().err
+    assert main(["evaluate", str(run), "--episodes", "2", "--environment_kwargs", json.dumps(LOGIN)]) == 0
+    assert SECRETS["login"] not in capsys.readouterr().out

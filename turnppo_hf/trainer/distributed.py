@@ -71,14 +71,20 @@ def prevent_partitioned_loading(model: Any) -> None:
 
 
 class StepInDeepSpeed(TrainerCallback):
-    """Lets DeepSpeed's engine step where other optimizers do; accelerate steps in the last backward, unclipped."""
+    """
+    Lets DeepSpeed's engine step where other optimizers do; accelerate steps in the last backward, unclipped.
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
+    Args:
+        sharding (`Sharding`): Holds the engine, and whether the step is left out.
+    """
+
+    def __init__(self, sharding: Sharding) -> None:
+        self.sharding = sharding
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         """Move the weights and empty the gradients."""
-        self.accelerator.deepspeed_engine_wrapped.engine.step()
+        if not self.sharding.skips_step:
+            self.sharding.accelerator.deepspeed_engine_wrapped.engine.step()
 
 
 class Sharding:
@@ -134,6 +140,7 @@ class Sharding:
         self.is_split = self.is_fsdp or (zero is not None and zero.zero_stage == 3)
         # forwards and backwards of the ranks wait for each other
         self.in_step = self.is_fsdp or self.is_deepspeed
+        self.skips_step = False  # of the optimizer step under way
 
     def largest(self, number: int) -> int:
         """Return the largest `number` of all ranks, which all of them call with theirs."""
@@ -195,6 +202,31 @@ class Sharding:
     def clip_networks(self, model: ActorCritic, max_norm: float) -> dict[str, float]:
         """Clip each network by itself: the critic's norm is many times the actor's and would scale it away."""
         return {name: self.clip_gradients(item, max_norm) for name, item in model.parameter_sets.items()}
+
+    def allow_step(self, model: ActorCritic, is_made: bool) -> None:
+        """
+        Decide whether the coming optimizer step moves anything: without gradients, and marked as skipped, it moves
+        neither weights, moments nor schedule.
+
+        Args:
+            model ([`~turnppo_hf.models.actor_critic.ActorCritic`]): Its gradients are dropped.
+            is_made (`bool`): The same on every rank.
+        """
+        self.skips_step = not is_made
+        if self.is_deepspeed:
+            if self.skips_step:
+                _drop_gradients_of_deepspeed(self.accelerator.deepspeed_engine_wrapped.engine.optimizer)
+            return
+        for optimizer in self.accelerator._optimizers:
+            optimizer._is_overflow = self.skips_step  # what keeps `Trainer` from stepping the schedule
+        if self.skips_step:
+            for parameter in model.parameters():
+                parameter.grad = None
+
+    def are_finite(self, model: nn.Module) -> bool:
+        """Return whether all weights are finite, on every rank; all ranks call it."""
+        broken = sum(not bool(_local(parameter).isfinite().all()) for parameter in model.parameters())
+        return not float(self.sum(torch.tensor([float(broken)])).item())
 
     def shard_reference(self, model: nn.Module) -> nn.Module:
         """Place a frozen network, in shards where FSDP2 shards the others, else whole."""
@@ -312,6 +344,22 @@ def whole_gradient(parameter: nn.Parameter) -> torch.Tensor | None:
 
 def _asks_for(way: str) -> bool:
     return os.environ.get(f"ACCELERATE_USE_{way}", "false").lower() == "true"
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """Return this rank's part of a tensor that FSDP2 or ZeRO-3 has cut."""
+    if isinstance(tensor, DTensor):
+        return tensor.to_local()
+    return tensor.ds_tensor if hasattr(tensor, "ds_id") else tensor
+
+
+def _drop_gradients_of_deepspeed(zero: Any) -> None:
+    """Do what ZeRO does after an overflow: empty what the next backward would add to."""
+    zero.zero_grad(set_to_none=True)
+    if getattr(zero, "cpu_offload", False) or getattr(zero, "offload_optimizer", False):
+        zero.reset_cpu_buffers()
+    zero.averaged_gradients = {}
+    zero.overflow = True  # what keeps `Trainer` from stepping the schedule; each step of ZeRO's sets it anew
 
 
 def _clip_in_deepspeed(

@@ -15,7 +15,7 @@ from turnppo_hf.models.actor_critic import ActorCritic
 from turnppo_hf.models.checkpoint import save_networks
 from turnppo_hf.trainer.distributed import Sharding
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
-from turnppo_hf.trajectory import FailedEpisodesError, GenerationError
+from turnppo_hf.trajectory import FailedEpisodesError, GenerationError, NonFiniteError
 
 
 def save_run(
@@ -47,6 +47,20 @@ def save_run(
     settings = {**args.to_dict(), "output_dir": Path(str(args.output_dir)).name}
     text = redact(json.dumps(settings, indent=2, default=str), args.hub_token)
     (Path(folder) / "training_config.json").write_text(f"{text}\n", encoding="utf-8")
+
+
+def check_weights(networks: ActorCritic, sharding: Sharding, last_checkpoint: Callable[[], str]) -> None:
+    """
+    Check that all weights are finite, before anything is saved or pushed; every rank calls it.
+
+    Raises:
+        [`~turnppo_hf.trajectory.NonFiniteError`]: on every rank, where one of them is not.
+    """
+    if not sharding.are_finite(networks):
+        raise NonFiniteError(
+            "Weights of the networks are not finite, so nothing that was learned is left in them, and they were not "
+            f"saved. {last_checkpoint()} Resume from it with a lower `learning_rate`."
+        )
 
 
 @contextmanager

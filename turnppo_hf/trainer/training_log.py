@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,11 +62,16 @@ class TrainingLog:
         self.add({"num_tokens": before[0] + number})
 
     def take(self) -> dict[str, float]:
-        """Return the means of what was added, NaN left out, and begin anew."""
+        """Return the means of what was added (of counts the sum), NaN and infinity left out, and begin anew."""
         entry = {}
         for name, values in self._numbers.items():
-            real = [value for value in values if value == value]
-            entry[name] = values[-1] if name == "num_tokens" else sum(real) / len(real) if real else float("nan")
+            real = [value for value in values if math.isfinite(value)]
+            if name == "num_tokens":
+                entry[name] = values[-1]
+            elif name == "updates/skipped":
+                entry[name] = sum(values)
+            else:
+                entry[name] = sum(real) / len(real) if real else float("nan")
         self._numbers.clear()
         return entry
 

@@ -134,6 +134,9 @@ class TurnPPOConfig(BaseConfig):
             Weight of each reward function. Unset: 1. An environment's own reward counts with weight 1.
         max_failed_share (`float`, *optional*, defaults to `0.5`):
             Training stops, with a checkpoint, when a larger share of a rollout batch's episodes failed.
+        max_skipped_steps (`int`, *optional*, defaults to `5`):
+            Optimizer steps in a row whose loss, gradient or log-probs are not finite: each is skipped, and the last
+            of them stops the training.
 
         > Parameters that control the rollout
 
@@ -252,6 +255,7 @@ class TurnPPOConfig(BaseConfig):
     shuffle_dataset: bool = True
     reward_weights: list[float] | None = None
     max_failed_share: float = 0.5
+    max_skipped_steps: int = 5
 
     max_turns: int | None = None
     max_turn_length: int | None = None

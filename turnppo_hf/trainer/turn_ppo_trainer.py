@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -16,6 +17,7 @@ from datasets import Dataset, IterableDataset
 from huggingface_hub import CommitInfo
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.integrations.deepspeed import propagate_args_to_deepspeed
+from transformers.trainer_utils import get_last_checkpoint
 
 from turnppo_hf._trl import BaseTrainer, get_config_model_id, identity
 from turnppo_hf.environments.factory import EnvironmentFactory, open_environments
@@ -36,7 +38,8 @@ from turnppo_hf.trainer.networks import build_networks, check_launch
 from turnppo_hf.trainer.optimizer_step import pick_minibatch, update_again, update_once
 from turnppo_hf.trainer.record import agent_record, find_example
 from turnppo_hf.trainer.rollout_batch import RolloutBatch, check_failures, pending_file
-from turnppo_hf.trainer.saving import checkpoint_on_error, save_run
+from turnppo_hf.trainer.saving import check_weights, checkpoint_on_error, save_run
+from turnppo_hf.trainer.step_guard import StepGuard, describe_episodes
 from turnppo_hf.trainer.tasks import check_eval_tasks, check_tasks, load_rows
 from turnppo_hf.trainer.training_log import TrainingLog
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
@@ -138,6 +141,8 @@ class TurnPPOTrainer(BaseTrainer):
         self._log = TrainingLog(args)
         self._last_trajectories: list[Trajectory] = []  # of all ranks
         self._rollout: RolloutBatch | None = None  # under way; the last one used, where none is
+        self._figures: dict[str, float] = {}  # of the optimizer step under way, as they are logged
+        self._norms: dict[str, float] = {}  # of its gradients, by network
         self._pending_file: Path | None = None  # where a resumed run finds the one that was under way
         # a rank without episodes makes no forward in which it could answer another rank's broadcast
         args.ddp_broadcast_buffers = False
@@ -153,10 +158,11 @@ class TurnPPOTrainer(BaseTrainer):
         )
         check_launch(self.model, args.critic, is_sharded=self.sharding.in_step)
         if self.sharding.is_deepspeed:
-            self.add_callback(StepInDeepSpeed(self.accelerator))
+            self.add_callback(StepInDeepSpeed(self.sharding))
         actor.add_model_tags(self._tag_names)
         if self.ref_model not in (None, actor):
             self.ref_model = self.sharding.shard_reference(self.ref_model)
+        self._guard = StepGuard(args.max_skipped_steps, self.sharding.sum, self._last_checkpoint)
         self._autocast = self.accelerator.autocast if args.bf16 else nullcontext
         self._whole: WholeNetworks | None = None  # where each rank holds a part
         if self.sharding.is_split:
@@ -208,6 +214,11 @@ class TurnPPOTrainer(BaseTrainer):
         self._save_checkpoint(self.model, trial=None)
         return f"A checkpoint of step {self.state.global_step} was saved in {self.args.output_dir}."
 
+    def _last_checkpoint(self) -> str:
+        """Return a sentence with the newest complete checkpoint."""
+        folder = get_last_checkpoint(self.args.output_dir)
+        return f"The last checkpoint is {folder}." if folder else "No checkpoint was saved."
+
     def training_step(
         self, model: torch.nn.Module, inputs: list[dict[str, Any]], num_items_in_batch: Any = None
     ) -> torch.Tensor:
@@ -219,7 +230,7 @@ class TurnPPOTrainer(BaseTrainer):
         if update_number == 0 or self._rollout is None:
             played = self._play_rollout_batch(inputs, batch_number)  # 1. collect
             batch = stack(played, bootstrap_truncated=args.bootstrap_truncated)  # 2. stack
-            self._rollout = RolloutBatch(batch.to(device))
+            self._rollout = RolloutBatch(batch.to(device), episodes=describe_episodes(played))
             here = self.sharding.sum(batch.attention_mask.sum().double())
             self._log.count_tokens(float(here), self.state.log_history)
         start = time.perf_counter()
@@ -234,10 +245,14 @@ class TurnPPOTrainer(BaseTrainer):
                 figures = update_again(
                     update, rollout, minibatch, self.sharding, rescores_logprobs=rescores, critic_only=critic_only
                 )
-        # 7. step: `Trainer` clips each network with `_clip_grad_norm` and steps the optimizer
+        # 7. step: `Trainer` clips each network with `_clip_grad_norm` and steps the optimizer, unless the guard skips it
+        self._guard.watch(figures.losses, figures.findings, rollout.episodes)
+        self._figures = figures.metrics(with_critic=args.uses_critic)
         # 8. log
-        self._log.add({**figures.metrics(with_critic=args.uses_critic), "time/update_s": time.perf_counter() - start})
-        return torch.tensor(figures.loss, device=device)
+        loss = torch.tensor(figures.loss, device=device)
+        self._figures["loss"] = loss.item()
+        self._log.add({"time/update_s": time.perf_counter() - start})
+        return loss.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)  # what is logged as `loss` is in the log's own figures
 
     def _passes(self, model: torch.nn.Module) -> Update:
         """Put the networks into training mode and return the passes that an optimizer step makes over them."""
@@ -255,9 +270,20 @@ class TurnPPOTrainer(BaseTrainer):
         )
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
-        norms = self.sharding.clip_networks(self.model, self.args.max_grad_norm)
-        self._log.add({f"grad_norm/{name}": norm for name, norm in norms.items()})
-        return torch.tensor(norms["actor"])
+        self._norms = self.sharding.clip_networks(self.model, self.args.max_grad_norm or math.inf)
+        return torch.tensor(self._norms["actor"])
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor:
+        """Decide, before each optimizer step, whether it is made; log its figures, or that it was skipped."""
+        grad_norm = self._clip_grad_norm(model) if grad_norm is None else grad_norm
+        judged = self._norms if self.accelerator.scaler is None else {}
+        if skips := self._guard.skips(self.state.global_step + 1, judged):
+            self._log.add({"loss": math.nan, "updates/skipped": 1.0})
+        else:
+            norms = {f"grad_norm/{name}": norm for name, norm in self._norms.items()}
+            self._log.add({**self._figures, **norms, "updates/skipped": 0.0})
+        self.sharding.allow_step(self.model, not skips)
+        return grad_norm
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Build one optimizer with the actor's and the critic's learning rate."""
@@ -301,6 +327,7 @@ class TurnPPOTrainer(BaseTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save what plain transformers loads, however the launch shards the networks; every rank calls it."""
         networks, folder = self.accelerator.unwrap_model(self.model), output_dir or self.args.output_dir
+        check_weights(networks, self.sharding, self._last_checkpoint)
         save_run(folder, networks, self.processing_class, self.make_record(), self.args, self.sharding)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)

@@ -350,7 +350,8 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
     """Return this rank's part of a tensor that FSDP2 or ZeRO-3 has cut."""
     if isinstance(tensor, DTensor):
         return tensor.to_local()
-    return tensor.ds_tensor if hasattr(tensor, "ds_id") else tensor
+    part: torch.Tensor = getattr(tensor, "ds_tensor", tensor)
+    return part
 
 
 def _drop_gradients_of_deepspeed(zero: Any) -> None:

@@ -1,4 +1,4 @@
-"""Numbers of an optimizer step in; whether it is made, on all ranks together, out, with the episodes that prevent it."""
+"""Numbers of an optimizer step in; whether all ranks make it, and the episodes that prevent it, out."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class StepGuard:
                 them.
 
         Raises:
-            [`~turnppo_hf.trajectory.NonFiniteError`]: on every rank, with the last step in a row that the limit allows.
+            [`~turnppo_hf.trajectory.NonFiniteError`]: on every rank, at as many skipped steps in a row.
         """
         numbers = {**self._numbers, **{f"gradient norm of the {name}": norm for name, norm in norms.items()}}
         wrong = [f"the {name} is {number}" for name, number in numbers.items() if not math.isfinite(number)]

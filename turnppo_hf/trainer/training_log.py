@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ from turnppo_hf.rollout.worker import RolloutTiming
 from turnppo_hf.trainer.metrics import rollout_metrics
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 from turnppo_hf.trajectory import StopReason, Trajectory
+
+_FILE = "training_log.json"  # in a checkpoint
 
 
 class TrainingLog:
@@ -60,6 +63,16 @@ class TrainingLog:
         logged = [entry["num_tokens"] for entry in history if "num_tokens" in entry]
         before = self._numbers["num_tokens"][-1:] or logged[-1:] or [0.0]
         self.add({"num_tokens": before[0] + number})
+
+    def save(self, folder: Path) -> None:
+        """Save the numbers since the last entry, so that the next one has them after a resume."""
+        (folder / _FILE).write_text(json.dumps(self._numbers), encoding="utf-8")
+
+    def begin(self, folder: Path | None) -> None:
+        """Begin with the numbers that `save` wrote, or with none."""
+        self._numbers.clear()
+        if folder is not None and (folder / _FILE).exists():
+            self._numbers.update(json.loads((folder / _FILE).read_text(encoding="utf-8")))
 
     def take(self) -> dict[str, float]:
         """Return the means of what was added (of counts the sum), NaN and infinity left out, and begin anew."""

@@ -57,6 +57,9 @@ class TurnPPOConfig(BaseConfig):
             Space that a push makes of Trackio's logs, public unless `hub_private_repo` is set. False: none; None: a
             default name.
 
+        overwrite_output_dir (`bool`, *optional*, defaults to `False`):
+            Empty `output_dir` before the training, where it holds another run; without it such a folder is refused.
+
         > Parameters that control the model
 
         model_init_kwargs (`dict` or `str`, *optional*):
@@ -222,6 +225,8 @@ class TurnPPOConfig(BaseConfig):
     dataloader_pin_memory: bool = False
     # TRL's parser reads the second type of a union as the one that may be None
     trackio_static_space_id: str | None | Literal[False] = False  # noqa: RUF036
+
+    overwrite_output_dir: bool = False
 
     model_init_kwargs: dict[str, Any] | str | None = None
     disable_dropout: bool = True

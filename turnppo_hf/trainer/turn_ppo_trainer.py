@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from datasets import Dataset, IterableDataset
 from huggingface_hub import CommitInfo
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.integrations.deepspeed import propagate_args_to_deepspeed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from turnppo_hf._trl import BaseTrainer, get_config_model_id, identity
 from turnppo_hf.environments.factory import EnvironmentFactory, open_environments
@@ -30,6 +31,7 @@ from turnppo_hf.ppo.batch import stack
 from turnppo_hf.rollout.chat import Chat
 from turnppo_hf.rollout.rewards import Rewards
 from turnppo_hf.trainer.arguments import check_arguments, default_arguments
+from turnppo_hf.trainer.checkpoints import check_best, describe_newest, write_checkpoint
 from turnppo_hf.trainer.collector import Collector
 from turnppo_hf.trainer.distributed import Sharding, StepInDeepSpeed, WholeNetworks, shard_on_cpu
 from turnppo_hf.trainer.hub_push import HubPusher
@@ -37,9 +39,11 @@ from turnppo_hf.trainer.metrics import rollout_metrics
 from turnppo_hf.trainer.networks import build_networks, check_launch
 from turnppo_hf.trainer.optimizer import check_optimizer, parameter_groups
 from turnppo_hf.trainer.optimizer_step import pick_minibatch, update_again, update_once
-from turnppo_hf.trainer.record import agent_record, find_example
+from turnppo_hf.trainer.record import agent_record, find_example, public_name
 from turnppo_hf.trainer.rollout_batch import RolloutBatch, check_failures, pending_file
-from turnppo_hf.trainer.saving import check_weights, checkpoint_on_error, save_run
+from turnppo_hf.trainer.run_folder import opened_run
+from turnppo_hf.trainer.run_settings import run_settings
+from turnppo_hf.trainer.saving import RunClock, check_weights, checkpoint_on_error, save_run, save_state
 from turnppo_hf.trainer.step_guard import StepGuard, describe_episodes
 from turnppo_hf.trainer.tasks import check_eval_tasks, check_tasks, load_rows
 from turnppo_hf.trainer.training_log import TrainingLog
@@ -119,6 +123,7 @@ class TurnPPOTrainer(BaseTrainer):
         environment_factory: EnvironmentFactory | Mapping[str, EnvironmentFactory] | None = None,
         value_model: str | PreTrainedModel | None = None,
     ) -> None:
+        self.clock = RunClock()
         args = default_arguments(model) if args is None else args
         check_arguments(
             reward_funcs, args, train_dataset, reward_processing_classes, tools, rollout_func, environment_factory
@@ -133,6 +138,11 @@ class TurnPPOTrainer(BaseTrainer):
         )
         if offered := self.environments.tools:
             self.chat.offer_tools(offered)
+        base_model = get_config_model_id(actor.config)
+        self.settings = run_settings(
+            args, networks, public_name(base_model), self.environment_names, self.environment_record
+        )
+        self._is_open = False  # whether the run's folder is this trainer's
         self.rewards = Rewards(reward_funcs, args.reward_weights, state=lambda: self.state)
         train_dataset = check_tasks(train_dataset, args, self.environment_names)
         check_eval_tasks(eval_dataset, self.environment_names)
@@ -211,14 +221,54 @@ class TurnPPOTrainer(BaseTrainer):
 
     def _checkpoint_now(self) -> str:
         """Save a checkpoint before the run ends with an error; return a sentence with its place."""
-        self._rollout = None
         self._save_checkpoint(self.model, trial=None)
         return f"A checkpoint of step {self.state.global_step} was saved in {self.args.output_dir}."
 
     def _last_checkpoint(self) -> str:
-        """Return a sentence with the newest complete checkpoint."""
-        folder = get_last_checkpoint(self.args.output_dir)
-        return f"The last checkpoint is {folder}." if folder else "No checkpoint was saved."
+        return describe_newest(Path(self.args.output_dir))
+
+    @contextmanager
+    def opened(self, resume_from_checkpoint: str | bool | None = None) -> Iterator[str | None]:
+        """
+        Open the run's folder before anything is played, and keep other runs out until it is left; all ranks enter it.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): A checkpoint's folder; True or `"true"` for the
+                newest complete one of `output_dir`.
+
+        Yields:
+            `str`: the checkpoint that the run goes on from, checked; None where it starts anew.
+
+        Raises:
+            `ValueError`, `OSError`: see [`~turnppo_hf.trainer.run_folder.opened_run`].
+        """
+        if self._is_open:
+            yield None if resume_from_checkpoint is None else str(resume_from_checkpoint)
+            return
+        model = get_config_model_id(self.model.config)
+        with opened_run(self.args, self.settings, resume_from_checkpoint, model) as found:
+            if found is not None:
+                self.sharding.check_checkpoint(str(found[0]))
+                self.clock.resume(found[1].duration_s)
+                self._example = AgentRecord.from_folder(found[0]).example
+            self._is_open = True
+            try:
+                yield None if found is None else str(found[0])
+            finally:
+                self._is_open = False
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train as [`~transformers.Trainer.train`] does, in a folder that no other run writes; see [`opened`]."""
+        with self.opened(resume_from_checkpoint) as checkpoint, self.clock.training():
+            self._rollout = None
+            self._log.begin(None if checkpoint is None else Path(checkpoint))
+            return super().train(checkpoint, *args, **kwargs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # `Trainer` would make a step before it looks
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def training_step(
         self, model: torch.nn.Module, inputs: list[dict[str, Any]], num_items_in_batch: Any = None
@@ -246,7 +296,7 @@ class TurnPPOTrainer(BaseTrainer):
                 figures = update_again(
                     update, rollout, minibatch, self.sharding, rescores_logprobs=rescores, critic_only=critic_only
                 )
-        # 7. step: `Trainer` clips each network with `_clip_grad_norm` and steps the optimizer, unless the guard skips it
+        # 7. step: `Trainer` clips each network with `_clip_grad_norm` and steps the optimizer, where the guard lets it
         self._guard.watch(figures.losses, figures.findings, rollout.episodes)
         self._figures = figures.metrics(with_critic=args.uses_critic)
         # 8. log
@@ -343,9 +393,29 @@ class TurnPPOTrainer(BaseTrainer):
         )
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        if self._rollout is not None and self.state.global_step % self.args.updates_per_batch:
-            self._rollout.save(pending_file(f"{self.args.output_dir}/checkpoint-{self.state.global_step}", self.args))
-        super()._save_checkpoint(model, trial)  # pushes it, too
+        """Save what `Trainer` saves, and the rollout batch under way, in a folder that is complete or absent."""
+        if trial is None:
+            self.store_flos()
+        args, state, run_folder = self.args, self.state, self._get_output_dir(trial)
+        folder = Path(run_folder) / f"checkpoint-{state.global_step}"
+        with write_checkpoint(folder, args, self.settings, asdict(self.clock.read())) as beside:
+            if self._rollout is not None and state.global_step % args.updates_per_batch:
+                self._rollout.save(pending_file(beside, args))
+            self.save_model(beside, _internal_call=True)
+            best = Path(run_folder) / f"checkpoint-{state.best_global_step}"
+            if state.best_global_step and (best == folder or best.exists()):
+                state.best_model_checkpoint = str(best)
+            if not args.save_only_model:
+                self._save_optimizer_and_scheduler(beside)
+                self._save_scaler(beside)
+                self._save_rng_state(beside)
+            if args.should_save:
+                self._log.save(Path(beside))
+                save_state(state, [*self.callback_handler.callbacks, self.control], Path(beside))
+        if args.push_to_hub:
+            self._push_from_checkpoint(str(folder))
+        if args.should_save:
+            rotate_checkpoints(run_folder, args.save_total_limit, state.best_model_checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         if self.sharding.is_fsdp:
@@ -355,15 +425,16 @@ class TurnPPOTrainer(BaseTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            self.sharding.check_checkpoint(checkpoint)
-            self._rollout, self._pending_file = None, pending_file(checkpoint, self.args)
+            self._pending_file = pending_file(checkpoint, self.args)
         super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_best_model(self) -> None:
+        best = str(self.state.best_model_checkpoint)
+        check_best(best, Path(self.args.output_dir))
         if self.sharding.in_step:
             super()._load_best_model()
         else:
-            load_networks(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint)
+            load_networks(self.accelerator.unwrap_model(self.model), best)
 
     @property
     def hub_model_id(self) -> str | None:

@@ -305,7 +305,8 @@ class Update:
     def _with_finite_credit(self, credit: Credit, group: torch.Tensor | None = None) -> Credit:
         for name in ("returns", "advantages"):  # squares, because the value loss and the whitening square them
             self.findings.check(f"squared {name}", finite_rows(getattr(credit, name).square()), group)
-        return replace(credit, **{name: _finite(getattr(credit, name)) for name in Credit.TABLES if name != "mask"})
+        tables = {name: _finite(getattr(credit, name)) for name in Credit.TABLES}
+        return Credit(**tables, per=credit.per)
 
     def _check_rows(self, name: str, batch: TurnBatch, table: torch.Tensor, group: torch.Tensor | None = None) -> None:
         """Note the trajectories whose sampled tokens have numbers, `(R, T)`, that are not finite."""

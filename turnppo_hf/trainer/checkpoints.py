@@ -71,9 +71,13 @@ class CheckpointRecord:
             raise CheckpointError(f"has a damaged {RECORD_FILE} ({error})") from error
 
 
-def verify(folder: Path) -> CheckpointRecord:
+def verify(folder: Path, *, resumable: bool = True) -> CheckpointRecord:
     """
-    Check that a folder is a checkpoint that a run can go on from, by the size and checksum of each file.
+    Check that a folder is a checkpoint, by the size and checksum of each file.
+
+    Args:
+        folder (`Path`): The checkpoint.
+        resumable (`bool`, *optional*, defaults to `True`): Whether a run has to be able to go on from it.
 
     Raises:
         `CheckpointError`: it is not; the message continues a sentence that begins with the folder.
@@ -104,7 +108,7 @@ def verify(folder: Path) -> CheckpointRecord:
         )
         if not any(name == wanted or name.startswith(wanted) for wanted in names for name in has)
     ]
-    if missing:
+    if missing and resumable:
         raise CheckpointError(f"was saved without its {missing[0]} (`save_only_model`), so a run cannot go on from it")
     return record
 
@@ -130,9 +134,23 @@ def newest_complete(run_folder: Path, report: Callable[[str], object] = logger.w
 def describe_newest(run_folder: Path) -> str:
     """Return a sentence with the newest complete checkpoint of a run."""
     folder = newest_complete(run_folder, report=lambda sentence: None)
-    return (
-        f"No complete checkpoint lies in {run_folder}." if folder is None else f"The last good checkpoint: {folder}."
-    )
+    return f"No complete checkpoint lies in {run_folder}." if folder is None else f"The last good one is {folder}."
+
+
+def check_best(folder: str, run_folder: Path) -> None:
+    """
+    Check the checkpoint that `load_best_model_at_end` loads.
+
+    Raises:
+        `CheckpointError`: it is incomplete or damaged.
+    """
+    try:
+        verify(Path(folder), resumable=False)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"The best checkpoint, {folder}, {error}, so `load_best_model_at_end` cannot load it. "
+            f"{describe_newest(run_folder)} Resume from it without `load_best_model_at_end`."
+        ) from error
 
 
 def find_checkpoint(asked: str | bool | None, run_folder: Path) -> tuple[Path, CheckpointRecord] | None:

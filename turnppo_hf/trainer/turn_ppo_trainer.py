@@ -264,6 +264,12 @@ class TurnPPOTrainer(BaseTrainer):
             self._log.begin(None if checkpoint is None else Path(checkpoint))
             return super().train(checkpoint, *args, **kwargs)
 
+    def _init_training_state(self, max_steps: int, *args: Any) -> tuple[int, int]:
+        done = super()._init_training_state(max_steps, *args)
+        # a checkpoint's state has the intervals of its own run, which would win over those that are set now
+        self.state.compute_steps(self.args, max_steps)
+        return done
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:  # `Trainer` would make a step before it looks
             self.control.should_training_stop = True

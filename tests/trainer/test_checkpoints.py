@@ -4,6 +4,7 @@ import json
 import math
 import os
 import resource
+import runpy
 import shutil
 from pathlib import Path
 
@@ -11,11 +12,11 @@ import pytest
 import torch
 from datasets import Dataset
 
-from tests.helpers.damage import DAMAGES
 from tests.trainer.test_step_guard import states
 from turnppo_hf.trainer import checkpoints
 from turnppo_hf.trainer.checkpoints import CheckpointError, CheckpointRecord, newest_complete, verify
 
+DAMAGES = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "damage.py"))["DAMAGES"]
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4, "num_minibatches": 2}
 LOGGERS = ("turnppo_hf.trainer.checkpoints", "turnppo_hf.trainer.run_settings")
 

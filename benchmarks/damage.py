@@ -1,25 +1,33 @@
-"""Ten ways in which a checkpoint is damaged, by a kill, a full disk or a hand."""
+"""Ten ways in which a checkpoint is damaged: by a kill, a full disk, a bad cable or a hand."""
+
+from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 
-def cut(file, share=0.5):
+def cut(file: Path, share: float = 0.5) -> None:
+    """Keep the first part of a file."""
     content = file.read_bytes()
     file.write_bytes(content[: int(len(content) * share)])
 
 
-def flip(file):
+def flip(file: Path) -> None:
+    """Turn one bit in the middle of a file."""
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(bytes(content))
 
 
-def edit(file, **changes):
+def edit(file: Path, **changes: Any) -> None:
+    """Change values of a JSON object."""
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
-DAMAGES = {
+DAMAGES: dict[str, Callable[[Path], Any]] = {
     "weights cut": lambda folder: cut(folder / "model.safetensors"),
     "bit of the critic turned": lambda folder: flip(folder / "critic" / "model.safetensors"),
     "optimizer cut": lambda folder: cut(folder / "optimizer.pt"),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from turnppo_hf.distribution import DISTRIBUTION, declared
 from turnppo_hf.hub.exceptions import PushError
 from turnppo_hf.redaction import redact_text
-from turnppo_hf.trajectory import FailedEpisodesError, GenerationError
+from turnppo_hf.trajectory import FailedEpisodesError, GenerationError, NonFiniteError
 
 # command -> its module, imported when it is chosen, and one line of help; each module has `add_arguments` and `run`
 COMMANDS = {
@@ -29,7 +29,8 @@ COMMANDS = {
 }
 
 # what users can cause; anything else is a mistake of ours and keeps its traceback
-_USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FailedEpisodesError, GenerationError, PushError)
+_RUN_ENDS = (FailedEpisodesError, GenerationError, NonFiniteError, PushError)
+_USER_ERRORS = (ValueError, TypeError, OSError, ImportError, *_RUN_ENDS)
 _EPILOG = (
     "turnppo COMMAND --help lists a command's arguments. turnppo --debug COMMAND shows the traceback of an error."
 )

@@ -25,7 +25,7 @@ from turnppo_hf.cli.train_arguments import RunConfig, RunConfigError, TaskArgume
 from turnppo_hf.environments import make_environment
 from turnppo_hf.evaluation.calibration import judge_critic
 from turnppo_hf.evaluation.replay import describe_replay, shown_episode
-from turnppo_hf.evaluation.results import RESULTS_FILE, Duration, HeldOut, LearningPoint, RunResults
+from turnppo_hf.evaluation.results import RESULTS_FILE, HeldOut, LearningPoint, RunResults
 from turnppo_hf.evaluation.summary import Summary, comparison_table, reference_players, summarize, wilson_interval
 from turnppo_hf.hub.files import CRITIC_FOLDER
 from turnppo_hf.hub.run_record import EPISODES_FILE, TRAIN_CONFIG, package_version
@@ -94,30 +94,41 @@ def run_training(run: RunConfig) -> RunResults:
     Returns:
         [`RunResults`]: what `results.json` in the output folder holds; on every rank.
     """
-    start = time.perf_counter()
-    args = run.training
-    is_main = args.process_index == 0
     tasks = choose_tasks(run.task)
     held_out_environment = partial(make_environment, run.task.environment, **tasks.held_out_kwargs)
+    start = time.perf_counter()
     trainer = make_trainer(run, tasks, held_out_environment)
+    trainer.clock.start = start
+    with trainer.opened(run.training.resume_from_checkpoint) as checkpoint:
+        return _train_and_judge(run, tasks, trainer, held_out_environment, checkpoint)
+
+
+def _train_and_judge(
+    run: RunConfig,
+    tasks: Tasks,
+    trainer: TurnPPOTrainer,
+    held_out_environment: Callable[[], gymnasium.Env],
+    checkpoint: str | None,
+) -> RunResults:
+    args = run.training
+    is_main = args.process_index == 0
     if is_main:
         print(describe_run(run, tasks, trainer), flush=True)
+        if checkpoint is not None:
+            print(f"  {'resumed':<12}{checkpoint}", flush=True)
 
     play = partial(_play_held_out, trainer, held_out_environment, tasks.held_out)
     before, references = summarize(play()), {}
     if is_main:
         references = reference_players(held_out_environment, tasks.held_out)
         print(f"\nHeld out, before training\n{comparison_table({'before': before, **references})}\n", flush=True)
-    training_start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    training_s = time.perf_counter() - training_start
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(args.output_dir, _internal_call=True)  # else it would push, before the results are there
     trainer.accelerator.wait_for_everyone()
     episodes = play()
 
-    results = _results(run, tasks, trainer, before, episodes, references)
-    duration = Duration(training=round(training_s, 1), total=round(time.perf_counter() - start, 1))
-    results = replace(results, duration_s=duration)
+    duration = trainer.clock.read()
+    results = replace(_results(run, tasks, trainer, before, episodes, references), duration_s=duration)
     if is_main:
         folder = Path(args.output_dir)
         results.save(folder)
@@ -127,8 +138,8 @@ def run_training(run: RunConfig) -> RunResults:
         table = comparison_table(results.players)
         print(f"\nHeld out, before and after {trainer.state.global_step} steps\n{table}\n")
         print(
-            f"trained in {training_s:.0f} s, {duration.total:.0f} s with both evaluations; model and {RESULTS_FILE} "
-            f"in {args.output_dir}"
+            f"trained in {duration.training:.0f} s, {duration.total:.0f} s with both evaluations; model and "
+            f"{RESULTS_FILE} in {args.output_dir}"
         )
     if args.push_to_hub:
         trainer.push_to_hub()

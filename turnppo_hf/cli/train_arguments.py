@@ -250,8 +250,9 @@ class _Parser(TrlParser):  # type: ignore[misc]
 
 
 def _is_local(name: str) -> bool:
-    places = ("output_dir", "logging_dir", "resume_from_checkpoint", "push_to_hub", "report_to", "run_name", "env")
-    return name in places or name.startswith(("hub_", "trackio_")) or name.endswith("_token")
+    places = ("output_dir", "overwrite_output_dir", "logging_dir", "resume_from_checkpoint", "run_name", "env")
+    kinds = ("push_to_hub", "report_to")
+    return name in (*places, *kinds) or name.startswith(("hub_", "trackio_")) or name.endswith("_token")
 
 
 def _split_path(arguments: Sequence[str]) -> tuple[str, list[str]]:
@@ -275,6 +276,8 @@ def _checked_values(path: str, values: Mapping[str, Any], hints: Mapping[str, An
     checked: dict[str, Any] = {}
     for key, value in values.items():
         name = _ALIASES.get(str(key), str(key))
+        if name == "resume_from_checkpoint" and isinstance(value, bool):
+            value = str(value).lower()  # transformers declares a string; `true` is the newest checkpoint
         if name in checked:
             raise RunConfigError(f"{path} sets `{name}` twice, as {' and '.join(_names_of(name))}. Keep one of them.")
         if name == "env":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def save_networks(
         states (`Mapping`, *optional*): The networks' weights by name, where they had to be gathered.
     """
     path = Path(folder)
+    if model.critic is None:  # the critic of another agent would be taken for this one's
+        shutil.rmtree(path / CRITIC_FOLDER, ignore_errors=True)
     for name, part in (("actor", path), ("critic", path / CRITIC_FOLDER)):
         if name in model.networks:
             had_card = (part / "README.md").exists()

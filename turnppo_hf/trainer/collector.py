@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -110,9 +110,15 @@ class Collector:
         """Whether the log-probs at sampling serve as the old ones; those of a `rollout_func` are not known to."""
         return self.rollout_func is None and self.generator.exact
 
-    def give_up(self) -> None:
-        """Drop the episodes under way, those that an earlier batch left among them."""
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """Begin and, where an exception ends it, leave a training without episodes under way."""
         self._give_up(self._worker)
+        try:
+            yield
+        except BaseException:
+            self._give_up(self._worker)
+            raise
 
     def _give_up(self, worker: RolloutWorker) -> None:
         worker.give_up()

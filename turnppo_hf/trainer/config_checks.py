@@ -82,6 +82,7 @@ def check_ranges(config: Any) -> None:
         ("learning_rate", 0.0, math.inf, "a negative rate would worsen the policy"),
         ("max_tokens_per_micro_batch", 1, math.inf, "no token would fit"),
         ("max_failed_share", 0.0, 1.0, "it is a share"),
+        ("max_skipped_steps", 1, math.inf, "it counts steps in a row"),
         ("max_turns", 1, math.inf, "no turn would be sampled, so no gradient exists"),
         ("max_turn_length", 1, math.inf, "no token would be sampled, so no gradient exists"),
         ("max_tool_calling_iterations", 0, math.inf, "it counts rounds of tool calls"),

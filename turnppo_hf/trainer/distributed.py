@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from turnppo_hf.models.actor_critic import ActorCritic
+from turnppo_hf.models.checkpoint import check_saved_networks, load_networks
 
 _WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
 
@@ -71,14 +72,20 @@ def prevent_partitioned_loading(model: Any) -> None:
 
 
 class StepInDeepSpeed(TrainerCallback):
-    """Lets DeepSpeed's engine step where other optimizers do; accelerate steps in the last backward, unclipped."""
+    """
+    Lets DeepSpeed's engine step where other optimizers do; accelerate steps in the last backward, unclipped.
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
+    Args:
+        sharding (`Sharding`): Holds the engine, and whether the step is left out.
+    """
+
+    def __init__(self, sharding: Sharding) -> None:
+        self.sharding = sharding
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         """Move the weights and empty the gradients."""
-        self.accelerator.deepspeed_engine_wrapped.engine.step()
+        if not self.sharding.skips_step:
+            self.sharding.accelerator.deepspeed_engine_wrapped.engine.step()
 
 
 class Sharding:
@@ -134,6 +141,7 @@ class Sharding:
         self.is_split = self.is_fsdp or (zero is not None and zero.zero_stage == 3)
         # forwards and backwards of the ranks wait for each other
         self.in_step = self.is_fsdp or self.is_deepspeed
+        self.skips_step = False  # of the optimizer step under way
 
     def largest(self, number: int) -> int:
         """Return the largest `number` of all ranks, which all of them call with theirs."""
@@ -196,6 +204,31 @@ class Sharding:
         """Clip each network by itself: the critic's norm is many times the actor's and would scale it away."""
         return {name: self.clip_gradients(item, max_norm) for name, item in model.parameter_sets.items()}
 
+    def allow_step(self, model: ActorCritic, is_made: bool) -> None:
+        """
+        Decide whether the coming optimizer step moves anything: without gradients, and marked as skipped, it moves
+        neither weights, moments nor schedule.
+
+        Args:
+            model ([`~turnppo_hf.models.actor_critic.ActorCritic`]): Its gradients are dropped.
+            is_made (`bool`): The same on every rank.
+        """
+        self.skips_step = not is_made
+        if self.is_deepspeed:
+            if self.skips_step:
+                _drop_gradients_of_deepspeed(self.accelerator.deepspeed_engine_wrapped.engine.optimizer)
+            return
+        for optimizer in self.accelerator._optimizers:
+            optimizer._is_overflow = self.skips_step  # what keeps `Trainer` from stepping the schedule
+        if self.skips_step:
+            for parameter in model.parameters():
+                parameter.grad = None
+
+    def are_finite(self, model: nn.Module) -> bool:
+        """Return whether all weights are finite, on every rank; all ranks call it."""
+        broken = sum(not bool(_local(parameter).isfinite().all()) for parameter in model.parameters())
+        return not float(self.sum(torch.tensor([float(broken)])).item())
+
     def shard_reference(self, model: nn.Module) -> nn.Module:
         """Place a frozen network, in shards where FSDP2 shards the others, else whole."""
         if not self.is_fsdp:
@@ -224,8 +257,13 @@ class Sharding:
                 "on with an empty one. Launch it as before, or start a new run from its weights with `model=`."
             )
 
-    def load_shards(self, model: ActorCritic, folder: str) -> None:
-        """Read the weights that FSDP2 saved in shards, by this number of ranks or another."""
+    def load_checkpoint(self, model: nn.Module, folder: str) -> None:
+        """Read a checkpoint's weights: whole ones, or those that FSDP2 saved in shards, by any number of ranks."""
+        networks = self.accelerator.unwrap_model(model)
+        if not self.is_fsdp:
+            load_networks(networks, folder)
+            return
+        check_saved_networks(networks, folder)
         load_fsdp_model(self.accelerator.state.fsdp_plugin, self.accelerator, model, folder)
 
     def full_state(self, network: nn.Module, *, keep: bool = True) -> dict[str, torch.Tensor]:
@@ -312,6 +350,23 @@ def whole_gradient(parameter: nn.Parameter) -> torch.Tensor | None:
 
 def _asks_for(way: str) -> bool:
     return os.environ.get(f"ACCELERATE_USE_{way}", "false").lower() == "true"
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """Return this rank's part of a tensor that FSDP2 or ZeRO-3 has cut."""
+    if isinstance(tensor, DTensor):
+        return tensor.to_local()
+    part: torch.Tensor = getattr(tensor, "ds_tensor", tensor)
+    return part
+
+
+def _drop_gradients_of_deepspeed(zero: Any) -> None:
+    """Do what ZeRO does after an overflow: empty what the next backward would add to."""
+    zero.zero_grad(set_to_none=True)
+    if getattr(zero, "cpu_offload", False) or getattr(zero, "offload_optimizer", False):
+        zero.reset_cpu_buffers()
+    zero.averaged_gradients = {}
+    zero.overflow = True  # what keeps `Trainer` from stepping the schedule; each step of ZeRO's sets it anew
 
 
 def _clip_in_deepspeed(

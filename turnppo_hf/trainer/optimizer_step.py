@@ -14,6 +14,7 @@ from turnppo_hf.ppo.credit import Credit, credit_statistics, whiten_credit
 from turnppo_hf.trainer.distributed import Sharding
 from turnppo_hf.trainer.metrics import credit_metrics, sampling_metrics, update_metrics
 from turnppo_hf.trainer.rollout_batch import RolloutBatch
+from turnppo_hf.trainer.step_guard import Findings
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 from turnppo_hf.trainer.update import Totals, Update
 
@@ -27,11 +28,17 @@ class StepFigures:
     # of the rollout batch, in its first update; empty in later ones, before which the policy has moved
     credit: Mapping[str, torch.Tensor] = field(default_factory=dict)
     sampling_gaps: torch.Tensor = field(default_factory=lambda: torch.zeros(0))  # (tokens,), nats
+    findings: Findings = field(default_factory=Findings)  # what is not finite of this rank's rollout batch
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """The losses of the networks that the step trains."""
+        return {name.replace("_", " "): self.sums[name] for name in ("policy_loss", "value_loss") if name in self.sums}
 
     @property
     def loss(self) -> float:
         """The policy loss plus the value loss."""
-        return self.sums.get("policy_loss", 0.0) + self.sums.get("value_loss", 0.0)
+        return sum(self.losses.values())
 
     def metrics(self, *, with_critic: bool) -> dict[str, float]:
         """Return what is logged of the step; `with_critic` where its values are a critic's."""
@@ -49,6 +56,7 @@ def update_once(update: Update, rollout: RolloutBatch, sharding: Sharding, *, cr
         sharding (`Sharding`): Adds over the ranks.
         critic_only (`bool`): Whether the actor's pass is left out.
     """
+    update.check_samples(rollout.batch)
     totals, with_critic = Totals.of(rollout.batch, sharding.sum), update.config.uses_critic
     if with_critic:
         credit, sums = update.critic_pass(rollout.batch, None, totals)
@@ -59,7 +67,8 @@ def update_once(update: Update, rollout: RolloutBatch, sharding: Sharding, *, cr
     if not critic_only:
         of_actor, gaps = update.actor_pass(rollout.batch, rollout.credit, totals)
         sums |= of_actor
-    return StepFigures(totals.num_tokens, _sum_over_ranks(sums, sharding), statistics, _gather(gaps))
+    figures = _sum_over_ranks(sums, sharding)
+    return StepFigures(totals.num_tokens, figures, statistics, _gather(gaps), update.findings)
 
 
 def update_again(
@@ -76,7 +85,7 @@ def update_again(
 
     Args:
         update (`Update`): The passes of both networks.
-        rollout (`RolloutBatch`): Its credit and `old_logprobs` are set by the first update.
+        rollout (`RolloutBatch`): Its credit, `old_logprobs` and findings are set by the first update.
         minibatch (`torch.Tensor`): Its trajectories in this update.
         sharding (`Sharding`): Adds over the ranks.
         rescores_logprobs (`bool`): Whether the old log-probs are computed anew, or those at sampling are exact.
@@ -87,6 +96,8 @@ def update_again(
     if rollout.credit is None:
         credit = score(update, rollout, rescores_logprobs)
         rollout.credit, statistics = _whiten(update, rollout.batch, credit)
+        # whitening spreads one such number over the batch, so none of its updates can use it
+        rollout.findings, update.findings = update.findings, Findings()
     batch, credit = rollout.batch.select(minibatch), rollout.credit.select(minibatch)
     totals = Totals.of(batch, sharding.sum)
     sums = update.critic_pass(batch, credit, totals)[1] if update.config.uses_critic else {}
@@ -95,11 +106,13 @@ def update_again(
         of_actor, gaps = update.actor_pass(batch, credit, totals)
         sums |= of_actor
     sampling_gaps = _gather(gaps) if is_first else torch.zeros(0)
-    return StepFigures(totals.num_tokens, _sum_over_ranks(sums, sharding), statistics, sampling_gaps)
+    findings = rollout.findings | update.findings.of(minibatch)
+    return StepFigures(totals.num_tokens, _sum_over_ranks(sums, sharding), statistics, sampling_gaps, findings)
 
 
 def score(update: Update, rollout: RolloutBatch, rescores_logprobs: bool) -> Credit:
     """Read values and log-probs before the first of several updates; return the credit, and set `old_logprobs`."""
+    update.check_samples(rollout.batch)
     if update.config.uses_critic:
         credit, _ = update.critic_pass(rollout.batch, None, None)
     else:

@@ -46,12 +46,17 @@ def agent_record(
         algorithm=args.algorithm,
         **{name: getattr(args, name) for name in algorithm.discounts},
         value_position=algorithm.value_position,
-        base_model=Path(base_model).name if Path(base_model).is_dir() else base_model,
+        base_model=public_name(base_model),
         seed=args.seed,
         **environment,
         evaluation=evaluation or HeldOut(),
         example=example or Example(),
     )
+
+
+def public_name(model: str) -> str:
+    """Return the id of a model, or the name of its folder, since paths are private."""
+    return Path(model).name if Path(model).is_dir() else model
 
 
 def find_example(chat: Chat, trajectories: Sequence[Trajectory], *, uses_tools: bool) -> Example | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 
 from turnppo_hf.ppo.batch import TurnBatch, check_turn_ids
 from turnppo_hf.ppo.credit import Credit
+from turnppo_hf.trainer.step_guard import Findings
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 from turnppo_hf.trajectory import FailedEpisodesError, StopReason, Trajectory
 
@@ -23,6 +25,8 @@ class RolloutBatch:
 
     batch: TurnBatch
     credit: Credit | None = None  # None until the first update has scored the batch
+    episodes: Sequence[str] = ()  # names of its trajectories, for reports; empty where they were not recorded
+    findings: Findings = field(default_factory=Findings)  # what the scoring found not finite
 
     def save(self, file: Path) -> None:
         """Save the batch, once it is scored, so that a resumed run makes the updates that it has left."""
@@ -31,7 +35,9 @@ class RolloutBatch:
         for name in Credit.TABLES:
             tensors[f"credit.{name}"] = getattr(self.credit, name).clone()  # tables may share memory, files may not
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, file, metadata={"per": self.credit.per})
+        found = {name: sorted(indices) for name, indices in self.findings.found.items()}
+        words = {"episodes": json.dumps(list(self.episodes)), "findings": json.dumps(found)}
+        save_file(tensors, file, metadata={"per": self.credit.per, **words})
 
     @classmethod
     def load(cls, file: Path, device: torch.device) -> RolloutBatch:
@@ -42,13 +48,14 @@ class RolloutBatch:
             `ValueError`: its turns are not marked apart.
         """
         with safe_open(file, framework="pt") as opened:
-            per = opened.metadata()["per"]
+            words = opened.metadata()
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}
-        if "advantages" in tensors:  # the key of the whitened table in checkpoints of development versions of 0.1.0
-            tensors["credit.whitened"] = tensors["advantages"]
         batch = TurnBatch(**{item.name: tensors[f"batch.{item.name}"] for item in fields(TurnBatch)}).to(device)
         check_turn_ids(batch.turn_ids, batch.completion_mask)
-        return cls(batch, Credit(**{name: tensors[f"credit.{name}"].to(device) for name in Credit.TABLES}, per=per))
+        tables = {name: tensors[f"credit.{name}"].to(device) for name in Credit.TABLES}
+        found = {name: set(indices) for name, indices in json.loads(words["findings"]).items()}
+        episodes = tuple(json.loads(words["episodes"]))
+        return cls(batch, Credit(**tables, per=words["per"]), episodes, Findings(found))
 
     @classmethod
     def load_on_all_ranks(cls, file: Path, device: torch.device) -> RolloutBatch | None:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainerState
+from transformers.trainer_callback import ExportableState
 
+from turnppo_hf.evaluation.results import Duration
 from turnppo_hf.hub.agent_record import AgentRecord
 from turnppo_hf.models.actor_critic import ActorCritic
 from turnppo_hf.models.checkpoint import save_networks
 from turnppo_hf.redaction import redact, redact_text
 from turnppo_hf.trainer.distributed import Sharding
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
-from turnppo_hf.trajectory import FailedEpisodesError, GenerationError
+from turnppo_hf.trajectory import FailedEpisodesError, GenerationError, NonFiniteError
 
 
 def save_run(
@@ -47,6 +51,60 @@ def save_run(
     settings = {**args.to_dict(), "output_dir": Path(str(args.output_dir)).name}
     text = json.dumps(redact(settings), indent=2, default=redact_text)
     (Path(folder) / "training_config.json").write_text(f"{text}\n", encoding="utf-8")
+
+
+def check_weights(networks: ActorCritic, sharding: Sharding, last_checkpoint: Callable[[], str]) -> None:
+    """
+    Check that all weights are finite, before anything is saved or pushed; every rank calls it.
+
+    Raises:
+        [`~turnppo_hf.trajectory.NonFiniteError`]: on every rank, where one of them is not.
+    """
+    if not sharding.are_finite(networks):
+        raise NonFiniteError(
+            "Weights of the networks are not finite, so nothing that was learned is left in them, and they were not "
+            f"saved. {last_checkpoint()} Resume from it with a lower `learning_rate`."
+        )
+
+
+def save_state(state: TrainerState, callbacks: Iterable[Any], folder: Path) -> None:
+    """Save a checkpoint's `trainer_state.json`, with the states of callbacks that have one."""
+    stateful = [callback for callback in callbacks if isinstance(callback, ExportableState)]
+    state.stateful_callbacks = TrainerState(stateful_callbacks=stateful).stateful_callbacks
+    state.save_to_json(str(folder / "trainer_state.json"))
+
+
+class RunClock:
+    """Seconds of a run over all its parts: a part that was resumed counts until the checkpoint it was resumed from."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()  # of this part
+        self._before = Duration(training=0.0, total=0.0)
+        self._trained = 0.0
+        self._training_start: float | None = None  # while it trains
+
+    def resume(self, before: Mapping[str, float]) -> None:
+        """Add the parts before, as a checkpoint records them."""
+        self._before = Duration(**before)
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Count the time inside as training."""
+        start = self._training_start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._trained += time.perf_counter() - start
+            self._training_start = None
+
+    def read(self) -> Duration:
+        """Return the seconds until now."""
+        now = time.perf_counter()
+        under_way = 0.0 if self._training_start is None else now - self._training_start
+        return Duration(
+            training=round(self._before.training + self._trained + under_way, 1),
+            total=round(self._before.total + now - self.start, 1),
+        )
 
 
 @contextmanager

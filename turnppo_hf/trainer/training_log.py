@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +16,8 @@ from turnppo_hf.rollout.worker import RolloutTiming
 from turnppo_hf.trainer.metrics import rollout_metrics
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 from turnppo_hf.trajectory import StopReason, Trajectory
+
+_FILE = "training_log.json"  # in a checkpoint
 
 
 class TrainingLog:
@@ -54,18 +58,41 @@ class TrainingLog:
             }
         )
 
+    def add_step(self, figures: Mapping[str, float], norms: Mapping[str, float], *, is_made: bool) -> None:
+        """Add the figures of an optimizer step and the norms of its gradients, or that it was skipped."""
+        if not is_made:
+            self.add({"loss": math.nan, "updates/skipped": 1.0})
+            return
+        of_networks = {f"grad_norm/{name}": norm for name, norm in norms.items()}
+        self.add({**figures, **of_networks, "updates/skipped": 0.0})
+
     def count_tokens(self, number: float, history: Sequence[Mapping[str, Any]]) -> None:
         """Go on counting from the last value logged in `history`, which a resumed run has as well."""
         logged = [entry["num_tokens"] for entry in history if "num_tokens" in entry]
         before = self._numbers["num_tokens"][-1:] or logged[-1:] or [0.0]
         self.add({"num_tokens": before[0] + number})
 
+    def save(self, folder: Path) -> None:
+        """Save the numbers since the last entry, so that the next one has them after a resume."""
+        (folder / _FILE).write_text(json.dumps(self._numbers), encoding="utf-8")
+
+    def begin(self, folder: Path | None) -> None:
+        """Begin with the numbers that `save` wrote, or with none."""
+        self._numbers.clear()
+        if folder is not None and (folder / _FILE).exists():
+            self._numbers.update(json.loads((folder / _FILE).read_text(encoding="utf-8")))
+
     def take(self) -> dict[str, float]:
-        """Return the means of what was added, NaN left out, and begin anew."""
+        """Return the means of what was added (of counts the sum), NaN and infinity left out, and begin anew."""
         entry = {}
         for name, values in self._numbers.items():
-            real = [value for value in values if value == value]
-            entry[name] = values[-1] if name == "num_tokens" else sum(real) / len(real) if real else float("nan")
+            real = [value for value in values if math.isfinite(value)]
+            if name == "num_tokens":
+                entry[name] = values[-1]
+            elif name == "updates/skipped":
+                entry[name] = sum(values)
+            else:
+                entry[name] = sum(real) / len(real) if real else float("nan")
         self._numbers.clear()
         return entry
 

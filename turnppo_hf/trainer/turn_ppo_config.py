@@ -58,6 +58,9 @@ class TurnPPOConfig(BaseConfig):
             Space that a push makes of Trackio's logs, public unless `hub_private_repo` is set. False: none; None: a
             default name.
 
+        overwrite_output_dir (`bool`, *optional*, defaults to `False`):
+            Empty `output_dir` before the training, where it holds another run; without it such a folder is refused.
+
         > Parameters that control the model
 
         model_init_kwargs (`dict` or `str`, *optional*):
@@ -138,6 +141,9 @@ class TurnPPOConfig(BaseConfig):
             Weight of each reward function. Unset: 1. An environment's own reward counts with weight 1.
         max_failed_share (`float`, *optional*, defaults to `0.5`):
             Training stops, with a checkpoint, when a larger share of a rollout batch's episodes failed.
+        max_skipped_steps (`int`, *optional*, defaults to `5`):
+            Optimizer steps in a row whose loss, gradient or log-probs are not finite: each is skipped, and the last
+            of them stops the training.
 
         > Parameters that control the rollout
 
@@ -228,6 +234,8 @@ class TurnPPOConfig(BaseConfig):
     # TRL's parser reads the second type of a union as the one that may be None
     trackio_static_space_id: str | None | Literal[False] = False  # noqa: RUF036
 
+    overwrite_output_dir: bool = False
+
     model_init_kwargs: dict[str, Any] | str | None = None
     disable_dropout: bool = True
 
@@ -261,6 +269,7 @@ class TurnPPOConfig(BaseConfig):
     shuffle_dataset: bool = True
     reward_weights: list[float] | None = None
     max_failed_share: float = 0.5
+    max_skipped_steps: int = 5
 
     max_turns: int | None = None
     max_turn_length: int | None = None

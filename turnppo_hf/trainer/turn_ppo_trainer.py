@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +18,7 @@ from datasets import Dataset, IterableDataset
 from huggingface_hub import CommitInfo
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.integrations.deepspeed import propagate_args_to_deepspeed
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from turnppo_hf._trl import BaseTrainer, get_config_model_id, identity
 from turnppo_hf.environments.factory import EnvironmentFactory, open_environments
@@ -24,11 +26,12 @@ from turnppo_hf.evaluation.results import HeldOut
 from turnppo_hf.hub.agent_record import AgentRecord, Example
 from turnppo_hf.hub.card.card import prepare_release
 from turnppo_hf.models.actor_critic import ActorCritic
-from turnppo_hf.models.checkpoint import check_saved_networks, load_networks
+from turnppo_hf.models.checkpoint import load_networks
 from turnppo_hf.ppo.batch import stack
 from turnppo_hf.rollout.chat import Chat
 from turnppo_hf.rollout.rewards import Rewards
 from turnppo_hf.trainer.arguments import check_arguments, default_arguments
+from turnppo_hf.trainer.checkpoints import check_best, describe_newest, note_best, write_checkpoint
 from turnppo_hf.trainer.collector import Collector
 from turnppo_hf.trainer.distributed import Sharding, StepInDeepSpeed, WholeNetworks, shard_on_cpu
 from turnppo_hf.trainer.hub_push import HubPusher
@@ -36,9 +39,12 @@ from turnppo_hf.trainer.metrics import rollout_metrics
 from turnppo_hf.trainer.networks import build_networks, check_launch
 from turnppo_hf.trainer.optimizer import check_optimizer, parameter_groups
 from turnppo_hf.trainer.optimizer_step import pick_minibatch, update_again, update_once
-from turnppo_hf.trainer.record import agent_record, find_example
+from turnppo_hf.trainer.record import agent_record, find_example, public_name
 from turnppo_hf.trainer.rollout_batch import RolloutBatch, check_failures, pending_file
-from turnppo_hf.trainer.saving import checkpoint_on_error, save_run
+from turnppo_hf.trainer.run_folder import opened_run
+from turnppo_hf.trainer.run_settings import run_settings
+from turnppo_hf.trainer.saving import RunClock, check_weights, checkpoint_on_error, save_run, save_state
+from turnppo_hf.trainer.step_guard import StepGuard, describe_episodes
 from turnppo_hf.trainer.tasks import check_eval_tasks, check_tasks, load_rows
 from turnppo_hf.trainer.training_log import TrainingLog
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
@@ -117,6 +123,7 @@ class TurnPPOTrainer(BaseTrainer):
         environment_factory: EnvironmentFactory | Mapping[str, EnvironmentFactory] | None = None,
         value_model: str | PreTrainedModel | None = None,
     ) -> None:
+        self.clock = RunClock()
         args = default_arguments(model) if args is None else args
         check_arguments(
             reward_funcs, args, train_dataset, reward_processing_classes, tools, rollout_func, environment_factory
@@ -132,6 +139,11 @@ class TurnPPOTrainer(BaseTrainer):
         )
         if offered := self.environments.tools:
             self.chat.offer_tools(offered)
+        base_model = get_config_model_id(actor.config)
+        self.settings = run_settings(
+            args, networks, public_name(base_model), self.environment_names, self.environment_record
+        )
+        self._is_open = False  # whether the run's folder is this trainer's
         self.rewards = Rewards(reward_funcs, args.reward_weights, state=lambda: self.state)
         train_dataset = check_tasks(train_dataset, args, self.environment_names)
         check_eval_tasks(eval_dataset, self.environment_names)
@@ -141,6 +153,8 @@ class TurnPPOTrainer(BaseTrainer):
         self._log = TrainingLog(args)
         self._last_trajectories: list[Trajectory] = []  # of all ranks
         self._rollout: RolloutBatch | None = None  # under way; the last one used, where none is
+        self._figures: dict[str, float] = {}  # of the optimizer step under way, as they are logged
+        self._norms: dict[str, float] = {}  # of its gradients, by network
         self._pending_file: Path | None = None  # where a resumed run finds the one that was under way
         # a rank without episodes makes no forward in which it could answer another rank's broadcast
         args.ddp_broadcast_buffers = False
@@ -156,14 +170,15 @@ class TurnPPOTrainer(BaseTrainer):
         )
         check_launch(self.model, args.critic, is_sharded=self.sharding.in_step)
         if self.sharding.is_deepspeed:
-            self.add_callback(StepInDeepSpeed(self.accelerator))
+            self.add_callback(StepInDeepSpeed(self.sharding))
         actor.add_model_tags(self._tag_names)
         if self.ref_model not in (None, actor):
             self.ref_model = self.sharding.shard_reference(self.ref_model)
+        self._last_checkpoint = partial(describe_newest, Path(args.output_dir))
+        self._guard = StepGuard(args.max_skipped_steps, self.sharding.sum, self._last_checkpoint)
         self._autocast = self.accelerator.autocast if args.bf16 else nullcontext
-        self._whole: WholeNetworks | None = None  # where each rank holds a part
-        if self.sharding.is_split:
-            self._whole = WholeNetworks(self.model, torch.device("cpu") if args.use_vllm else self.accelerator.device)
+        whole_on = torch.device("cpu") if args.use_vllm else self.accelerator.device
+        self._whole = WholeNetworks(self.model, whole_on) if self.sharding.is_split else None  # each rank holds a part
         self.collector = Collector(
             args,
             actor if self._whole is None else self._whole.copy.actor,
@@ -190,24 +205,6 @@ class TurnPPOTrainer(BaseTrainer):
             return self._whole.filled(*names)
         return nullcontext(self.accelerator.unwrap_model(self.model))
 
-    def train(
-        self,
-        resume_from_checkpoint: str | bool | None = None,
-        trial: Any = None,
-        ignore_keys_for_eval: list[str] | None = None,
-    ) -> TrainOutput:
-        """Train as [`~transformers.Trainer.train`] does; nothing that an interrupted call left is played or logged."""
-        self._rollout, self._pending_file, self._last_trajectories = None, None, []
-        self.collector.give_up()
-        self.rewards.take_metrics()
-        self._log.take()
-        try:
-            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        except BaseException:
-            self.is_in_train = False
-            self.collector.give_up()
-            raise
-
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """Load the rows of one rollout batch at a time, once for each of its updates."""
         return load_rows(self.train_dataset, self.args, lambda: int(self.state.epoch or 0), self._get_dataloader)
@@ -225,9 +222,61 @@ class TurnPPOTrainer(BaseTrainer):
 
     def _checkpoint_now(self) -> str:
         """Save a checkpoint before the run ends with an error; return a sentence with its place."""
-        self._rollout = None
         self._save_checkpoint(self.model, trial=None)
         return f"A checkpoint of step {self.state.global_step} was saved in {self.args.output_dir}."
+
+    @contextmanager
+    def opened(self, resume_from_checkpoint: str | bool | None = None) -> Iterator[str | None]:
+        """
+        Open the run's folder before anything is played, and keep other runs out until it is left; all ranks enter it.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): A checkpoint's folder; True or `"true"` for the
+                newest complete one of `output_dir`.
+
+        Yields:
+            `str`: the checkpoint that the run goes on from, checked; None where it starts anew.
+
+        Raises:
+            `ValueError`, `OSError`: see [`~turnppo_hf.trainer.run_folder.opened_run`].
+        """
+        if self._is_open:
+            yield None if resume_from_checkpoint is None else str(resume_from_checkpoint)
+            return
+        model = get_config_model_id(self.model.config)
+        with opened_run(self.args, self.settings, resume_from_checkpoint, model) as found:
+            if found is not None:
+                self.sharding.check_checkpoint(str(found[0]))
+                self.clock.resume(found[1].duration_s)
+                self._example = AgentRecord.from_folder(found[0]).example
+            self._is_open = True
+            try:
+                yield None if found is None else str(found[0])
+            finally:
+                self._is_open = False
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train as [`~transformers.Trainer.train`] does, in a folder of its own; nothing interrupted is played on."""
+        with self.opened(resume_from_checkpoint) as checkpoint, self.clock.training(), self.collector.begun():
+            self._rollout, self._pending_file, self._last_trajectories = None, None, []
+            self.rewards.take_metrics()
+            self._log.begin(None if checkpoint is None else Path(checkpoint))
+            try:
+                return super().train(checkpoint, *args, **kwargs)
+            finally:
+                self.is_in_train = False
+
+    def _init_training_state(self, max_steps: int, *args: Any) -> tuple[int, int]:
+        done = super()._init_training_state(max_steps, *args)
+        # a checkpoint's state has the intervals of its own run, which would win over those that are set now
+        self.state.compute_steps(self.args, max_steps)
+        return done
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # `Trainer` would make a step before it looks
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def training_step(
         self, model: torch.nn.Module, inputs: list[dict[str, Any]], num_items_in_batch: Any = None
@@ -240,7 +289,7 @@ class TurnPPOTrainer(BaseTrainer):
         if update_number == 0 or self._rollout is None:
             played = self._play_rollout_batch(inputs, batch_number)  # 1. collect
             batch = stack(played, bootstrap_truncated=args.bootstrap_truncated)  # 2. stack
-            self._rollout = RolloutBatch(batch.to(device))
+            self._rollout = RolloutBatch(batch.to(device), episodes=describe_episodes(played))
             here = self.sharding.sum(batch.attention_mask.sum().double())
             self._log.count_tokens(float(here), self.state.log_history)
         start = time.perf_counter()
@@ -255,10 +304,14 @@ class TurnPPOTrainer(BaseTrainer):
                 figures = update_again(
                     update, rollout, minibatch, self.sharding, rescores_logprobs=rescores, critic_only=critic_only
                 )
-        # 7. step: `Trainer` clips each network with `_clip_grad_norm` and steps the optimizer
+        # 7. step: `Trainer` clips each network with `_clip_grad_norm` and steps the optimizer, where the guard lets it
+        self._guard.watch(figures.losses, figures.findings, rollout.episodes)
+        self._figures = figures.metrics(with_critic=args.uses_critic)
         # 8. log
-        self._log.add({**figures.metrics(with_critic=args.uses_critic), "time/update_s": time.perf_counter() - start})
-        return torch.tensor(figures.loss, device=device)
+        loss = torch.tensor(figures.loss, device=device)
+        self._figures["loss"] = loss.item()
+        self._log.add({"time/update_s": time.perf_counter() - start})
+        return loss.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)  # what is logged as `loss` is in the log's own figures
 
     def _passes(self, model: torch.nn.Module) -> Update:
         """Put the networks into training mode and return the passes that an optimizer step makes over them."""
@@ -276,9 +329,17 @@ class TurnPPOTrainer(BaseTrainer):
         )
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
-        norms = self.sharding.clip_networks(self.model, self.args.max_grad_norm)
-        self._log.add({f"grad_norm/{name}": norm for name, norm in norms.items()})
-        return torch.tensor(norms["actor"])
+        self._norms = self.sharding.clip_networks(self.model, self.args.max_grad_norm or math.inf)
+        return torch.tensor(self._norms["actor"])
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor:
+        """Decide, before each optimizer step, whether it is made; log its figures, or that it was skipped."""
+        grad_norm = self._clip_grad_norm(model) if grad_norm is None else grad_norm
+        judged = self._norms if self.accelerator.scaler is None else {}
+        is_made = not self._guard.skips(self.state.global_step + 1, judged)
+        self._log.add_step(self._figures, self._norms, is_made=is_made)
+        self.sharding.allow_step(self.model, is_made)
+        return grad_norm
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Build one optimizer with the actor's and the critic's learning rate."""
@@ -322,6 +383,7 @@ class TurnPPOTrainer(BaseTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save what plain transformers loads, however the launch shards the networks; every rank calls it."""
         networks, folder = self.accelerator.unwrap_model(self.model), output_dir or self.args.output_dir
+        check_weights(networks, self.sharding, self._last_checkpoint)
         save_run(folder, networks, self.processing_class, self.make_record(), self.args, self.sharding)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
@@ -336,28 +398,43 @@ class TurnPPOTrainer(BaseTrainer):
         )
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        if self._rollout is not None and self.state.global_step % self.args.updates_per_batch:
-            self._rollout.save(pending_file(f"{self.args.output_dir}/checkpoint-{self.state.global_step}", self.args))
-        super()._save_checkpoint(model, trial)  # pushes it, too
+        """Save what `Trainer` saves, and the rollout batch under way, in a folder that is complete or absent."""
+        if trial is None:
+            self.store_flos()
+        args, state, run_folder = self.args, self.state, self._get_output_dir(trial)
+        folder = Path(run_folder) / f"checkpoint-{state.global_step}"
+        with write_checkpoint(folder, args, self.settings, asdict(self.clock.read())) as beside:
+            if self._rollout is not None and state.global_step % args.updates_per_batch:
+                self._rollout.save(pending_file(beside, args))
+            self.save_model(beside, _internal_call=True)
+            note_best(state, folder)
+            if not args.save_only_model:
+                self._save_optimizer_and_scheduler(beside)
+                self._save_scaler(beside)
+                self._save_rng_state(beside)
+            if args.should_save:
+                self._log.save(Path(beside))
+                save_state(state, [*self.callback_handler.callbacks, self.control], Path(beside))
+        if args.push_to_hub:
+            self._push_from_checkpoint(str(folder))
+        if args.should_save:
+            rotate_checkpoints(run_folder, args.save_total_limit, state.best_model_checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        if self.sharding.is_fsdp:
-            check_saved_networks(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
-            self.sharding.load_shards(self.model, resume_from_checkpoint)
-        else:
-            load_networks(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
+        self.sharding.load_checkpoint(self.model, resume_from_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            self.sharding.check_checkpoint(checkpoint)
-            self._rollout, self._pending_file = None, pending_file(checkpoint, self.args)
+            self._pending_file = pending_file(checkpoint, self.args)
         super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_best_model(self) -> None:
+        best = str(self.state.best_model_checkpoint)
+        check_best(best, Path(self.args.output_dir))
         if self.sharding.in_step:
             super()._load_best_model()
         else:
-            load_networks(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint)
+            load_networks(self.accelerator.unwrap_model(self.model), best)
 
     @property
     def hub_model_id(self) -> str | None:

@@ -25,6 +25,7 @@ from turnppo_hf.ppo.losses import (
     loss_weights,
     value_loss,
 )
+from turnppo_hf.trainer.step_guard import Findings, finite_rows
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
@@ -83,10 +84,17 @@ class Update:
         self.backward = backward
         self.autocast = autocast
         self.largest = largest
+        self.findings = Findings()  # of the passes made, by index into the batch of each
 
     def credit_without_critic(self, batch: TurnBatch) -> Credit:
         """Compute the credit of group baselines, which takes no pass at all."""
-        return group_credit(batch, baseline=self.algorithm.baseline, scale_rewards=self.config.scale_rewards)
+        batch = self._with_finite_rewards(batch)
+        credit = group_credit(batch, baseline=self.algorithm.baseline, scale_rewards=self.config.scale_rewards)
+        return self._with_finite_credit(credit)
+
+    def check_samples(self, batch: TurnBatch) -> None:
+        """Note the trajectories whose log-probs at sampling are not finite."""
+        self._check_rows("log-probs at sampling", batch, batch.sampling_logprobs)
 
     def critic_pass(self, batch: TurnBatch, credit: Credit | None, totals: Totals | None) -> tuple[Credit, Sums]:
         """
@@ -110,7 +118,8 @@ class Update:
             with torch.set_grad_enabled(totals is not None), self.autocast():
                 values = self.model("critic", part)
             decisions = decision_values(part, values, self.algorithm.decision)
-            mine = self._credit(part, values, decisions) if credit is None else credit.select(group)
+            self.findings.check("values", finite_rows(decisions), group)
+            mine = self._credit(part, values, decisions, group) if credit is None else credit.select(group)
             if totals is not None:
                 loss = value_loss(
                     decisions,
@@ -126,7 +135,8 @@ class Update:
         self._keep_up("critic", batch, missing, differentiate=totals is not None)
         if not parts:  # a rank without episodes has a credit all the same: empty tables
             values = torch.zeros_like(batch.sampling_logprobs)
-            return self._credit(batch, values, decision_values(batch, values, self.algorithm.decision)), sums
+            decisions = decision_values(batch, values, self.algorithm.decision)
+            return self._credit(batch, values, decisions, torch.arange(0)), sums
         return Credit.merge(parts, len(batch)), sums
 
     def actor_pass(self, batch: TurnBatch, credit: Credit, totals: Totals) -> tuple[Sums, torch.Tensor]:
@@ -151,6 +161,7 @@ class Update:
         for group in groups:
             part = batch.select(group)
             loss, logprobs = self._policy_loss(part, credit.select(group), totals, sums)
+            self._check_rows("log-probs", part, logprobs.detach(), group)
             self.backward(loss)
             gaps.append((logprobs.detach() - part.sampling_logprobs)[part.completion_mask.bool()])
             sums["row_tokens"] += part.attention_mask.sum()
@@ -190,6 +201,7 @@ class Update:
             part = batch.select(group)
             with self.autocast():
                 logprobs, _ = self.model("actor", part, self.config.temperature)
+            self._check_rows("log-probs", part, logprobs, group)
             old[batch.rows_of(group), : logprobs.shape[1]] = logprobs
         self._keep_up("actor", batch, missing, differentiate=False)
         return replace(batch, old_logprobs=old)
@@ -267,12 +279,45 @@ class Update:
         factors = importance_weights(part.sum_per_turn(gaps), clip_max=clip_max)
         return part.to_tokens(factors) if config.importance_sampling_level == "token" else factors
 
-    def _credit(self, part: TurnBatch, values: torch.Tensor, decisions: torch.Tensor) -> Credit:
+    def _credit(self, part: TurnBatch, values: torch.Tensor, decisions: torch.Tensor, group: torch.Tensor) -> Credit:
         """Compute credit from the critic's values at every token, and from these where decisions are made."""
         gamma, lam = (getattr(self.config, name) for name in self.algorithm.discounts)
-        return critic_credit(
-            part, decisions, part.at_bootstrap(values), decision=self.algorithm.decision, gamma=gamma, lam=lam
+        bootstraps = part.at_bootstrap(values)
+        self.findings.check("values", bootstraps.isfinite(), group)
+        part = self._with_finite_rewards(part, group)
+        credit = critic_credit(
+            part,
+            _finite(decisions),
+            _finite(bootstraps),
+            decision=self.algorithm.decision,
+            gamma=gamma,
+            lam=lam,
         )
+        return self._with_finite_credit(credit, group)
+
+    # a step whose numbers are not finite is skipped by all ranks together; until then each rank makes the passes that
+    # the others wait for, with zeros in place of such numbers
+
+    def _with_finite_rewards(self, part: TurnBatch, group: torch.Tensor | None = None) -> TurnBatch:
+        self.findings.check("rewards", finite_rows(part.turn_rewards), group)
+        return replace(part, turn_rewards=_finite(part.turn_rewards))
+
+    def _with_finite_credit(self, credit: Credit, group: torch.Tensor | None = None) -> Credit:
+        for name in ("returns", "advantages"):  # squares, because the value loss and the whitening square them
+            self.findings.check(f"squared {name}", finite_rows(getattr(credit, name).square()), group)
+        tables = {name: _finite(getattr(credit, name)) for name in Credit.TABLES}
+        return Credit(**tables, per=credit.per)
+
+    def _check_rows(self, name: str, batch: TurnBatch, table: torch.Tensor, group: torch.Tensor | None = None) -> None:
+        """Note the trajectories whose sampled tokens have numbers, `(R, T)`, that are not finite."""
+        finite = torch.ones(len(batch), dtype=torch.bool, device=table.device)
+        broken = ~table.isfinite() & batch.completion_mask.bool()
+        finite[batch.row_trajectories[broken.any(1)]] = False
+        self.findings.check(name, finite, group)
+
+
+def _finite(table: torch.Tensor) -> torch.Tensor:
+    return table.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _made_up_batch() -> TurnBatch:

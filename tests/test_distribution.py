@@ -194,7 +194,7 @@ print("before")
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import turnppo_hf.trainer
-    from turnppo_hf.trainer import metrics
+    from turnppo_hf.trainer import __all__
 print([str(item.message) for item in caught if "turnppo_hf" in str(item.message)])
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -118,6 +119,24 @@ def test_checkout_that_was_never_installed_works(code: str, tmp_path: Path) -> N
     assert PROJECT["version"] in done.stdout
 
 
+def test_folder_of_the_package_alone_imports_and_makes_no_wheel(tmp_path: Path) -> None:
+    shutil.copytree(
+        ROOT / "turnppo_hf", tmp_path / "turnppo_hf", ignore=shutil.ignore_patterns("models", "__pycache__")
+    )
+    code = """
+import turnppo_hf, turnppo_hf.trainer
+from turnppo_hf.hub.exceptions import ReleaseError
+from turnppo_hf.hub.wheel import build_wheel
+try:
+    build_wheel(sys.argv[1])
+except ReleaseError as error:
+    print(turnppo_hf.__version__, error)
+"""
+    done = run(NOT_INSTALLED + code, str(tmp_path), PYTHONPATH="")
+    assert done.stdout.startswith("0+unknown ") and "Install the package" in done.stdout, done.stderr
+    assert done.stderr == ""
+
+
 def test_versions_inside_the_ranges_give_no_warning(found: Any) -> None:
     assert declared().untried() == [] and warning_of_untried() is None
     found((3, 13), torch="2.15.0+cpu", transformers="5.24.3.post1")
@@ -175,7 +194,7 @@ print("before")
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import turnppo_hf.trainer
-    from turnppo_hf.trainer import metrics
+    from turnppo_hf.trainer import __all__
 print([str(item.message) for item in caught if "turnppo_hf" in str(item.message)])
 """
 

@@ -18,6 +18,7 @@ __all__ = ["DISTRIBUTION", "declared", "installed_version", "is_tried", "range_o
 DISTRIBUTION = "turnppo-hf"
 _CHECKOUT = Path(__file__).parents[1] / "pyproject.toml"
 _PYTHON = "Programming Language :: Python :: 3."
+_UNKNOWN = "0+unknown"
 _MAY_DIFFER = ("torch", "transformers")  # come with a user's machine, often before this package
 
 
@@ -27,7 +28,7 @@ class Declared:
     What `pyproject.toml` declares; every other place that names versions takes them from here.
 
     Args:
-        version (`str`): Of this package.
+        version (`str`): Of this package; `"0+unknown"`, with nothing else, where its folder was copied by itself.
         requires (`tuple[str, ...]`): A line per requirement as in `importlib.metadata.requires`, those of extras with
             their marker.
         classifiers (`tuple[str, ...]`): Among them the versions of Python.
@@ -54,7 +55,7 @@ class Declared:
     def untried(self) -> list[tuple[str, str, str]]:
         """Return name, version found and versions tried of Python, torch and transformers outside of their ranges."""
         outside = []
-        if "{}.{}".format(*sys.version_info[:2]) not in self.pythons:
+        if self.pythons and "{}.{}".format(*sys.version_info[:2]) not in self.pythons:
             outside.append(("Python", platform.python_version(), ", ".join(self.pythons)))
         for requirement in self.core:
             found = installed_version(requirement.name) if requirement.name in _MAY_DIFFER else None
@@ -84,7 +85,10 @@ def declared() -> Declared:
                 classifiers=tuple(project["classifiers"]),
                 scripts=tuple(f"{name} = {target}" for name, target in project["scripts"].items()),
             )
-    installed = metadata.distribution(DISTRIBUTION)
+    try:
+        installed = metadata.distribution(DISTRIBUTION)
+    except metadata.PackageNotFoundError:  # the package's folder alone, copied somewhere
+        return Declared(_UNKNOWN, (), ())
     classifiers = installed.metadata.get_all("Classifier") or ()
     return Declared(installed.version, tuple(installed.requires or ()), tuple(classifiers))
 

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from turnppo_hf.distribution import DISTRIBUTION, declared
+from turnppo_hf.hub.exceptions import ReleaseError
 
 _PACKAGE = Path(__file__).parents[1]
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same installation makes the same bytes, so that pushing it again changes nothing
@@ -26,6 +27,9 @@ def build_wheel(folder: str | Path) -> Path:
 
     Returns:
         `Path`: `turnppo_hf-<version>-py3-none-any.whl`.
+
+    Raises:
+        `ReleaseError`: the package was copied without what declares its version.
     """
     about, commands = _about()
     stem = f"{DISTRIBUTION.replace('-', '_')}-{declared().version}"
@@ -62,7 +66,13 @@ def _about() -> tuple[str, str]:
         lines += [f"Requires-Python: >={own.pythons[0]}", *(f"Classifier: {line}" for line in own.classifiers)]
         lines += [f"Requires-Dist: {line}" for line in own.requires]
         return "\n".join([*lines, ""]), "\n".join(["[console_scripts]", *own.scripts, ""])
-    installed = metadata.distribution(DISTRIBUTION)
+    try:
+        installed = metadata.distribution(DISTRIBUTION)
+    except metadata.PackageNotFoundError as error:
+        raise ReleaseError(
+            f"{_PACKAGE} is a copy of the package's folder without pyproject.toml, so that its version is unknown and "
+            "no wheel of it can be made for a release. Install the package, or run it from its checkout."
+        ) from error
     return installed.read_text("METADATA") or "", installed.read_text("entry_points.txt") or ""
 
 

@@ -20,7 +20,10 @@ from elements import element, page_head, page_theme
 from levels import MAX_SEED, LevelError, checked_seed, judge_level, level_of_seed, world_arguments
 from live import SHOP, SOKOBAN, live_agents, load_agent, play_live, world_of
 from player import REPLAYS, agents_of, episodes_of, read_replays
+from starlette.middleware import Middleware
 from wishes import chosen_wish, wishes
+
+from turnppo_hf.environments.integrations.request_limit import RequestLimit
 
 FIRST_SEED = 1_000_004  # of the held-out levels, one that takes some thought
 AGENT_CALLS = {"concurrency_id": "agent", "concurrency_limit": 1}  # an episode at a time: they would share one core
@@ -320,6 +323,7 @@ def launch(**arguments: Any) -> Any:
         footer_links=["api"],
         ssr_mode=False,
         max_file_size="1kb",  # the page takes no files
+        app_kwargs={"middleware": [Middleware(RequestLimit)]},
         mcp_server=importlib.util.find_spec("mcp") is not None,
         **arguments,
     )

@@ -58,10 +58,12 @@ def test_token_is_masked_by_its_form_wherever_it_stands(token: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("token", "hub_token", "HF_TOKEN", "push_to_hub_token", "my_service_token", "accessToken", "password"),
+        *("token", "hub_token", "HF_TOKEN", "push_to_hub_token", "my_service_token", "accessToken"),
+        *("password",),
         *("db-password", "passwd", "user_pass", "dbPassword", "client_secret", "secret_key", "api_key", "apiKey", "pwd"),
         *("X-API-Key", "OPENAI_API_KEY", "wandb_key", "authorization", "Authorization", "auth", "cookie"),
-        *("token_value", "api_keys", "private_key", "apikey", "hftoken", "token2", "environment.password", "credentials", "aws_secret_access_key"),
+        *("token_value", "api_keys", "private_key", "apikey", "hftoken", "token2", "credentials"),
+        *("environment.password", "aws_secret_access_key"),
     ],
 )  # fmt: skip
 def test_value_under_a_secrets_name_is_masked_at_any_depth(name: str) -> None:
@@ -88,7 +90,8 @@ def test_what_only_looks_like_a_secret_stays() -> None:
     assert redact(settings) == {**settings, "label2id": {"B-PASSWORD": MASK}}, "numbers may be passwords"
     assert find_secret(settings) is None, "a label is no secret in a file"
     for text in (
-        "token: each token has an advantage", "model = load('x', token=token, password=getpass())", "HF_TOKEN=hf_...", "--secrets HF_TOKEN",
+        "token: each token has an advantage", "model = load('x', token=token, password=getpass())", "HF_TOKEN=hf_...",
+        "--secrets HF_TOKEN", "both --private and --secret belong to it",
         "export HF_TOKEN=$HF_TOKEN", "sk-learn-contrib-some-name", "hf_hub_download", "risk-averse-policy-of-agent-1",
         "Basic training of agents, Bearer tokens", "click[buy now] search[token ring=1]", "token=target['token']",
         "turnppo train runs/a.yaml --max_tokens_per_micro_batch 4096 --temperature 0.7", "{'pad_token': '<pad>'}",

@@ -292,6 +292,7 @@ def _mask_assigned(found: re.Match[str]) -> str:
     is_flag = name.startswith("--")
     is_bare = not quote and not is_flag and _PLAIN_WORD.fullmatch(value) is not None and not re.search(r"\d", value)
     is_variable = value.isupper() and is_secret_name(value)  # its name, as in `--secrets HF_TOKEN`
+    is_bare = is_bare or (is_flag and equals == " " and _is_word(value.rstrip(".,:)")))  # prose about the flag
     if not is_secret_name(name.lstrip("-")) or _PLACEHOLDER.fullmatch(value) or is_bare or is_variable:
         return found.group()
     return f"{name}{equals}{quote}{MASK}"

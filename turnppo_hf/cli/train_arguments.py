@@ -6,6 +6,7 @@ import copy
 import difflib
 import json
 import os
+import re
 import shlex
 import types
 from collections.abc import Iterable, Mapping, Sequence
@@ -163,7 +164,7 @@ def read_yaml(path: str) -> dict[str, Any]:
         `RunConfigError`: it is missing, no YAML, or no mapping.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise RunConfigError(
             f"The config file {path!r} cannot be read: {error.strerror}.{_near_file(path)}"
@@ -176,6 +177,28 @@ def read_yaml(path: str) -> dict[str, Any]:
             "`field: value` a line."
         )
     return content
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads `1e-7` as a number, as YAML 1.2 does, and refuses a key that is set twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[Any, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                name, line = key.value, key.start_mark.line + 1
+                if name in lines:
+                    raise RunConfigError(
+                        f"{key.start_mark.name} sets `{name}` twice, in lines {lines[name]} and {line}, and only one of "
+                        "them would have an effect. Keep one of them."
+                    )
+                lines[name] = line
+        return dict(super().construct_mapping(node, deep=deep))
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d{1,2}$"), list("-+.0123456789")
+)
 
 
 def parse_run(arguments: Sequence[str]) -> RunConfig:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium
+import numpy as np
 
 from turnppo_hf.environments.messages import Message, open_conversation
 
@@ -113,7 +114,7 @@ class TextEnvironment(Conversation):
         Step the environment with the text of the response.
 
         Raises:
-            `TypeError`: `step` returned something else than Gymnasium's five values.
+            `TypeError`: `step` returned something else than Gymnasium's five values, or no number as the reward.
             `ValueError`: a reward that is not finite, or a penalty above 0.
         """
         return _checked_step(self.environment.step(answer["content"]))
@@ -161,19 +162,37 @@ def _checked_step(reply: Any) -> Reply:
             f"{_shape(reply)}. Gymnasium's five values separate a true end from a cut; one `done` flag cannot."
         )
     observation, reward, terminated, truncated, info = reply
+    for name, flag in (("terminated", terminated), ("truncated", truncated)):
+        if not isinstance(flag, bool | np.bool_) and (isinstance(flag, str) or flag not in (0, 1)):
+            raise TypeError(
+                f"step() returned {name} as {flag!r:.40}, of type {type(flag).__name__}. A text such as 'False' would count "
+                "as true and end the episode. Return True or False."
+            )
+    if not _is_number(reward):
+        raise TypeError(
+            f"step() returned the reward {reward!r:.40}, of type {type(reward).__name__}. Nothing can be learned from a "
+            "turn without a number. Return 0.0 where there is no reward."
+        )
     if not math.isfinite(reward):
         raise ValueError(
             f"step() returned the reward {reward}. It would turn every advantage of the batch into NaN. Return a "
             "finite number."
         )
     penalty = info.get("penalty", 0.0)
-    if not math.isfinite(penalty) or penalty > 0:
+    if not _is_number(penalty) or not math.isfinite(penalty) or penalty > 0:
         raise ValueError(
-            f'info["penalty"] is {penalty}. A format penalty lowers the reward of a turn: it is finite and at most 0. '
+            f'info["penalty"] is {penalty!r:.40}. A format penalty lowers the reward of a turn: it is finite and at most 0. '
             "Put positive amounts into the reward."
         )
     shown = {"role": "user", "content": observation}
     return Reply([shown], float(reward), bool(terminated), bool(truncated), info)
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return value is not None and not isinstance(value, str | bytes) and math.isfinite(value) in (True, False)
+    except (TypeError, ValueError, OverflowError):  # such as an array of several numbers
+        return False
 
 
 def _text_and_info(reply: tuple[Any, ...]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType, MethodType
 from typing import Any
 
 from turnppo_hf.environments import adapt, make_environment
@@ -57,6 +58,8 @@ def open_environments(
         if number == 0:
             with exits_as_errors(f"The environment {name!r}"):
                 record = environment.record()
+        if isinstance(named[name], FunctionType | MethodType):  # it may return one object again and again
+            pool.give_back(name, pool.take(name))
         pool.give_back(name, environment)
     if "environment" not in record:
         record = {"environment": None, "environment_kwargs": {}, "environment_name": next(iter(named)), **record}

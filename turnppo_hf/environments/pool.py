@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from turnppo_hf.environments.conversation import Conversation, as_conversation
@@ -26,6 +28,7 @@ class EnvironmentPool:
     def __init__(self, factories: Mapping[str, Callable[[], Any]], of_tools: Tools | None = None) -> None:
         self.factories = dict(factories)
         self.of_tools = dict(of_tools or {})
+        self._made: dict[int, weakref.ref[Any]] = {}  # every environment that was built and is still in use
         self._idle: dict[str, list[Conversation]] = defaultdict(list)
         self._is_closed = False
 
@@ -35,12 +38,28 @@ class EnvironmentPool:
 
         Raises:
             `RuntimeError`: the factory would have ended the process.
+            `TypeError`: the factory returned an environment that is in use already.
         """
         try:
             return self._idle[name].pop()
         except IndexError:
             with exits_as_errors(f"The environment factory of {name!r}"):
-                return as_conversation(self.factories[name]())
+                built = as_conversation(self.factories[name]())
+            self._check_new(name, built.environment)
+            return built
+
+    def _check_new(self, name: str, environment: Any) -> None:
+        world = getattr(environment, "unwrapped", environment)
+        if world is None:
+            return
+        if (known := self._made.get(id(world))) is not None and known() is world:
+            raise TypeError(
+                f"The environment factory {name!r} returned the same {type(world).__name__} twice. Episodes run side by "
+                "side, so they would play on each other's board, with false rewards. Return a new one at every call, or "
+                "pass the class itself."
+            )
+        with suppress(TypeError):  # a class without weak references
+            self._made[id(world)] = weakref.ref(world)
 
     @property
     def tools(self) -> list[Callable[..., Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -21,8 +20,9 @@ def read_answer(completion: str) -> str:
     _, end_of_reasoning, answer = completion.rpartition("</think>")
     if not end_of_reasoning and "<think>" in answer:
         return ""  # reasoning that never ended: an answer quoted inside it is no answer
-    match = re.search(r"<answer>(.*?)</answer>", answer, re.DOTALL)
-    return match[1].strip() if match else ""
+    _, _, rest = answer.partition("<answer>")  # no regular expression: it would look for the end from every beginning
+    found, end, _ = rest.partition("</answer>")
+    return found.strip() if end else ""
 
 
 def read_count(name: str, value: object) -> int:

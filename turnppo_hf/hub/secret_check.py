@@ -55,8 +55,8 @@ def check_no_secrets(
         if place is not None:
             raise PushError(
                 f"{called or folder} was not pushed, because {redact(name)} holds what looks like a secret at "
-                f"{place}, which everyone who reads the repository could use: remove it there, or take the file out, and push "
-                "again.",
+                f"{place}, which everyone who reads the repository could use: remove it there, or take the file out, "
+                "and push again.",
                 is_transient=False,
             )
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
@@ -32,6 +35,7 @@ PYTHON = "3.12"  # on Spaces; their default is too old for TRL and transformers
 _SOURCES = ("README.md", "*.py", "assets/*", "replays/*", "static/*")
 _UNSHOWN = ("turnppo_hf/models/*/trajectories/*",)  # evidence of the packaged agents, which their releases hold
 _FRONT_MATTER = "---\n"
+_GRACE_S = 3.0  # that a page has to end by itself
 
 
 def run_space(*, agent: str | None = None, revision: str | None = None, port: int | None = None) -> int:
@@ -44,7 +48,7 @@ def run_space(*, agent: str | None = None, revision: str | None = None, port: in
         port (`int`, *optional*): The first free one from 7860 on by default.
 
     Returns:
-        `int`: the page's exit status.
+        `int`: the page's exit status; 130 where Ctrl-C ended it.
 
     Raises:
         `ImportError`: Gradio is missing.
@@ -57,11 +61,41 @@ def run_space(*, agent: str | None = None, revision: str | None = None, port: in
         )
     named = {"AGENT_REPO": agent, "AGENT_REVISION": revision, "GRADIO_SERVER_PORT": port}
     variables = {name: str(value) for name, value in named.items() if value is not None}
-    page = subprocess.Popen([sys.executable, str(find_space() / "app.py")], env={**os.environ, **variables})
+    with _ended_by_signals():
+        page = subprocess.Popen([sys.executable, str(find_space() / "app.py")], env={**os.environ, **variables})
+        try:
+            return page.wait()
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
+        finally:
+            _end(page)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Turn SIGTERM into an exit that passes through `finally`, as Ctrl-C does, in the thread that gets signals."""
+
+    def leave(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
     try:
-        return page.wait()
-    except KeyboardInterrupt:  # the page gets it, too, and ends by itself
-        return page.wait()
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(page: subprocess.Popen[bytes]) -> None:
+    """End the page so that nothing serves on; it may have ended by itself."""
+    page.terminate()
+    try:
+        page.wait(timeout=_GRACE_S)
+    except subprocess.TimeoutExpired:
+        page.kill()
+        page.wait()
 
 
 def push_space(

@@ -5,6 +5,7 @@ template renders differently is encoded anew.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,11 @@ from transformers.utils import get_json_schema
 
 from turnppo_hf.environments.messages import Message, as_messages, is_text_blocks, open_conversation, text_of
 from turnppo_hf.rollout.context import FULL, read_context, visible_messages
+
+MAX_PARSED_LENGTH = 1 << 16  # characters of a response with tool calls
+MAX_PARSED_TAGS = 100  # of the template's own, such as `<tool_call>`
+
+_TAG = re.compile(r"</?[\w|:-]{1,40}>|\[/?[A-Z_]{2,40}\]")
 
 
 @dataclass(frozen=True)
@@ -138,8 +144,16 @@ class Chat:
         return Prompt(tuple(self._encode(text)), text, tuple(messages), offered, tuple(head))
 
     def parse(self, prompt: Prompt, completion_ids: Sequence[int]) -> Message:
-        """Read a response as an assistant's message, with `tool_calls` where it calls tools."""
+        """
+        Read a response as an assistant's message, with `tool_calls` where it calls tools.
+
+        One that is longer, or holds more of the template's tags, than `MAX_PARSED_LENGTH` and `MAX_PARSED_TAGS` is text
+        without calls: the parsers of some templates take time that grows with a power of their number.
+        """
         if prompt.tools is None or not self._parses:
+            return {"role": "assistant", "content": self.content(completion_ids)}
+        written = self.tokenizer.decode(completion_ids, skip_special_tokens=False)
+        if len(written) > MAX_PARSED_LENGTH or sum(map(written.count, self._tags)) > MAX_PARSED_TAGS:
             return {"role": "assistant", "content": self.content(completion_ids)}
         from turnppo_hf import _trl
 
@@ -223,6 +237,10 @@ class Chat:
     def content(self, completion_ids: Sequence[int]) -> str:
         """The response as text, without special tokens: what the environment reads."""
         return str(self.tokenizer.decode(completion_ids, skip_special_tokens=True))
+
+    @property
+    def _tags(self) -> set[str]:
+        return set(_TAG.findall(str(self.tokenizer.chat_template)))
 
     @property
     def _parses(self) -> bool:

@@ -15,7 +15,7 @@ _MAPPINGS = ("task", "metrics", "extra")
 
 
 def save_trajectories(trajectories: Sequence[Trajectory], file: Path) -> None:
-    """Write a Parquet file without secrets, one row a trajectory as in `Trajectory.to_dict`; mappings are JSON texts."""
+    """Write a Parquet file without secrets, a row for each `Trajectory.to_dict`; its mappings are JSON texts."""
     file.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for trajectory in trajectories:

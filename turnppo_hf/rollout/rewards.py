@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -236,6 +236,8 @@ def _final_rewards(played: Sequence[FinishedEpisode]) -> tuple[list[float | None
 def _checked(name: str, rewards: Any, count: int) -> list[float | None]:
     """One number or None for each episode; NaN stands for None, as in TRL."""
     try:
+        if isinstance(rewards, Mapping | set | str | bytes):  # iterating over one gives no rewards
+            raise TypeError
         found = [None if reward is None else float(reward) for reward in rewards]
     except (TypeError, ValueError):
         raise ValueError(

@@ -30,9 +30,15 @@ def check_arguments(
     Check that the sources of episodes and of rewards go together.
 
     Raises:
+        `TypeError`: `args` is no `TurnPPOConfig`.
         `ValueError`: an argument of `GRPOTrainer` that would have no effect, `rollout_func` beside what it would
         ignore, no source of prompts or of rewards, or weights without reward functions.
     """
+    if not isinstance(args, TurnPPOConfig):
+        raise TypeError(
+            f"`args` is a {type(args).__name__}, which lacks fields of this trainer, such as `gamma` and `critic`. Pass "
+            "a TurnPPOConfig: fields that both have carry the same names."
+        )
     if reward_processing_classes is not None:
         raise ValueError(
             "`reward_processing_classes` is not supported by this version of TurnPPOTrainer, and ignoring it would "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -174,3 +175,23 @@ def _describe(low: float, high: float) -> str:
     if high == math.inf:
         return "positive" if 0 < low < 1 else f"at least {low:g}"
     return f"above 0 and at most {high:g}" if 0 < low < 1 else f"between {low:g} and {high:g}"
+
+
+def check_json(config: Any, names: Iterable[str]) -> None:
+    """
+    Check fields that may be a mapping written as JSON.
+
+    Raises:
+        `ValueError`: the text is none; the message names the field.
+    """
+    for name in names:
+        value = getattr(config, name, None)
+        if not isinstance(value, str) or not value.lstrip().startswith("{"):  # the name of a file, for some
+            continue
+        try:
+            json.loads(value)
+        except ValueError as error:
+            raise ValueError(
+                f"`{name}` is no JSON: {error}. It is read as a JSON object. Write for example "
+                f"--{name} '{{\"name\": 1}}', in single quotes."
+            ) from error

@@ -85,6 +85,7 @@ def check_tasks(
         `ValueError`: an empty dataset, fewer rows than a batch has tasks, an unknown environment in a row, neither
         dataset nor `max_steps`, or a stream without `max_steps` or with oversampling, which draws rows by number.
     """
+    _check_split("train_dataset", dataset)
     if dataset is None:
         if args.max_steps <= 0:
             raise ValueError(
@@ -171,4 +172,13 @@ def _check_names(used: set[Any], names: list[str]) -> None:
         raise ValueError(
             f"The column `environment` names {', '.join(map(repr, unknown))}, but `environment_factory` has "
             f"{', '.join(map(repr, names))}. Use these names."
+        )
+
+
+def _check_split(name: str, dataset: Any) -> None:
+    if isinstance(dataset, Mapping):
+        splits = ", ".join(map(str, dataset))
+        raise ValueError(
+            f"`{name}` is a {type(dataset).__name__} with the splits {splits}, and it is open which of them holds the "
+            f"tasks. Pass one of them, such as dataset[{next(iter(dataset), 'train')!r}]."
         )

@@ -11,9 +11,17 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 
 from turnppo_hf._trl import BaseConfig
+from turnppo_hf.environments.names import did_you_mean
 from turnppo_hf.ppo.algorithms import ALGORITHMS
 from turnppo_hf.redaction import MASK, check_unmasked, redact, remember_secrets
-from turnppo_hf.trainer.config_checks import check_choice, check_choices, check_critic_kind, check_ranges, check_vllm
+from turnppo_hf.trainer.config_checks import (
+    check_choice,
+    check_choices,
+    check_critic_kind,
+    check_json,
+    check_ranges,
+    check_vllm,
+)
 
 _Config = TypeVar("_Config")
 
@@ -304,6 +312,17 @@ class TurnPPOConfig(BaseConfig):
     num_completions_to_print: int | None = None
     eval_temperature: float = 0.0
 
+    def __new__(cls, *_: Any, **given: Any) -> TurnPPOConfig:
+        """Refuse names that are no fields, with the nearest one."""
+        names = inspect.signature(cls.__init__).parameters
+        for name in given:
+            if name not in names:
+                raise TypeError(
+                    f"{cls.__name__} has no field {name!r}.{did_you_mean(name, names)} It would have no effect. Leave it "
+                    "out, or see the class for its fields."
+                )
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         on_accelerator = not self.use_cpu and torch.accelerator.is_available()
         # transformers 5.23 renamed the field and warns where the old name is set
@@ -314,6 +333,7 @@ class TurnPPOConfig(BaseConfig):
         if self.bf16 is None:
             self.bf16 = not self.fp16 and on_accelerator and _supports_bf16()
         check_unmasked({item.name: getattr(self, item.name) for item in fields(self)}, "in its argument or flag")
+        check_json(self, self._VALID_DICT_FIELDS)
         super().__post_init__()
         remember_secrets({item.name: getattr(self, item.name) for item in fields(self)})
         check_choice(self, "algorithm", ALGORITHMS)

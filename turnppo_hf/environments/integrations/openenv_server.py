@@ -21,6 +21,9 @@ except ImportError as error:
 from turnppo_hf.environments.exits import exits_as_errors
 
 
+from turnppo_hf.environments.integrations.request_limit import MAX_REQUEST_BYTES, RequestLimit
+
+
 class TextAction(Action):  # type: ignore[misc]
     """What the model wrote. `TextAction(text="<answer>Up</answer>")`."""
 
@@ -94,12 +97,14 @@ def openenv_app(name: str, make: Callable[[], gymnasium.Env[str, str]], max_sess
     def make_served() -> ServedEnvironment:
         return ServedEnvironment(make)
 
-    return create_app(make_served, TextAction, TextObservation, env_name=name, max_concurrent_envs=max_sessions)
+    app = create_app(make_served, TextAction, TextObservation, env_name=name, max_concurrent_envs=max_sessions)
+    app.add_middleware(RequestLimit)
+    return app
 
 
 def serve(name: str, make: Callable[[], gymnasium.Env[str, str]], host: str, port: int, max_sessions: int) -> None:
     """
-    Serves an environment until it is interrupted.
+    Serves an environment until it is interrupted; requests and messages of more than 1 MiB are refused.
 
     Args:
         name, make, max_sessions: See `openenv_app`.
@@ -108,7 +113,8 @@ def serve(name: str, make: Callable[[], gymnasium.Env[str, str]], host: str, por
     """
     import uvicorn
 
-    uvicorn.run(openenv_app(name, make, max_sessions), host=host, port=port, access_log=False)
+    app = openenv_app(name, make, max_sessions)
+    uvicorn.run(app, host=host, port=port, access_log=False, ws_max_size=MAX_REQUEST_BYTES)
 
 
 def _plain(info: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -232,9 +233,8 @@ class Sokoban(gymnasium.Env[str, str]):
             `tuple[list[int], bool]`: at most `max_actions_per_turn` actions (1 up, 2 down, 3 left, 4 right) before
             the first unknown word, and whether there were actions and no unknown word among those looked at.
         """
-        words = self._read_words(completion)[: self.max_actions_per_turn]
         actions: list[int] = []
-        for word in words:
+        for word in islice(self._read_words(completion), self.max_actions_per_turn):
             if (number := _ACTION_IDS.get(word.lower())) is None:
                 return actions, False
             actions.append(number)
@@ -271,11 +271,11 @@ class Sokoban(gymnasium.Env[str, str]):
     def _join(self, actions: Sequence[int]) -> str:
         return _SEPARATORS[self.action_format].join(_ACTION_NAMES[number] for number in actions)
 
-    def _read_words(self, completion: str) -> list[str]:
+    def _read_words(self, completion: str) -> Iterator[str]:
         if self.action_format == "bare":
-            return re.findall(r"[^\s,|]+", completion)
-        words = read_answer(completion).split("||")
-        return [word.strip() for word in words if word.strip()]
+            return (found[0] for found in re.finditer(r"[^\s,|]+", completion))
+        words = (word.strip() for word in read_answer(completion).split("||"))
+        return (word for word in words if word)
 
     def _observe(self, reward: float | None) -> str:
         board, actions_left = self.state.render(), self.actions_left

@@ -1,0 +1,49 @@
+"""What YAML and flags mean: numbers inside of mappings, keys set twice, JSON with a mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from turnppo_hf.cli.train_arguments import RunConfigError, parse_run, read_yaml
+
+RUN = "model: tiny\nenvironment: sokoban\noutput_dir: runs/x\nuse_cpu: true\nmax_steps: 1\n"
+
+
+def written(tmp_path: Path, text: str) -> str:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    return str(file)
+
+
+def test_number_with_an_exponent_is_one_at_any_depth(tmp_path: Path) -> None:
+    text = "lr: 1e-7\nkwargs: {eta: 1e-7, deep: [1E5, 2.5e3, -.5e-2]}\nname: '1e-7'\nsha: 12e4567\nword: e5\n"
+    found = read_yaml(written(tmp_path, text))
+    assert found == {
+        "lr": 1e-7, "kwargs": {"eta": 1e-7, "deep": [1e5, 2500.0, -0.005]}, "name": "1e-7", "sha": "12e4567", "word": "e5"
+    }  # fmt: skip
+    run = parse_run([written(tmp_path, f"{RUN}learning_rate: 1e-6\nlr_scheduler_kwargs: {{eta_min: 1e-7}}\n")])
+    assert run.training.learning_rate == 1e-6 and run.training.lr_scheduler_kwargs == {"eta_min": 1e-7}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (f"{RUN}max_steps: 2\n", r"sets `max_steps` twice, in lines 5 and 6, .*Keep one"),
+        (f"{RUN}environment_kwargs:\n  size: 5\n  size: 6\n", r"sets `size` twice, in lines 7 and 8"),
+    ],
+)
+def test_key_that_is_set_twice_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(RunConfigError, match=sentence):
+        parse_run([written(tmp_path, text)])
+    merged = read_yaml(written(tmp_path, "base: &base {size: 5}\nother: {<<: *base, size: 6}\n"))
+    assert merged["other"] == {"size": 6}, "a merge may be overridden"
+
+
+@pytest.mark.parametrize(
+    "name", ["model_init_kwargs", "lr_scheduler_kwargs", "chat_template_kwargs", "environment_kwargs"]
+)
+def test_flag_of_json_with_a_mistake_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"`{name}` is no JSON: .*Write for example --{name}"):
+        parse_run([written(tmp_path, RUN), f"--{name}", '{"a": }'])

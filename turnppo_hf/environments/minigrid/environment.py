@@ -33,7 +33,8 @@ _MEANINGS = {
     "done": "report that the mission is accomplished, where it asks for that",
 }
 _RULES = """\
-You are in a world of square cells, in one of them and facing one way. Accomplish the mission in as few actions as you can.
+You are in a world of square cells, in one of them and facing one way. Accomplish the mission in as few actions as
+you can.
 {legend}Actions: {actions}
 An answer holds one to {max_actions_per_turn} actions, separated by " || ". They are carried out in order.
 
@@ -79,8 +80,8 @@ class MiniGrid(gymnasium.Env[str, str]):
     ## Information
     `solved` (`bool`, the episode was terminated with a positive reward), `num_actions` (`int`, of the episode so far),
     `action` (`str`, what was carried out this turn, empty if nothing), `actions` (`list[int]`, the same as the
-    package's numbers), `state` (`str`, equal in two turns that begin in the same state), `penalty` (`float`, only where
-    it is not 0), `truncation` (only where truncated); after `reset` also `level_seed` (`int`, the package's) and
+    package's numbers), `state` (`str`, equal in two turns that begin in the same state), `penalty` (`float`, only
+    where it is not 0), `truncation` (only where truncated); after `reset` also `level_seed` (`int`, the package's) and
     `mission` (`str`).
 
     ## Arguments

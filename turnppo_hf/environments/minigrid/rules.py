@@ -103,6 +103,6 @@ def reset_world(world: Any, seeds: Iterable[int], split: Split | None) -> int:
         if split is None or level_split(world) == split:
             return seed
     raise ValueError(
-        f"{MAX_LEVELS} seeds of {world.spec.id} gave no level of the split {split!r}. A world with a handful of levels "
-        "may have none of it. Take a world whose levels differ more, or no `split`."
+        f"{MAX_LEVELS} seeds of {world.spec.id} gave no level of the split {split!r}. A world with a handful of "
+        "levels may have none of it. Take a world whose levels differ more, or no `split`."
     )

@@ -102,6 +102,6 @@ def test_mistakes_are_named(tmp_path, capsys, changes, message):
 
 def test_config_file_is_asked_for(capsys):
     assert main(["imitate"]) == 2
-    assert "`turnppo imitate` needs a config file, such as trainer_configs/minigrid_imitate.yaml" in (
+    assert "`turnppo imitate` needs a config file, such as trainer_configs/imitate/minigrid.yaml" in (
         capsys.readouterr().err
     )

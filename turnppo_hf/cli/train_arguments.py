@@ -22,7 +22,7 @@ from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig, describe_fields
 
 HELD_OUT_SEED = 1_000_000  # the first held-out seed, far above any training seed
 
-_EXAMPLES = {"turnppo train": "sokoban_cpu.yaml", "turnppo imitate": "minigrid_imitate.yaml"}
+_EXAMPLES = {"turnppo train": "sokoban_cpu.yaml", "turnppo imitate": "imitate/minigrid.yaml"}
 _ALIASES = {"lambda": "lam"}  # a keyword of Python, so the field has TRL's name
 
 

@@ -85,8 +85,8 @@ def word_tokenizer(conversations: Iterable[Any], max_length: int) -> PreTrainedT
         if decoded != answer:
             raise ValueError(
                 f"The answer {answer!r:.80} is {decoded!r:.80} after a tokenizer of words, which the environment "
-                'would read otherwise. Let answers be words with single spaces between them (`action_format: "bare"`), or '
-                "start from a model that has a tokenizer."
+                "would read otherwise. Let answers be words with single spaces between them (`action_format: bare`), "
+                "or start from a model that has a tokenizer."
             )
     return tokenizer
 

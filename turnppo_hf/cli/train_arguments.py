@@ -24,6 +24,7 @@ from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig, describe_fields
 
 HELD_OUT_SEED = 1_000_000  # the first held-out seed, far above any training seed
 
+_EXAMPLES = {"turnppo train": "sokoban_cpu.yaml", "turnppo imitate": "imitate/minigrid.yaml"}
 _ALIASES = {"lambda": "lam"}  # a keyword of Python, so the field has TRL's name
 
 
@@ -215,30 +216,56 @@ def parse_run(arguments: Sequence[str]) -> RunConfig:
         `RunConfigError`: an unknown field or flag (with the nearest match), a wrong type, an unreadable file.
         `ValueError`: a value out of range.
     """
-    path, typed = _split_path(arguments)
-    hints = _field_types()
-    values = _checked_values(path, read_yaml(path), hints)
-    flags = _checked_flags(typed, hints)
+    (task, training, adapters), asked = parse_words(arguments, build_parser())
+    _check_adapters(adapters, asked.settings)
+    return RunConfig(asked.path, task, training, adapters, asked.settings, asked.flags)
+
+
+@dataclass(frozen=True)
+class Words:
+    """What stood behind a command: a config file and flags."""
+
+    path: str
+    settings: Mapping[str, Any]  # what the file and the flags set, and nothing else
+    flags: Sequence[str]  # as they were typed
+
+
+def parse_words(
+    arguments: Sequence[str], parser: TrlParser, defaults: Mapping[str, Any] | None = None
+) -> tuple[list[Any], Words]:
+    """
+    Parse a config file and the flags that override its fields.
+
+    Args:
+        arguments (`Sequence[str]`): The words behind a command.
+        parser ([`FieldParser`]): Of the command; its dataclasses have the fields.
+        defaults (`Mapping`, *optional*): Values instead of the dataclasses' own defaults.
+
+    Returns:
+        `tuple`: an instance of each dataclass, and what was set.
+
+    Raises:
+        `RunConfigError`: an unknown field or flag (with the nearest match), a wrong type, an unreadable file.
+        `ValueError`: a value out of range.
+    """
+    path, typed = _split_path(arguments, parser.prog)
+    hints = _field_types(parser.dataclass_types)
+    values = _checked_values(path, read_yaml(path), hints, parser.prog)
+    flags = _checked_flags(typed, hints, parser.prog)
     os.environ.update({name: str(value) for name, value in values.pop("env", {}).items()})
-    parser = build_parser()
-    parser.set_defaults_with_config(**values)
-    *arguments_of_run, remaining = parser.parse_args_into_dataclasses(
+    parser.set_defaults_with_config(**{**(defaults or {}), **values})
+    *parts, remaining = parser.parse_args_into_dataclasses(
         flags, return_remaining_strings=True, look_for_args_file=False
     )
     if remaining:
         raise RunConfigError(
             f"{remaining[0]!r} belongs to no flag. Flags are written --field value; quote a value with spaces."
         )
-    task, training, adapters = arguments_of_run
     named = [flag[2:].partition("=")[0] for flag in flags if flag.startswith("--")]
     set_by_flag = [name if name in hints else name.removeprefix("no_") for name in named]
-    parsed = {
-        name: next(getattr(part, name) for part in arguments_of_run if hasattr(part, name)) for name in set_by_flag
-    }
+    parsed = {name: next(getattr(part, name) for part in parts if hasattr(part, name)) for name in set_by_flag}
     changed = {name: value.value if isinstance(value, Enum) else value for name, value in parsed.items()}
-    settings = {**values, **changed}
-    _check_adapters(adapters, settings)
-    return RunConfig(path, task, training, adapters, settings, typed)
+    return parts, Words(path, {**values, **changed}, typed)
 
 
 def _check_adapters(adapters: Any, settings: Mapping[str, Any]) -> None:
@@ -252,7 +279,7 @@ def _check_adapters(adapters: Any, settings: Mapping[str, Any]) -> None:
 
 def build_parser() -> TrlParser:
     """Return the parser of `turnppo train`, for `--help` and for `parse_run`."""
-    return _Parser(
+    return FieldParser(
         _KINDS,
         prog="turnppo train",
         usage="turnppo train CONFIG.yaml [--field value ...]",
@@ -262,10 +289,11 @@ def build_parser() -> TrlParser:
     )
 
 
-class _Parser(TrlParser):  # type: ignore[misc]
+class FieldParser(TrlParser):  # type: ignore[misc]
     """TRL's parser, with errors as exceptions instead of a usage message of three hundred lines."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print."""
         if message.startswith("the following arguments are required: "):
             names = ", ".join(f"`{name.split('/')[0].lstrip('-')}`" for name in message.split(": ", 1)[1].split(", "))
             raise RunConfigError(f"The run lacks its {names}. Set it in the config file or by its flag.")
@@ -278,23 +306,21 @@ def _is_local(name: str) -> bool:
     return name in (*places, *kinds) or name.startswith(("hub_", "trackio_")) or name.endswith("_token")
 
 
-def _split_path(arguments: Sequence[str]) -> tuple[str, list[str]]:
+def _split_path(arguments: Sequence[str], prog: str) -> tuple[str, list[str]]:
     rest = list(arguments)
     if rest and not rest[0].startswith("-"):
         return rest[0], rest[1:]
     if "--config" in rest[:-1]:
         position = rest.index("--config")
         return rest[position + 1], rest[:position] + rest[position + 2 :]
-    raise RunConfigError(
-        "`turnppo train` needs a config file, such as trainer_configs/sokoban_cpu.yaml, before its flags."
-    )
+    raise RunConfigError(f"`{prog}` needs a config file, such as trainer_configs/{_EXAMPLES[prog]}, before its flags.")
 
 
-def _field_types() -> dict[str, Any]:
-    return {item.name: get_type_hints(kind)[item.name] for kind in _KINDS for item in fields(kind) if item.init}
+def _field_types(kinds: Iterable[Any]) -> dict[str, Any]:
+    return {item.name: get_type_hints(kind)[item.name] for kind in kinds for item in fields(kind) if item.init}
 
 
-def _checked_values(path: str, values: Mapping[str, Any], hints: Mapping[str, Any]) -> dict[str, Any]:
+def _checked_values(path: str, values: Mapping[str, Any], hints: Mapping[str, Any], prog: str) -> dict[str, Any]:
     """Map aliases, refuse unknown keys and values of a wrong type."""
     checked: dict[str, Any] = {}
     for key, value in values.items():
@@ -307,7 +333,7 @@ def _checked_values(path: str, values: Mapping[str, Any], hints: Mapping[str, An
             if not isinstance(value, dict):
                 raise RunConfigError(f"{path}: `env` must be a mapping of variable names to values, got {value!r}.")
         elif name not in hints:
-            raise RunConfigError(f"{path}: `{name}` is no field.{_hint(name, hints)}")
+            raise RunConfigError(f"{path}: `{name}` is no field.{_hint(name, hints, prog)}")
         elif not _fits(value, hints[name]):
             raise RunConfigError(
                 f"{path}: `{name}` must be {_describe(hints[name])}, got {value!r} ({type(value).__name__})."
@@ -321,7 +347,7 @@ def _checked_values(path: str, values: Mapping[str, Any], hints: Mapping[str, An
     return checked
 
 
-def _checked_flags(flags: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
+def _checked_flags(flags: Sequence[str], hints: Mapping[str, Any], prog: str) -> list[str]:
     """Map aliases and refuse unknown flags."""
     checked = []
     for flag in flags:
@@ -330,7 +356,7 @@ def _checked_flags(flags: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
             name = name.replace("-", "_")
             name = _ALIASES.get(name, name)
             if name not in hints and name.removeprefix("no_") not in hints:
-                hint = _hint(name, hints, form="`--{}`")
+                hint = _hint(name, hints, prog, form="`--{}`")
                 raise RunConfigError(f"`{flag.partition('=')[0]}` is no flag.{hint}")
             flag = f"--{name}{equals}{value}"
         checked.append(flag)
@@ -381,8 +407,8 @@ def _names_of(name: str) -> list[str]:
     return [f"`{alias}`" for alias, target in _ALIASES.items() if target == name] + [f"`{name}`"]
 
 
-def _hint(name: str, fields: Iterable[str], form: str = "`{}`") -> str:
-    return f"{did_you_mean(name, [*fields, *_ALIASES], form=form)} `turnppo train --help` lists all fields."
+def _hint(name: str, fields: Iterable[str], prog: str, form: str = "`{}`") -> str:
+    return f"{did_you_mean(name, [*fields, *_ALIASES], form=form)} `{prog} --help` lists all fields."
 
 
 def _near_file(path: str) -> str:

@@ -1,16 +1,25 @@
-"""Demonstrations, tokenizers and untrained actors for the scripts that make the packaged ones, and their saving."""
+"""Conversations in, an actor that imitates them out; and the tokenizers and untrained networks of small ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-import numpy as np
 from datasets import Dataset
-from tokenizers import Tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Sequence, Split
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+)
+from trl import SFTConfig, SFTTrainer
 
 from turnppo_hf.hub.agent_record import AgentRecord
 
@@ -21,6 +30,8 @@ TEMPLATE = (
     "{%- else -%}{{ message.content }}<|end|>{%- endif -%}{%- endfor -%}"
     "{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"
 )
+# a cell of two signs, a word, a capital, a number, any other sign; spaces and line breaks are dropped
+_PIECES = Regex(r"(?<!\S)[^\s\w]{2}(?!\S)|[A-Z]?[a-z]+|[A-Z]|\d+|[^\sA-Za-z\d]")
 
 
 def chat_tokenizer(backend: Tokenizer, max_length: int) -> PreTrainedTokenizerFast:
@@ -44,69 +55,111 @@ def chat_tokenizer(backend: Tokenizer, max_length: int) -> PreTrainedTokenizerFa
     return tokenizer
 
 
-def tiny_llama(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Half a million parameters and a vector for each token, randomly initialised."""
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=tokenizer.model_max_length,
-        tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-    )
-    return LlamaForCausalLM(config)
-
-
-def make_demonstrations(
-    environment: gymnasium.Env[str, str],
-    expert: Callable[[], Sequence[str]],
-    num_episodes: int,
-    noise: float,
-    seed: int,
-) -> Dataset:
+def word_tokenizer(conversations: Iterable[Any], max_length: int) -> PreTrainedTokenizerFast:
     """
-    Play episodes as the expert would, from where the player is.
+    Return a tokenizer with a token for each word, number and sign of some conversations, and no other.
+
+    Decoding puts a space between any two tokens.
 
     Args:
-        environment (`gymnasium.Env`): One of ours, with `random_completion`.
-        expert (`Callable`): Returns the texts of its next turns; a random one is played where it has none.
-        num_episodes (`int`): Conversations.
-        noise (`float`): Fraction of turns with an action that is drawn at random instead, so that the demonstrations
-            also show how to go on from a mistake.
-        seed (`int`): Of the tasks and the noise.
+        conversations (`Iterable[Mapping]`): Rows with `messages`.
+        max_length (`int`): Tokens that the actor reads at most.
+
+    Raises:
+        `ValueError`: an answer is another text once it was encoded and decoded.
     """
-    rng = np.random.default_rng(seed)
-    conversations = []
-    for _ in range(num_episodes):
-        observation, _ = environment.reset(seed=int(rng.integers(2**31)))
-        messages, over = [], False
-        while not over:
-            plan = expert()
-            answer = plan[0] if plan and rng.random() >= noise else environment.random_completion(rng)  # type: ignore[attr-defined]
-            messages += [{"role": "user", "content": observation}, {"role": "assistant", "content": answer}]
-            observation, _, terminated, truncated, _ = environment.step(answer)
-            over = terminated or truncated
-        conversations.append({"messages": messages})
-    return Dataset.from_list(conversations)
+    splitter = Sequence([Split(_PIECES, behavior="isolated"), Split(Regex(r"\s+"), behavior="removed")])
+    texts: dict[str, None] = {}
+    answers: dict[str, None] = {}
+    for row in conversations:
+        for message in row["messages"]:
+            (answers if message["role"] == "assistant" else texts)[message["content"]] = None
+    found = {piece for text in (*texts, *answers) for piece, _ in splitter.pre_tokenize_str(text)}
+    largest = max((int(piece) for piece in found if re.fullmatch(r"\d{1,4}", piece)), default=0)
+    vocabulary = dict.fromkeys([*SPECIAL, *sorted(found | set(map(str, range(largest + 1))))])
+    backend = Tokenizer(WordLevel({piece: number for number, piece in enumerate(vocabulary)}, unk_token=SPECIAL[0]))
+    backend.pre_tokenizer = splitter
+    tokenizer = chat_tokenizer(backend, max_length)
+    for answer in answers:
+        decoded = tokenizer.decode(tokenizer(answer).input_ids)
+        if decoded != answer:
+            raise ValueError(
+                f"The answer {answer!r:.80} is {decoded!r:.80} after a tokenizer of words, which the environment "
+                "would read otherwise. Let answers be words with single spaces between them (`action_format: bare`), "
+                "or start from a model that has a tokenizer."
+            )
+    return tokenizer
 
 
-def write_actor(
-    target: Path,
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
+def tiny_llama(tokenizer: PreTrainedTokenizerFast, **sizes: Any) -> LlamaForCausalLM:
+    """
+    Return a small Llama, randomly initialised: half a million parameters and a vector for each token by default.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerFast`): Its tokenizer.
+        sizes: Fields of `LlamaConfig` with other values, such as `hidden_size`.
+    """
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    defaults = {
+        "hidden_size": 128,
+        "intermediate_size": 2 * sizes.get("hidden_size", 128),
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": tokenizer.model_max_length,
+        "tie_word_embeddings": True,
+    }
+    chosen = {**defaults, **sizes}
+    chosen.setdefault("num_key_value_heads", chosen["num_attention_heads"])
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **ids, **chosen))
+
+
+def imitate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: Dataset,
+    args: SFTConfig,
     *,
-    environment: str,
-    environment_kwargs: dict[str, Any],
-    max_turn_length: int,
-    max_completion_length: int,
-) -> None:
+    stop: Callable[[PreTrainedModel, int], bool] | None = None,
+    stop_steps: int = 50,
+) -> PreTrainedModel:
+    """
+    Train on demonstrations with TRL's `SFTTrainer`.
+
+    Args:
+        model (`PreTrainedModel`): Where to start.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        demonstrations (`Dataset`): In TRL's formats, see `rows_in_context`. `SFTConfig.assistant_only_loss` says
+            whether observations in `messages` are imitated, too.
+        args (`SFTConfig`): How.
+        stop (`Callable`, *optional*): Called with the model and the number of steps every `stop_steps` steps; the
+            training ends where it returns True.
+        stop_steps (`int`, *optional*, defaults to `50`): Optimizer steps between two such calls.
+
+    Returns:
+        `PreTrainedModel`: the trained model.
+    """
+    callbacks = [] if stop is None else [_StopAt(stop, stop_steps)]
+    trainer = SFTTrainer(
+        model=model, processing_class=tokenizer, train_dataset=demonstrations, args=args, callbacks=callbacks
+    )
+    trainer.train()
+    return trainer.accelerator.unwrap_model(trainer.model)
+
+
+class _StopAt(TrainerCallback):  # type: ignore[misc]
+    """Ends a training where a function of the model says so."""
+
+    def __init__(self, stop: Callable[[PreTrainedModel, int], bool], steps: int) -> None:
+        self.stop, self.steps = stop, steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Ask it every so many steps."""
+        if state.global_step % self.steps == 0 and self.stop(model, state.global_step):
+            control.should_training_stop = True
+
+
+def write_actor(target: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: AgentRecord) -> None:
     """Write actor, tokenizer and `turnppo.json`, so that the folder loads like one that the trainer saved."""
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
-    limits = {"max_turns": None, "max_turn_length": max_turn_length, "max_completion_length": max_completion_length}
-    AgentRecord(limits=limits, environment=environment, environment_kwargs=environment_kwargs).save(target)
+    record.save(target)

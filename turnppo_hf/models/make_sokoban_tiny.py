@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from datasets import Dataset
 from tokenizers import Regex, Tokenizer
 from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
-from trl import SFTConfig, SFTTrainer
+from transformers import PreTrainedTokenizerFast, set_seed
+from trl import SFTConfig
 
 from turnppo_hf.environments import make_environment
 from turnppo_hf.environments.sokoban.environment import Sokoban
-from turnppo_hf.models.imitation import SPECIAL, chat_tokenizer, make_demonstrations, tiny_llama, write_actor
+from turnppo_hf.hub.agent_record import AgentRecord
+from turnppo_hf.models.demonstrations import make_demonstrations, rows_in_context
+from turnppo_hf.models.imitation import SPECIAL, chat_tokenizer, imitate, tiny_llama, write_actor
 
 TARGET = Path(__file__).parent / "sokoban_tiny"
 ENVIRONMENT_ID = "turnppo_hf/Sokoban-v0"
@@ -47,52 +48,20 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return chat_tokenizer(backend, max_length=1024)
 
 
-def imitate(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    demonstrations: Dataset,
-    *,
-    steps: int,
-    learning_rate: float,
-    seed: int,
-) -> LlamaForCausalLM:
-    """
-    Train on demonstrations, boards included: predicting the next board teaches what a move does.
-
-    Args:
-        model (`LlamaForCausalLM`): Where to start.
-        tokenizer (`PreTrainedTokenizerFast`): Its tokenizer.
-        demonstrations (`Dataset`): Conversations, see `make_demonstrations`.
-        steps (`int`): Optimizer steps of 32 conversations.
-        learning_rate (`float`): At the start of a cosine.
-        seed (`int`): Of the order.
-
-    Returns:
-        `LlamaForCausalLM`: bfloat16, as it is stored.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = SFTTrainer(
-            model=model.float(),
-            processing_class=tokenizer,
-            train_dataset=demonstrations,
-            args=SFTConfig(
-                scratch,
-                max_steps=steps,
-                per_device_train_batch_size=32,
-                learning_rate=learning_rate,
-                lr_scheduler_type="cosine",
-                warmup_steps=20,
-                logging_steps=50,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                use_cpu=True,
-                bf16=False,
-                seed=seed,
-            ),
-        )
-        trainer.train()
-    return trainer.model.to(torch.bfloat16)
+def sft_arguments(folder: str, **changes: Any) -> SFTConfig:
+    """How the packaged actors are trained on a processor; `changes` are fields of `SFTConfig`."""
+    settings: dict[str, Any] = {
+        "per_device_train_batch_size": 32,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 20,
+        "logging_steps": 50,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "bf16": False,
+    }
+    return SFTConfig(folder, **{**settings, **changes})
 
 
 def main() -> None:
@@ -108,16 +77,13 @@ def main() -> None:
     phases = ((0.2, 1000, 1e-3), (0.6, 400, 5e-4))  # noise, steps, learning rate
     for seed, (noise, steps, learning_rate) in enumerate(phases, start=options.seed):
         demonstrations = make_demonstrations(environment, environment.optimal_completions, 20 * steps, noise, seed)
-        model = imitate(model, tokenizer, demonstrations, steps=steps, learning_rate=learning_rate, seed=seed)
-    write_actor(
-        options.target,
-        model,
-        tokenizer,
-        environment=ENVIRONMENT_ID,
-        environment_kwargs=ENVIRONMENT,
-        max_turn_length=8,
-        max_completion_length=512,
-    )
+        with tempfile.TemporaryDirectory() as scratch:
+            # boards included: predicting the next board teaches what a move does
+            args = sft_arguments(scratch, max_steps=steps, learning_rate=learning_rate, seed=seed)
+            model = imitate(model.float(), tokenizer, rows_in_context(demonstrations, "full"), args).to(torch.bfloat16)
+    limits = {"max_turns": None, "max_turn_length": 8, "max_completion_length": 512}
+    record = AgentRecord(limits=limits, environment=ENVIRONMENT_ID, environment_kwargs=ENVIRONMENT)
+    write_actor(options.target, model, tokenizer, record)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Make the embedded starting actor of the generated shop: a small Llama with a word tokenizer, cloned from a script.
 
-`python -m turnppo_hf.models.make_webshop_tiny` makes one like the packaged `turnppo_hf/models/webshop_tiny`, in half
+`python -m turnppo_hf.models.make_webshop_tiny` makes one like the packaged `turnppo_hf/models/webshop_tiny`, in about
 an hour on two cores. It first learns to find a product's number in a list, then plays in other generated shops than
 the one that is trained and judged in. It imitates many turns that are drawn at random: the actor can search,
 click and buy, and reinforcement learning has the rest to do.
@@ -21,15 +21,16 @@ from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Sequence, Split
-from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup, set_seed
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from turnppo_hf.environments import make_environment
 from turnppo_hf.environments.webshop.catalogue import generate_world, words
 from turnppo_hf.environments.webshop.environment import WebShop
 from turnppo_hf.environments.webshop.world_file import write_world
-from turnppo_hf.models.imitation import SPECIAL, chat_tokenizer, make_demonstrations, tiny_llama, write_actor
+from turnppo_hf.hub.agent_record import AgentRecord
+from turnppo_hf.models.demonstrations import make_demonstrations
+from turnppo_hf.models.imitation import SPECIAL, chat_tokenizer, imitate, tiny_llama, write_actor
+from turnppo_hf.models.make_sokoban_tiny import sft_arguments
 
 TARGET = Path(__file__).parent / "webshop_tiny"
 ENVIRONMENT_ID = "turnppo_hf/WebShop-v0"
@@ -125,47 +126,6 @@ def make_plays(folder: Path, num_shops: int, num_episodes: int, noise: float, se
     return concatenate_datasets(plays).shuffle(seed=seed)
 
 
-def imitate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, plays: Dataset, batch_size: int) -> None:
-    """
-    Train on the assistant's messages of each conversation, once.
-
-    Pages are long and answers short: logits are made for the answers only, which halves the time of a step beside a
-    trainer that makes all.
-
-    Args:
-        model (`LlamaForCausalLM`): float32; changed in place.
-        tokenizer (`PreTrainedTokenizerFast`): Its tokenizer.
-        plays (`Dataset`): Conversations in any order.
-        batch_size (`int`): Conversations of a step.
-    """
-    rows = [
-        tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
-        for messages in plays["messages"]
-    ]
-    batches = []
-    for start in range(0, len(rows), 16 * batch_size):  # little padding: neighbours in length share a batch
-        near = sorted(rows[start : start + 16 * batch_size], key=lambda row: len(row["input_ids"]))
-        some = [near[first : first + batch_size] for first in range(0, len(near), batch_size)]
-        batches += random.sample(some, len(some))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = get_cosine_schedule_with_warmup(optimizer, 30, len(batches))
-    for batch in (progress := tqdm(batches)):
-        ids, trained = (
-            pad_sequence([torch.tensor(row[name]) for row in batch], batch_first=True)
-            for name in ("input_ids", "assistant_masks")
-        )
-        trained = trained[:, 1:].bool()
-        # no token that counts sees the padding, which is to its right
-        hidden = model.model(ids).last_hidden_state[:, :-1]
-        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[trained]), ids[:, 1:][trained])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        progress.set_postfix(loss=f"{loss:.3f}")
-
-
 def main() -> None:
     """Write tokenizer and model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -178,18 +138,24 @@ def main() -> None:
     tokenizer = make_tokenizer(message["content"] for messages in plays["messages"] for message in messages)
     model = tiny_llama(tokenizer)
     prefer_copying(model)
-    imitate(model, tokenizer, make_drill(NUM_DRILLS, options.seed), batch_size=40)
-    imitate(model, tokenizer, plays, batch_size=32)
-    model.to(torch.bfloat16)
-    write_actor(
-        options.target,
-        model,
-        tokenizer,
-        environment=ENVIRONMENT_ID,
-        environment_kwargs=ENVIRONMENT,
-        max_turn_length=24,
-        max_completion_length=1536,
-    )
+    for conversations, batch_size in ((make_drill(NUM_DRILLS, options.seed), 40), (plays, 32)):
+        with tempfile.TemporaryDirectory() as scratch:
+            args = sft_arguments(
+                scratch,
+                num_train_epochs=1,
+                per_device_train_batch_size=batch_size,
+                learning_rate=2e-3,
+                adam_beta2=0.98,
+                weight_decay=0.01,
+                warmup_steps=30,
+                train_sampling_strategy="group_by_length",  # pages differ in length: little padding
+                assistant_only_loss=True,
+                seed=options.seed,
+            )
+            model = cast(LlamaForCausalLM, imitate(model, tokenizer, conversations, args))
+    limits = {"max_turns": None, "max_turn_length": 24, "max_completion_length": 1536}
+    record = AgentRecord(limits=limits, environment=ENVIRONMENT_ID, environment_kwargs=ENVIRONMENT)
+    write_actor(options.target, model.to(torch.bfloat16), tokenizer, record)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -20,6 +21,7 @@ MAX_PARSED_LENGTH = 1 << 16  # characters of a response with tool calls
 MAX_PARSED_TAGS = 100  # of the template's own, such as `<tool_call>`
 
 _TAG = re.compile(r"</?[\w|:-]{1,40}>|\[/?[A-Z_]{2,40}\]")
+_KEPT_RESPONSES = 4096  # texts of sampled responses
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Chat:
         self.tokenizer = tokenizer
         self.template_kwargs = dict(template_kwargs or {})
         self._newest = read_context(context)
+        self._decode = lru_cache(_KEPT_RESPONSES)(self._decode_anew)  # short answers are few, and each is read often
         self._tool_template: str | None = None  # None is the tokenizer's own
 
     def offer_tools(self, tools: Iterable[Callable[..., Any]]) -> None:
@@ -212,31 +215,34 @@ class Chat:
         rest = after[len(before) :]
         if completion_ids[-1] in self.tokenizer.all_special_ids:
             rest = rest.removeprefix(closing)  # it was sampled already
-        text = prompt.text + self.tokenizer.decode(completion_ids, skip_special_tokens=False) + rest
+        text = prompt.text + self._decode(tuple(completion_ids), False) + rest
         ids = (*prompt.ids, *completion_ids, *self._encode(rest))
         return Prompt(ids, text, (*prompt.messages, answer, *replies), prompt.tools, prompt.head)
 
     def extend(self, prompt: Prompt, completion_ids: Sequence[int], observation: str) -> Prompt:
         """Append the model's response, as it was sampled, and the environment's next observation."""
-        written = self.tokenizer.decode(completion_ids, skip_special_tokens=False)
         content = self.content(completion_ids)
         answer = {"role": "assistant", "content": content}
         messages = (*prompt.messages, answer, {"role": "user", "content": observation})
-        text = self._render(visible_messages(messages, prompt.head, self._newest))
+        visible = visible_messages(messages, prompt.head, self._newest)
+        text = self._render(visible)
+        if len(visible) < len(messages):
+            return Prompt(tuple(self._encode(text)), text, messages, head=prompt.head)
+        written = self._decode(tuple(completion_ids), False)
         # templates that trim a message's edges keep its tokens all the same: only the rest is appended
         for past in (written, content, content.strip()):
             if text.startswith(prompt.text + past):
                 rest = text[len(prompt.text + past) :]
                 if past != written and completion_ids[-1] in self.tokenizer.all_special_ids:
                     # the end of turn was sampled already
-                    rest = rest.removeprefix(self.tokenizer.decode(completion_ids[-1:], skip_special_tokens=False))
+                    rest = rest.removeprefix(self._decode((completion_ids[-1],), False))
                 ids = (*prompt.ids, *completion_ids, *self._encode(rest))
                 return Prompt(ids, text, messages, head=prompt.head)
         return Prompt(tuple(self._encode(text)), text, messages, head=prompt.head)
 
     def content(self, completion_ids: Sequence[int]) -> str:
         """The response as text, without special tokens: what the environment reads."""
-        return str(self.tokenizer.decode(completion_ids, skip_special_tokens=True))
+        return self._decode(tuple(completion_ids), True)
 
     @property
     def _tags(self) -> set[str]:
@@ -269,3 +275,6 @@ class Chat:
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _decode_anew(self, ids: tuple[int, ...], skips_special_tokens: bool) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=skips_special_tokens))

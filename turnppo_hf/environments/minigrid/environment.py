@@ -33,7 +33,8 @@ _MEANINGS = {
     "done": "report that the mission is accomplished, where it asks for that",
 }
 _RULES = """\
-You are in a world of square cells, in one of them and facing one way. Accomplish the mission in as few actions as you can.
+You are in a world of square cells, in one of them and facing one way. Accomplish the mission in as few actions as
+you can.
 {legend}Actions: {actions}
 An answer holds one to {max_actions_per_turn} actions, separated by " || ". They are carried out in order.
 
@@ -79,8 +80,8 @@ class MiniGrid(gymnasium.Env[str, str]):
     ## Information
     `solved` (`bool`, the episode was terminated with a positive reward), `num_actions` (`int`, of the episode so far),
     `action` (`str`, what was carried out this turn, empty if nothing), `actions` (`list[int]`, the same as the
-    package's numbers), `state` (`str`, equal in two turns that begin in the same state), `penalty` (`float`, only where
-    it is not 0), `truncation` (only where truncated); after `reset` also `level_seed` (`int`, the package's) and
+    package's numbers), `state` (`str`, equal in two turns that begin in the same state), `penalty` (`float`, only
+    where it is not 0), `truncation` (only where truncated); after `reset` also `level_seed` (`int`, the package's) and
     `mission` (`str`).
 
     ## Arguments
@@ -146,6 +147,7 @@ class MiniGrid(gymnasium.Env[str, str]):
         self.action_space = gymnasium.spaces.Text(MAX_TEXT_LENGTH, min_length=0, charset=string.printable)
         self._level_seed = self._num_turns = 0
         self._taken: list[int] = []  # actions of the episode
+        self._grid = ""  # the whole one, as text
         self._plan: list[int] | None = None  # from here; None where it was not asked for
         self._ending: str | None = "not begun"
 
@@ -154,7 +156,7 @@ class MiniGrid(gymnasium.Env[str, str]):
         """The state of the world as text: equal texts, equal states."""
         if self._ending == "not begun":
             raise ResetNeeded("The environment has no level yet. There is no state to show. Call `reset()` first.")
-        return state_text(self.world)
+        return state_text(self.world, self._grid)
 
     @property
     def max_steps(self) -> int:
@@ -179,6 +181,7 @@ class MiniGrid(gymnasium.Env[str, str]):
         super().reset(seed=seed)
         self._level_seed = reset_world(self.world, self._seeds(seed), self.split)
         self._taken, self._num_turns, self._plan, self._ending = [], 0, None, None
+        self._grid = grid_text(self.world, "full")
         info = {**self._info(False, []), "level_seed": self._level_seed, "mission": str(self.world.mission)}
         return self._observe(), info
 
@@ -213,6 +216,7 @@ class MiniGrid(gymnasium.Env[str, str]):
             if terminated or truncated:
                 break
         self._num_turns += 1
+        self._grid = grid_text(self.world, "full")
         terminated, solved = bool(terminated), bool(terminated and reward > 0)
         truncated = bool(truncated) or (not terminated and self._num_turns >= self.max_turns)
         info = self._info(solved, executed)
@@ -226,7 +230,7 @@ class MiniGrid(gymnasium.Env[str, str]):
 
     def render(self) -> str | None:
         """The whole grid; `None` unless `render_mode` is `"ansi"`."""
-        return grid_text(self.world, "full") if self.render_mode == "ansi" else None
+        return self._grid if self.render_mode == "ansi" else None
 
     def parse(self, completion: str) -> tuple[list[int], bool]:
         """
@@ -308,7 +312,10 @@ class MiniGrid(gymnasium.Env[str, str]):
 
     def _observe(self) -> str:
         is_grid, carried = self.observation == "grid", self.world.carrying
-        view = grid_text(self.world, self.view) if is_grid else "\n".join(sentences(self.world, self.view))
+        if not is_grid:
+            view = "\n".join(sentences(self.world, self.view))
+        else:
+            view = self._grid if self.view == "full" else grid_text(self.world, self.view)
         if self.action_format == "bare":
             missions = getattr(self.world.observation_space["mission"], "ordered_placeholders", None)
             varies = missions is not None or self.env_id.startswith("BabyAI-")

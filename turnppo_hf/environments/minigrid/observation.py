@@ -56,15 +56,19 @@ def grid_text(world: Any, view: str) -> str:
     return "\n".join(rows)
 
 
-def state_text(world: Any) -> str:
+def state_text(world: Any, grid: str | None = None) -> str:
     """
     Everything about a world that decides what can happen in it, but its mission and the actions that are left.
 
     Worlds with equal texts are in the same state: the whole grid, what is carried, what the player stands on, and what
     boxes hide.
+
+    Args:
+        world (`minigrid.minigrid_env.MiniGridEnv`): At any time after its reset.
+        grid (`str`, *optional*): Its whole grid, where that was made already.
     """
     below = world.grid.get(*world.agent_pos)
-    lines = [grid_text(world, "full"), f"{cell_text(world.carrying)} {cell_text(below)}"]
+    lines = [grid_text(world, "full") if grid is None else grid, f"{cell_text(world.carrying)} {cell_text(below)}"]
     boxes = [thing for thing in (*world.grid.grid, world.carrying) if thing is not None and thing.contains]
     lines += [f"{cell_text(box)} {cell_text(box.contains)}" for box in boxes]
     return "\n".join(lines)

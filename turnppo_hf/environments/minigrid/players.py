@@ -122,7 +122,7 @@ class _Search:
         """Actions and where they lead; None is the end."""
         cell, direction, hand, places, opened = node
         for action, turn in ((Actions.left, 3), (Actions.right, 1)):
-            yield int(action), node._replace(direction=(direction + turn) % 4)
+            yield int(action), _Node(cell, (direction + turn) % 4, hand, places, opened)
         dx, dy = _STEPS[direction]
         front = cell + dx + dy * self.width
         door = self.doors.get(front)
@@ -130,17 +130,18 @@ class _Search:
             number = places.index(front)
             if hand < 0:
                 moved = (*places[:number], -1, *places[number + 1 :])
-                yield int(Actions.pickup), None if number == self.target else node._replace(hand=number, places=moved)
+                is_end = number == self.target
+                yield int(Actions.pickup), None if is_end else _Node(cell, direction, number, moved, opened)
         elif door is not None and not opened >> door & 1:
             color = self.lock_colors[door]
             if color is None or (hand >= 0 and self.key_colors[hand] == color):
-                yield int(Actions.toggle), node._replace(opened=opened | 1 << door)
+                yield int(Actions.toggle), _Node(cell, direction, hand, places, opened | 1 << door)
         elif front in self.free or door is not None:
             is_end = self.target is None and front in self.goals
-            yield int(Actions.forward), None if is_end else node._replace(cell=front)
+            yield int(Actions.forward), None if is_end else _Node(front, direction, hand, places, opened)
             if self._may_drop(hand, opened) and door is None and front not in self.goals:
                 moved = (*places[:hand], front, *places[hand + 1 :])
-                yield int(Actions.drop), node._replace(hand=-1, places=moved)
+                yield int(Actions.drop), _Node(cell, direction, -1, moved, opened)
 
     def _may_drop(self, hand: int, opened: int) -> bool:
         if hand < 0 or self.target is None:

@@ -1,0 +1,107 @@
+"""`turnppo imitate`: an actor that another command trains on, a target that stops it, and mistakes that are named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from turnppo_hf import TurnPPOAgent
+from turnppo_hf.cli.imitate import build_parser, run_imitation
+from turnppo_hf.cli.main import main
+from turnppo_hf.cli.train_arguments import parse_words
+from turnppo_hf.hub.agent_record import AgentRecord
+
+SOKOBAN = {"size": 5, "max_actions_per_turn": 1, "max_turns": 8, "max_actions": 8, "action_format": "bare"}
+
+
+def config(tmp_path, **changes):
+    """A short imitation of Sokoban's solver, by the packaged tokenizer unless `changes` say otherwise."""
+    settings = {
+        "model": "tiny",
+        "environment": "sokoban",
+        "environment_kwargs": {**SOKOBAN, "split": "train"},
+        "eval_environment_kwargs": {"split": "test"},
+        "context": "last",
+        "num_episodes": 12,
+        "eval_episodes": 4,
+        "success_steps": 2,
+        "max_turn_length": 4,
+        "output_dir": str(tmp_path / "actor"),
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "use_cpu": True,
+        "bf16": False,
+        "activation_checkpointing": False,
+        **changes,
+    }
+    file = tmp_path / "imitate.yaml"
+    file.write_text(yaml.safe_dump({name: value for name, value in settings.items() if value is not None}))
+    return str(file)
+
+
+@pytest.mark.slow
+def test_actor_is_saved_with_its_context_and_trained_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["imitate", config(tmp_path, model="new", new_model={"hidden_size": 32})]) == 0
+    printed = capsys.readouterr().out
+    assert [f"step {step:>5}: success" in printed for step in (0, 2, 4)] == [True] * 3
+    record = AgentRecord.from_folder(tmp_path / "actor")
+    assert (record.context, record.environment) == ("last", "turnppo_hf/Sokoban-v0")
+    assert record.limits["max_turn_length"] == 4 and record.evaluation.environment_kwargs["split"] == "test"
+    agent = TurnPPOAgent.from_pretrained(tmp_path / "actor", device="cpu")
+    assert len(agent.play(seed=1).turns) > 0
+    train = {
+        "model": str(tmp_path / "actor"),
+        "environment": "sokoban",
+        "environment_kwargs": SOKOBAN,
+        "context": "last",
+        "max_steps": 1,
+        "generation_batch_size": 4,
+        "eval_episodes": 2,
+        "max_turn_length": 4,
+        "output_dir": "run",
+        "use_cpu": True,
+    }
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(train))
+    assert main(["train", "train.yaml"]) == 0
+    assert json.loads((tmp_path / "run" / "turnppo.json").read_text())["context"] == "last"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "steps"), [(0.0, [0]), (1.0, [0, 2, 4])])
+def test_training_stops_at_the_target(tmp_path, capsys, target, steps):
+    file = config(tmp_path, target_success=target, max_steps=4)
+    (asked, training), _ = parse_words([file], build_parser())
+    done = run_imitation(asked, training)
+    assert [step for step, _ in done.points] == steps
+    missed = "was not reached" in capsys.readouterr().out
+    assert missed is (done.success < target)
+    assert (tmp_path / "actor" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"nois": 0.1}, "`nois` is no field. Did you mean `noise`? `turnppo imitate --help` lists all fields."),
+        ({"noise": 2.0}, "`noise` must be between 0 and 1, got 2.0"),
+        ({"episodes": "played.parquet", "noise": 0.1}, "were played already, so it would have no effect"),
+        ({"new_model": {"hidden_size": 32}}, "'tiny' has its sizes already"),
+        ({"context": "window"}, "`context` must be full, last or window:k"),
+        ({"num_episodes": 0}, "`num_episodes` must be at least 1"),
+        ({"episodes": "none.parquet"}, "`episodes` 'none.parquet' cannot be read"),
+        ({"environment": "sokobann"}, "Did you mean 'turnppo_hf/Sokoban-v0'"),
+        ({"environment": None}, "The run lacks its `environment`"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, capsys, changes, message):
+    assert main(["imitate", config(tmp_path, **changes)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_config_file_is_asked_for(capsys):
+    assert main(["imitate"]) == 2
+    assert "`turnppo imitate` needs a config file, such as trainer_configs/imitate/minigrid.yaml" in (
+        capsys.readouterr().err
+    )

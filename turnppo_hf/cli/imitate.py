@@ -1,0 +1,277 @@
+"""`turnppo imitate`: a YAML file and flags in; an actor that imitates a planner or episodes, a start, out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, set_seed
+from trl import SFTConfig
+
+from turnppo_hf.agent import TurnPPOAgent
+from turnppo_hf.cli.common import hide_loading_bars
+from turnppo_hf.cli.train_arguments import HELD_OUT_SEED, FieldParser, RunConfigError, parse_words, read_json_object
+from turnppo_hf.environments import full_id, make_environment
+from turnppo_hf.environments.conversation import TextEnvironment
+from turnppo_hf.evaluation.results import HeldOut
+from turnppo_hf.evaluation.summary import Summary, summarize
+from turnppo_hf.hub.agent_record import AgentRecord
+from turnppo_hf.hub.run_record import package_version
+from turnppo_hf.models.demonstrations import (
+    make_demonstrations,
+    read_demonstrations,
+    reference_player,
+    rows_in_context,
+)
+from turnppo_hf.models.imitation import imitate, tiny_llama, word_tokenizer, write_actor
+from turnppo_hf.models.pretrained import find_model
+from turnppo_hf.rollout.context import read_context
+from turnppo_hf.trainer.turn_ppo_config import describe_fields
+
+NEW, PLANNER = "new", "planner"
+_MAX_POSITIONS = 4096  # that a new actor reads; they cost no parameters
+
+
+@describe_fields
+@dataclass
+class ImitationArguments:
+    """
+    Whom an actor imitates, and when it is good enough.
+
+    Parameters:
+        environment (`str`):
+            Gymnasium id of a text environment, such as `"turnppo_hf/MiniGrid-v0"`.
+        model (`str`, *optional*, defaults to `"new"`):
+            Where to start: model id, folder, a name in the package, or `"new"` for a small Llama with a token for each
+            word of the demonstrations.
+        new_model (`dict` or `str`, *optional*):
+            Fields of `LlamaConfig` for a new model, such as `{"hidden_size": 96}`; JSON on the command line.
+        environment_kwargs (`dict` or `str`, *optional*):
+            Arguments of the environment; JSON on the command line.
+        eval_environment_kwargs (`dict` or `str`, *optional*):
+            What changes in them for the held-out episodes, such as `{"split": "test"}`.
+        context (`str`, *optional*, defaults to `"full"`):
+            What the actor reads of earlier turns, as in training: `full`, `last` or `window:k`.
+        episodes (`str`, *optional*, defaults to `"planner"`):
+            What is imitated: `"planner"`, the environment's own reference player; a Parquet file of episodes; or a
+            dataset on the Hub with a column `messages`. Episodes that missed their goal are left out.
+        num_episodes (`int`, *optional*):
+            How many of them. Defaults to 2000 of a planner, to all of a file or dataset.
+        noise (`float`, *optional*):
+            Share of a planner's turns that are drawn at random instead. Defaults to 0.2.
+        target_success (`float`, *optional*):
+            Stop at the first evaluation whose share of solved held-out episodes reaches it.
+        success_steps (`int`, *optional*, defaults to `50`):
+            Optimizer steps between two such evaluations.
+        eval_episodes (`int`, *optional*, defaults to `256`):
+            Held-out episodes of each.
+        eval_seed_start (`int`, *optional*, defaults to `1000000`):
+            Their seeds count up from here.
+        eval_temperature (`float`, *optional*, defaults to `1.0`):
+            0 is greedy; training samples at 1.
+        max_turn_length (`int`, *optional*, defaults to `64`):
+            Tokens of one response, recorded for training as well.
+        max_completion_length (`int`, *optional*, defaults to `2048`):
+            Tokens after the first prompt, as in training; recorded.
+    """
+
+    environment: str
+    model: str = NEW
+    new_model: dict[str, Any] | str | None = None
+    environment_kwargs: dict[str, Any] | str | None = None
+    eval_environment_kwargs: dict[str, Any] | str | None = None
+    context: str = "full"
+    episodes: str = PLANNER
+    num_episodes: int | None = None
+    noise: float | None = None
+    target_success: float | None = None
+    success_steps: int = 50
+    eval_episodes: int = 256
+    eval_seed_start: int = HELD_OUT_SEED
+    eval_temperature: float = 1.0
+    max_turn_length: int = 64
+    max_completion_length: int = 2048
+
+    def __post_init__(self) -> None:
+        for name in ("new_model", "environment_kwargs", "eval_environment_kwargs"):
+            setattr(self, name, read_json_object(name, getattr(self, name)))
+        read_context(self.context)
+        for name in ("num_episodes", "success_steps", "eval_episodes", "max_turn_length", "max_completion_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RunConfigError(f"`{name}` must be at least 1, got {value}: it counts what is done. Raise it.")
+        for name in ("noise", "target_success"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise RunConfigError(f"`{name}` must be between 0 and 1, got {value}: it is a share. Correct it.")
+        if self.noise is not None and self.episodes != PLANNER:
+            raise RunConfigError(
+                f"`noise` is {self.noise}, but the episodes of {self.episodes!r} were played already, so it would "
+                "have no effect. Leave it out."
+            )
+        if self.new_model and self.model != NEW:
+            raise RunConfigError(
+                f"`new_model` is set, but {self.model!r} has its sizes already, so it would have no effect. Leave it "
+                "out."
+            )
+
+
+@dataclass(frozen=True)
+class Imitation:
+    """What a warm start came to."""
+
+    folder: Path
+    points: tuple[tuple[int, Summary], ...]  # optimizer steps and held-out success, in order; the last is the actor's
+
+    @property
+    def success(self) -> float | None:
+        """Share of held-out episodes that the saved actor solves; None where the environment does not say."""
+        return self.points[-1][1].success_rate
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Take every word as it is: `run` reads the words with TRL's parser, `--help` among them."""
+    parser.prefix_chars = "\0"  # so that no word is a flag here
+    parser.add_argument("words", nargs="*")
+
+
+def build_parser() -> FieldParser:
+    """Return the parser of `turnppo imitate`."""
+    return FieldParser(
+        (ImitationArguments, SFTConfig),
+        prog="turnppo imitate",
+        usage="turnppo imitate CONFIG.yaml [--field value ...]",
+        description="Train an actor by imitation, as a start for `turnppo train`; every field below, those of TRL's "
+        "SFTConfig included, is a key of the YAML file and a flag.",
+        allow_abbrev=False,
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Imitate as the file and the flags ask for, or print the help of their fields."""
+    if {"-h", "--help"} & set(arguments.words):
+        build_parser().print_help()
+        raise SystemExit(0)  # as argparse does
+    (asked, training), _ = parse_words(arguments.words, build_parser(), _defaults())
+    hide_loading_bars()
+    done = run_imitation(asked, training)
+    reached = "" if done.success is None else f", held-out success {done.success:.3f}"
+    print(f"actor in {done.folder}{reached}: turnppo train CONFIG --model {done.folder}")
+    return 0
+
+
+def run_imitation(asked: ImitationArguments, training: SFTConfig) -> Imitation:
+    """
+    Make or read demonstrations, imitate them, and save the actor.
+
+    Args:
+        asked ([`ImitationArguments`]): Whom to imitate, and until when.
+        training (`SFTConfig`): How; it holds the seed and the output folder.
+
+    Returns:
+        [`Imitation`]
+    """
+    set_seed(training.seed)
+    conversations = load_conversations(asked, training.seed)
+    if asked.model == NEW:
+        tokenizer = word_tokenizer(conversations, _MAX_POSITIONS)
+        model = tiny_llama(tokenizer, **_mapping(asked.new_model))
+    else:
+        folder = find_model(asked.model)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    print(
+        f"{len(conversations)} conversations of {asked.episodes}, actor {asked.model} with "
+        f"{sum(weight.numel() for weight in model.parameters()) / 1e6:.2f} M parameters",
+        flush=True,
+    )
+    record = _record(asked)
+    kwargs = {**_mapping(asked.environment_kwargs), **_mapping(asked.eval_environment_kwargs)}
+    held_out = partial(make_environment, asked.environment, **kwargs)
+    points: list[tuple[int, Summary]] = []
+
+    def judge(actor: PreTrainedModel, step: int) -> bool:
+        tasks = [{"seed": asked.eval_seed_start + number} for number in range(asked.eval_episodes)]
+        agent = TurnPPOAgent(actor, tokenizer, record=record)
+        summary = summarize(agent.play_tasks(held_out, tasks, temperature=asked.eval_temperature))
+        points.append((step, summary))
+        print(_line(step, summary), flush=True)
+        if asked.target_success is None or summary.success_rate is None:
+            return False
+        return summary.success_rate >= asked.target_success
+
+    if not judge(model, 0):
+        rows = rows_in_context(conversations, asked.context)
+        training.assistant_only_loss = "messages" in rows.column_names
+        model = imitate(model, tokenizer, rows, training, stop=judge, stop_steps=asked.success_steps)
+    if asked.target_success is not None and (points[-1][1].success_rate or 0.0) < asked.target_success:
+        print(f"The target {asked.target_success} was not reached. Raise `max_steps` or `num_episodes`.", flush=True)
+    folder = Path(str(training.output_dir))
+    write_actor(folder, model.to(torch.float32), tokenizer, record)
+    return Imitation(folder, tuple(points))
+
+
+def load_conversations(asked: ImitationArguments, seed: int) -> Dataset:
+    """Play or read what is imitated."""
+    if asked.episodes != PLANNER:
+        found = read_demonstrations(asked.episodes)
+        return found if asked.num_episodes is None else found.select(range(min(asked.num_episodes, len(found))))
+    environment = make_environment(asked.environment, **_mapping(asked.environment_kwargs))
+    player = reference_player(environment)
+    noise = 0.2 if asked.noise is None else asked.noise
+    return make_demonstrations(environment, player, asked.num_episodes or 2000, noise, seed)
+
+
+def _record(asked: ImitationArguments) -> AgentRecord:
+    """What the actor's folder says about it."""
+    kwargs = _mapping(asked.environment_kwargs)
+    environment = make_environment(asked.environment, **kwargs)
+    described = TextEnvironment(environment).record()
+    environment.close()
+    return AgentRecord(
+        **{**described, "environment": full_id(asked.environment), "environment_kwargs": kwargs},
+        package=package_version(),
+        context=asked.context,
+        limits={
+            "max_turns": None,
+            "max_turn_length": asked.max_turn_length,
+            "max_completion_length": asked.max_completion_length,
+        },
+        base_model=None if asked.model == NEW else Path(asked.model).name,
+        evaluation=HeldOut(
+            environment_kwargs={**kwargs, **_mapping(asked.eval_environment_kwargs)},
+            episodes=asked.eval_episodes,
+            seed=asked.eval_seed_start,
+            temperature=asked.eval_temperature,
+        ),
+    )
+
+
+def _defaults() -> dict[str, Any]:
+    """Defaults that suit small actors on a processor, where TRL's are for large ones on an accelerator."""
+    checkpointing = {"activation_checkpointing", "gradient_checkpointing"} & {item.name for item in fields(SFTConfig)}
+    on_accelerator = torch.accelerator.is_available()
+    quiet = {"report_to": "none", "save_strategy": "no", "logging_steps": 50, "disable_tqdm": not on_accelerator}
+    switches = dict.fromkeys(("bf16", *sorted(checkpointing)[:1]), on_accelerator)
+    return {**quiet, **switches, "use_cpu": not on_accelerator, "max_length": None, "per_device_train_batch_size": 32}
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    assert isinstance(value, dict), "read in __post_init__"
+    return value
+
+
+def _line(step: int, summary: Summary) -> str:
+    if summary.success_rate is None:
+        return f"step {step:>5}: mean return {summary.mean_return:.3f}"
+    interval = json.dumps([round(end, 3) for end in (summary.success_low or 0.0, summary.success_high or 0.0)])
+    return (
+        f"step {step:>5}: success {summary.success_rate:.3f} {interval}, mean turns {summary.mean_turns:.1f}, "
+        f"unreadable turns {summary.invalid_turns:.3f}"
+    )

@@ -94,7 +94,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     figures = measure(4, 1) if options.smoke else measure(64, 5)
-    print(json.dumps(figures, indent=2) if options.json else "\n".join(f"{key:18}{value}" for key, value in figures.items()))
+    print(
+        json.dumps(figures, indent=2)
+        if options.json
+        else "\n".join(f"{key:18}{value}" for key, value in figures.items())
+    )
 
 
 if __name__ == "__main__":

@@ -19,8 +19,6 @@ except ImportError as error:
     ) from error
 
 from turnppo_hf.environments.exits import exits_as_errors
-
-
 from turnppo_hf.environments.integrations.request_limit import MAX_REQUEST_BYTES, RequestLimit
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import gymnasium
 
+from turnppo_hf.environments.exits import describe_error
 from turnppo_hf.environments.integrations.adapt import adapt
 from turnppo_hf.environments.integrations.tool_checker import check_tools, has_tools_only
 
@@ -68,8 +69,10 @@ def check_environment(
         return problems
     try:
         environment = adapt(environment)
-    except Exception as error:
-        return [f"{error}"]
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return [str(error) if isinstance(error, Exception) else describe_error(error)]
     if not completions and getattr(environment, "action_space", None) is None:
         return ["There is no action space to draw completions from; pass some in `completions`."]
     return _playing_problems(environment, completions, range(seed, seed + num_episodes), max_turns)
@@ -102,8 +105,10 @@ def _playing_problems(
         except _Problem as problem:
             problems.append(str(problem))
             break
-        except Exception as error:
-            problems.append(f"Seed {episode_seed} raised {type(error).__name__}: {error}")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            problems.append(f"Seed {episode_seed} raised {describe_error(error)}")
             break
         if first != second:
             problems.append(
@@ -171,7 +176,9 @@ def _check_info(method: str, info: Any, problems: list[str]) -> None:
 def _check_step_after_end(environment: gymnasium.Env[str, str], completion: str, problems: list[str]) -> None:
     try:
         environment.step(completion)
-    except Exception:
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
         return
     problems.append("`step` after the end of an episode does not raise; rewards after the end would go unnoticed.")
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from turnppo_hf.environments import adapt, make_environment
+from turnppo_hf.environments.exits import exits_as_errors
 from turnppo_hf.environments.integrations.tools import ToolEnvironment
 from turnppo_hf.environments.pool import EnvironmentPool
 
@@ -35,6 +36,7 @@ def open_environments(
         `ValueError`: no factory where one is needed, an unknown Gymnasium id, or tools that no environment offers.
         `TypeError`: what a factory is or returns cannot be played, see
             [`~turnppo_hf.environments.integrations.adapt.adapt`].
+        `RuntimeError`: a factory would have ended the process.
     """
     if factory is None and not needs_environment:
         factory = {"tools" if tools else "prompts": ToolEnvironment}
@@ -53,7 +55,8 @@ def open_environments(
         if environment.tools is not None:
             pool.of_tools[name] = environment.tools
         if number == 0:
-            record = environment.record()
+            with exits_as_errors(f"The environment {name!r}"):
+                record = environment.record()
         pool.give_back(name, environment)
     if "environment" not in record:
         record = {"environment": None, "environment_kwargs": {}, "environment_name": next(iter(named)), **record}

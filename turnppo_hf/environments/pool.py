@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from turnppo_hf.environments.conversation import Conversation, as_conversation
+from turnppo_hf.environments.exits import close_unused, exits_as_errors
 
 Tools = Mapping[str, Sequence[Callable[..., Any]]]
 
@@ -26,13 +27,20 @@ class EnvironmentPool:
         self.factories = dict(factories)
         self.of_tools = dict(of_tools or {})
         self._idle: dict[str, list[Conversation]] = defaultdict(list)
+        self._is_closed = False
 
     def take(self, name: str) -> Conversation:
-        """Take an idle environment of that name, or build one."""
+        """
+        Take an idle environment of that name, or build one.
+
+        Raises:
+            `RuntimeError`: the factory would have ended the process.
+        """
         try:
             return self._idle[name].pop()
         except IndexError:
-            return as_conversation(self.factories[name]())
+            with exits_as_errors(f"The environment factory of {name!r}"):
+                return as_conversation(self.factories[name]())
 
     @property
     def tools(self) -> list[Callable[..., Any]]:
@@ -44,11 +52,15 @@ class EnvironmentPool:
         return name in self.of_tools
 
     def give_back(self, name: str, environment: Conversation) -> None:
-        """Return one that works; one that failed is closed by its user instead."""
-        self._idle[name].append(environment)
+        """Return one that works, to be closed where the pool is; one that failed is closed by its user instead."""
+        if self._is_closed:
+            close_unused(environment)
+        else:
+            self._idle[name].append(environment)
 
     def close(self) -> None:
-        """Close every idle environment."""
-        for environment in (env for idle in self._idle.values() for env in idle):
-            environment.close()
-        self._idle.clear()
+        """Close every idle environment, and those that come back later."""
+        self._is_closed = True
+        for idle in self._idle.values():
+            while idle:
+                close_unused(idle.pop())

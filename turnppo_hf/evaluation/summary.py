@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from turnppo_hf.environments.exits import close_unused, exits_as_errors
 from turnppo_hf.evaluation.json_fields import read_fields, write_fields
 from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
@@ -144,12 +145,13 @@ def reference_players(
         if hasattr(world.unwrapped, f"{name}_completions"):
             players[name] = getattr(world.unwrapped, f"{name}_completions")
     try:
-        return {
-            name: summarize([_play_reference(world, task, choose) for task in tasks])
-            for name, choose in players.items()
-        }
+        with exits_as_errors("The environment"):
+            return {
+                name: summarize([_play_reference(world, task, choose) for task in tasks])
+                for name, choose in players.items()
+            }
     finally:
-        world.close()
+        close_unused(world)
 
 
 def comparison_table(rows: Mapping[str, Summary]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from turnppo_hf.environments.conversation import Conversation, Opening, Reply
+from turnppo_hf.environments.exits import close_environment
 from turnppo_hf.environments.messages import Message, text_of
 from turnppo_hf.environments.pool import EnvironmentPool
 from turnppo_hf.generation.base import Completion
@@ -153,14 +154,11 @@ class RunningEpisode:
             (*prompt.messages[len(self._opening) :], self._answer, *read),
         )
 
-    def fail(self, error: Exception) -> FinishedEpisode:
+    def fail(self, error: BaseException) -> FinishedEpisode:
         """End the episode because its environment raised, and close the environment."""
         message = f"{type(error).__name__}: {error}"
-        if self.environment is not None:
-            try:
-                self.environment.close()
-            except Exception as closing:
-                message += f" (and close() raised {type(closing).__name__}: {closing})"
+        if self.environment is not None and (problem := close_environment(self.environment)):
+            message += f" (and {problem})"
         return FinishedEpisode(self._trajectory(stop_reason=StopReason.ERROR, error=message))
 
     def _turn(self, prompt: Prompt, completion: Completion, reply: Reply) -> Turn:

@@ -14,6 +14,7 @@ from transformers import TrainerState
 
 from turnppo_hf._trl import get_callable_name, is_async_callable
 from turnppo_hf.environments.conversation import Conversation
+from turnppo_hf.environments.exits import describe_error, exits_as_errors
 from turnppo_hf.environments.integrations.tools import run_together
 from turnppo_hf.rollout.episode import FinishedEpisode
 from turnppo_hf.trajectory import StopReason, Trajectory
@@ -79,6 +80,7 @@ class Rewards:
         Raises:
             `ValueError`: a function returned another number of rewards than there are episodes, or an infinite one, or
             an environment has no reward of any kind.
+            `RuntimeError`: a function would have ended the process.
         """
         played = [item for item in finished if item.trajectory.stop_reason is not StopReason.ERROR]
         if not played:
@@ -123,10 +125,16 @@ class Rewards:
     def _call_functions(self, played: Sequence[FinishedEpisode]) -> dict[str, list[float | None]]:
         arguments = self._arguments(played)
         waiting = [name for name, function in self.functions.items() if is_async_callable(function)]
-        found = {name: function(**arguments) for name, function in self.functions.items() if name not in waiting}
+        found = {}
+        for name, function in self.functions.items():
+            if name not in waiting:
+                with exits_as_errors(f"The reward function {name!r}"):
+                    found[name] = _checked(name, function(**arguments), len(played))
         coroutines = [self.functions[name](**arguments) for name in waiting]
-        found |= zip(waiting, run_together(coroutines, return_exceptions=False) if waiting else (), strict=True)
-        return {name: _checked(name, found[name], len(played)) for name in self.functions}
+        with exits_as_errors(f"One of the reward functions {', '.join(map(repr, waiting))}"):
+            returned = run_together(coroutines, return_exceptions=False) if waiting else []
+        found |= {name: _checked(name, rewards, len(played)) for name, rewards in zip(waiting, returned, strict=True)}
+        return {name: found[name] for name in self.functions}
 
     def _arguments(self, played: Sequence[FinishedEpisode]) -> dict[str, Any]:
         tasks = [{**item.trajectory.task, **item.columns} for item in played]
@@ -204,7 +212,9 @@ def _final_rewards(played: Sequence[FinishedEpisode]) -> tuple[list[float | None
             continue
         try:
             reward = _conversation(item).environment.get_reward()
-        except Exception as error:  # it ends its own episode, as one in reset() or a step does
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # it ends its own episode, as one in reset() or a step does
             reward = error
         if inspect.iscoroutine(reward):
             waiting[number] = reward
@@ -215,9 +225,9 @@ def _final_rewards(played: Sequence[FinishedEpisode]) -> tuple[list[float | None
         for number, reward in zip(waiting, found, strict=True):
             rewards[number] = reward
     failed = {
-        number: f"get_reward() raised {type(error).__name__}: {error}"
+        number: f"get_reward() raised {describe_error(error)}"
         for number, error in enumerate(rewards)
-        if isinstance(error, Exception)
+        if isinstance(error, BaseException)
     }
     given = [None if number in failed else reward for number, reward in enumerate(rewards)]
     return _checked("get_reward", given, len(played)), failed

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from turnppo_hf.environments.exits import exits_as_errors
 from turnppo_hf.environments.integrations.tools import ToolEnvironment
 from turnppo_hf.environments.messages import as_messages
 from turnppo_hf.rollout.chat import Chat
@@ -33,10 +34,12 @@ def play_with(rollout_func: RolloutFunction, plans: Sequence[EpisodePlan], chat:
 
     Raises:
         `ValueError`: entries are missing or of different lengths, or nothing was sampled.
+        `RuntimeError`: the function would have ended the process.
     """
     if not plans:
         return []
-    output = rollout_func(copy.deepcopy([plan.task["prompt"] for plan in plans]))
+    with exits_as_errors("`rollout_func`"):
+        output = rollout_func(copy.deepcopy([plan.task["prompt"] for plan in plans]))
     if not isinstance(output, dict):
         raise ValueError(
             f"`rollout_func` returned {type(output).__name__}, so it is open what was sampled. Return a dict with "

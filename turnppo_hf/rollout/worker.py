@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any
 
 import numpy as np
 
+from turnppo_hf.environments.exits import close_unused
 from turnppo_hf.environments.pool import EnvironmentPool
 from turnppo_hf.generation.base import Completion, Generator
 from turnppo_hf.rollout.chat import Chat
@@ -82,7 +84,8 @@ class RolloutWorker:
     Environments run in threads, each in one thread at a time, but those of tool calls in the thread that calls `play`:
     a tool may set a signal's handler, which Python allows in the main thread only. Neither they nor the generator
     decide what is sampled: seeds belong to the episode and its turn, so the trajectories do not depend on which
-    finishes first. An environment that fails ends its own episode only, with `StopReason.ERROR` and the message.
+    finishes first. An environment that fails ends its own episode only, with `StopReason.ERROR` and the message; so
+    does one that would end the process, as `exit()` in what the model wrote. Ctrl-C passes.
 
     Args:
         environments (`EnvironmentPool`): Where to take environments from.
@@ -161,9 +164,10 @@ class RolloutWorker:
             if self._steps and not self.generator.continuous:
                 self._timed("wait_s", wait, self._steps, timeout=_GRACE_S)
             for step in [step for step in self._steps if step.done()]:
-                if trajectory := self._answered(self._steps.pop(step), step):
-                    if on_finished is not None:
-                        on_finished(trajectory, self._timing)
+                trajectory = self._answered(self._steps[step], step)
+                del self._steps[step]  # not before: an environment that raised Ctrl-C is still at work for `give_up`
+                if trajectory is not None and on_finished is not None:
+                    on_finished(trajectory, self._timing)
             if len(self._steps) < len(self._running):
                 for completion in self._timed("generate_s", self.generator.take_completions, self._wake):
                     self._sampled(completion)
@@ -179,23 +183,40 @@ class RolloutWorker:
                 self.environments.give_back(episode.trajectory.environment, episode.environment)
 
     def give_up(self) -> int:
-        """Drop the episodes that are left; return their number."""
-        wait([step for step in self._steps if not step.cancelled()])  # a cancelled one never counts as done
-        self._steps.clear()
-        for number, running in self._running.items():
-            self.generator.release(number)
-            if running.environment is not None:
-                self.environments.give_back(running.plan.environment, running.environment)
-        self.give_back(self._finished.values())
+        """
+        Drop the episodes that are left, whatever ended the play; return their number.
+
+        Nothing is waited for: an environment at work, which may hang, goes back to the pool once its step ends.
+        """
         dropped = self.num_left
-        self._running.clear()
-        self._finished.clear()
+        at_work = {number: step for step, number in self._steps.items()}
+        while self._running:  # one by one, so that an interrupt in here drops no environment twice
+            number, running = self._running.popitem()
+            self.generator.release(number)
+            if number not in at_work:
+                self._put_away(running)
+                continue
+            at_work[number].cancel()
+            at_work[number].add_done_callback(partial(self._put_away, running))
+        self._steps.clear()
+        while self._finished:
+            self.give_back([self._finished.popitem()[1]])
         return dropped
 
     def close(self) -> None:
-        """Drop what is under way and end the threads."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        """Drop what is under way and end the threads, each with the step that it is at."""
         self.give_up()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _put_away(self, running: RunningEpisode, step: Future[tuple[Any, float]] | None = None) -> None:
+        """Return the environment of an episode that was dropped, or close it where its last step failed."""
+        environment = running.environment
+        if environment is None:
+            return
+        if step is not None and not step.cancelled() and step.exception() is not None:
+            close_unused(environment)
+        else:
+            self.environments.give_back(running.plan.environment, environment)
 
     def _timed(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
@@ -206,15 +227,18 @@ class RolloutWorker:
 
     def _work(self, number: int, call: Callable[..., Any], *args: Any) -> None:
         """Let an episode's environment work."""
-        step: Future[tuple[Any, float]] = Future()
         if not self.environments.plays_tools(self._running[number].plan.environment):
             step = self._threads.submit(_with_duration, call, *args)
+            self._steps[step] = number
         else:
+            step = Future()
+            self._steps[step] = number
             try:
                 step.set_result(_with_duration(call, *args))
-            except Exception as error:
+            except BaseException as error:
                 step.set_exception(error)
-        self._steps[step] = number
+                if isinstance(error, KeyboardInterrupt):
+                    raise
         step.add_done_callback(lambda _: self._wake.set())
 
     def _submit(self, number: int) -> None:
@@ -235,7 +259,9 @@ class RolloutWorker:
         finished = None
         try:
             reply, duration = step.result()
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             finished = running.fail(error)
         else:
             self._timing.environment_s += duration

@@ -18,6 +18,8 @@ except ImportError as error:
         '`pip install "turnppo-hf[openenv]"`.'
     ) from error
 
+from turnppo_hf.environments.exits import exits_as_errors
+
 
 class TextAction(Action):  # type: ignore[misc]
     """What the model wrote. `TextAction(text="<answer>Up</answer>")`."""
@@ -45,18 +47,21 @@ class ServedEnvironment(Environment[TextAction, TextObservation, State]):  # typ
 
     def __init__(self, make: Callable[[], gymnasium.Env[str, str]]) -> None:
         super().__init__()
-        self._environment = make()
+        with exits_as_errors("The environment"):
+            self._environment = make()
         self._state = State()
 
     def reset(self, seed: int | None = None, episode_id: str | None = None, **options: Any) -> TextObservation:
         """Starts an episode; other arguments than OpenEnv's are the environment's options."""
-        text, info = self._environment.reset(seed=seed, options=options or None)
+        with exits_as_errors("The environment's reset()"):
+            text, info = self._environment.reset(seed=seed, options=options or None)
         self._state = State(episode_id=episode_id or str(uuid.uuid4()))
         return TextObservation(text=text, metadata=_plain(info))
 
     def step(self, action: TextAction, timeout_s: float | None = None, **_: Any) -> TextObservation:
         """Plays one turn."""
-        text, reward, terminated, truncated, info = self._environment.step(action.text)
+        with exits_as_errors("The environment's step()"):
+            text, reward, terminated, truncated, info = self._environment.step(action.text)
         self._state.step_count += 1
         if truncated and not terminated:
             info = {"truncation": "time_limit", **info}
@@ -70,7 +75,8 @@ class ServedEnvironment(Environment[TextAction, TextObservation, State]):  # typ
 
     def close(self) -> None:
         """Closes the environment."""
-        self._environment.close()
+        with exits_as_errors("The environment's close()"):
+            self._environment.close()
 
 
 def openenv_app(name: str, make: Callable[[], gymnasium.Env[str, str]], max_sessions: int = 256) -> FastAPI:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from turnppo_hf.environments.exits import describe_error
+
 _NO_TOOLS = ("reset", "get_reward")
 
 
@@ -75,8 +77,10 @@ def _takes_a_row(reset: Callable[..., Any]) -> bool:
 def _play_problems(environment: Any, seed: int) -> Iterator[str]:
     try:
         first, second = (environment.reset(prompt="", seed=seed) for _ in range(2))
-    except Exception as error:
-        yield f"`reset` with seed {seed} raised {type(error).__name__}: {error}"
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        yield f"`reset` with seed {seed} raised {describe_error(error)}"
         return
     if first is not None and not isinstance(first, str | list):
         yield f"`reset` returned {type(first).__name__}; it must return the first observation as a str, or None."
@@ -89,7 +93,13 @@ def _play_problems(environment: Any, seed: int) -> Iterator[str]:
                 "given `reward_funcs`."
             )
         return
-    reward = environment.get_reward()
+    try:
+        reward = environment.get_reward()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        yield f"`get_reward` raised {describe_error(error)}"
+        return
     if inspect.iscoroutine(reward):
         reward.close()
     elif isinstance(reward, bool) or not isinstance(reward, int | float | None) or not math.isfinite(reward or 0):

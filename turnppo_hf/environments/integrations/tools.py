@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from turnppo_hf.environments.conversation import Conversation, Opening, Reply
+from turnppo_hf.environments.exits import describe_error
 from turnppo_hf.environments.messages import Message, open_conversation, text_of
 
 _ENDS = ("done", "finished", "terminated")  # attributes, one of which is true once an episode is over
@@ -141,14 +143,16 @@ class ToolEnvironment(Conversation):
                     later.append((name, tool(**arguments)))
                 else:
                     results.append((name, tool(**arguments)))
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a tool that runs what the model wrote runs its exit() as well
                 self._num_failures += 1
-                results.append((name, {"error": str(error)}))
+                results.append((name, {"error": _told(error)}))
         if later:
             for (name, _), result in zip(later, run_together([coroutine for _, coroutine in later]), strict=True):
-                failed = isinstance(result, Exception)
+                failed = isinstance(result, BaseException)
                 self._num_failures += failed
-                results.append((name, {"error": str(result)} if failed else result))
+                results.append((name, {"error": _told(result)} if failed else result))
         return results
 
     def _turn_reward(self) -> float:
@@ -181,19 +185,53 @@ def is_tool_environment(thing: object) -> bool:
 
 
 def run_together(coroutines: Sequence[Coroutine[Any, Any, Any]], return_exceptions: bool = True) -> list[Any]:
-    """Await coroutines side by side on the event loop of the process, and wait for the last of them."""
+    """
+    Await coroutines side by side on the event loop of the process, and wait for the last of them.
 
-    async def gathered() -> list[Any]:
-        return await asyncio.gather(*coroutines, return_exceptions=return_exceptions)
+    Args:
+        coroutines (`Sequence[Coroutine]`): What to await.
+        return_exceptions (`bool`, *optional*, defaults to `True`):
+            Whether what one raises, an exit included, stands in its place; else the first such error is raised.
 
-    return asyncio.run_coroutine_threadsafe(gathered(), _event_loop()).result()
+    Raises:
+        `KeyboardInterrupt`: one of them raised it, or it came while this waited; then they are cancelled.
+    """
+
+    async def gathered() -> list[tuple[Any, BaseException | None]]:
+        return list(await asyncio.gather(*map(_outcome, coroutines)))
+
+    future = asyncio.run_coroutine_threadsafe(gathered(), _event_loop())
+    try:
+        outcomes = future.result()
+    except BaseException:
+        future.cancel()
+        raise
+    errors = [error for _, error in outcomes if error is not None]
+    for error in errors:
+        if not return_exceptions or isinstance(error, KeyboardInterrupt):
+            raise error
+    return [result if error is None else error for result, error in outcomes]
+
+
+async def _outcome(coroutine: Coroutine[Any, Any, Any]) -> tuple[Any, BaseException | None]:
+    """What a coroutine returned or raised; an exit that leaves a task would end the event loop's thread."""
+    try:
+        return await coroutine, None
+    except BaseException as error:
+        return None, error
 
 
 @cache
 def _event_loop() -> asyncio.AbstractEventLoop:
     # one for the whole run: what a tool opens on it, such as an HTTP session, lives on between turns
     loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, daemon=True, name="asynchronous-tools").start()
+
+    def run() -> None:
+        while True:
+            with contextlib.suppress(BaseException):  # an exit in a task that a tool began; who awaits it gets it, too
+                loop.run_forever()
+
+    threading.Thread(target=run, daemon=True, name="asynchronous-tools").start()
     return loop
 
 
@@ -207,6 +245,11 @@ def _takes(function: Callable[..., Any], name: str, by_name: bool = False) -> bo
     return name in parameters or (
         not by_name and any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     )
+
+
+def _told(error: BaseException) -> str:
+    """What the model reads of an error: of an exception the text alone, as from TRL's trainers."""
+    return str(error) if isinstance(error, Exception) else describe_error(error)
 
 
 def _tool_message(name: str, result: Any) -> Message:

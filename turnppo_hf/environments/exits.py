@@ -1,0 +1,51 @@
+"""Code of others goes in; what it raises comes out as an error, so that an exit in it ends no run without a word."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def exits_as_errors(callee: str) -> Iterator[None]:
+    """
+    Raise a `RuntimeError` in place of what would leave the process quietly; exceptions and Ctrl-C pass as they are.
+
+    Args:
+        callee (`str`): Whose code runs in the context: the subject of the message.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise RuntimeError(
+            f"{callee} raised {describe_error(error)}, which would end the process with nothing saved. Raise an "
+            "exception there, or return."
+        ) from error
+
+
+def describe_error(error: BaseException) -> str:
+    """Return the error's kind and text."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def close_environment(environment: Any) -> str | None:
+    """Close an environment that nothing plays in any more; return what that raised as a text, None where nothing."""
+    try:
+        environment.close()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return f"close() raised {describe_error(error)}"
+    return None
+
+
+def close_unused(environment: Any) -> None:
+    """Close an environment whose episode is over; what that raises is logged, since nothing depends on it."""
+    if problem := close_environment(environment):
+        logger.warning("An environment was not closed properly: its %s.", problem)

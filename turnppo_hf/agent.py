@@ -14,6 +14,7 @@ import gymnasium
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from turnppo_hf.generation.sampler_check import check_sampler
 from turnppo_hf.generation.transformers_generator import TransformersGenerator
 from turnppo_hf.hub.agent_record import AgentRecord, EnvironmentSource, resolve_environment
 from turnppo_hf.hub.card.card import prepare_release, render_card
@@ -33,6 +34,9 @@ from turnppo_hf.trajectory import StopReason, Trajectory
 
 _WITH_CRITIC = [name for name, algorithm in ALGORITHMS.items() if algorithm.has_critic]
 _SCORED_TOKENS = 16384  # padded tokens of one forward of the critic
+_MEASURED_TOKENS = (
+    320  # of the sampler, before the first response: an agent that acts once on a processor waits for it
+)
 
 
 class TurnPPOAgent:
@@ -79,6 +83,7 @@ class TurnPPOAgent:
         self.folder = folder
         self.is_local = is_local
         self.chat = Chat(tokenizer, self.record.chat_template_kwargs)
+        self._is_checked = False  # whether the sampler was measured
 
     @classmethod
     def from_pretrained(
@@ -382,6 +387,9 @@ class TurnPPOAgent:
                 f"`temperature` must be 0 (greedy) or positive and finite, got {temperature}: nothing could be drawn. "
                 "Leave it out to sample as the agent was judged."
             )
+        if not self._is_checked:
+            check_sampler(self.actor, at_most=_MEASURED_TOKENS)
+            self._is_checked = True
         return TransformersGenerator.for_chat(
             self.actor,
             self.chat.tokenizer,

@@ -70,19 +70,23 @@ def test_collect_does_not_wait_for_the_longest():
     assert generator.take_completions() == []
 
 
+def test_released_requests_are_not_answered():
+    generator = make_generator(make_model(), eos_token_ids=[], max_parallel_episodes=2)
+    for episode in range(4):
+        generator.submit(episode, PROMPTS[0], max_new_tokens=2 if episode == 0 else 5, seed=episode)
+    assert {completion.episode for completion in generator.take_completions()} == {0}
+    for episode in (1, 3):  # one is running, one waits for a slot
+        generator.release(episode)
+    assert set(drain(generator, 1)) == {2}
+    assert generator.take_completions() == []
+
+
 def test_training_mode_is_restored():
     model = make_model().train()
     generator = make_generator(model)
     generator.submit(0, PROMPTS[0], max_new_tokens=2, seed=0)
     generator.take_completions()
     assert model.training
-
-
-def test_model_without_attention_layers_is_refused():
-    model = make_model()
-    model.config.layer_types = ["full_attention", "linear_attention"]
-    with pytest.raises(ValueError, match="linear_attention"):
-        make_generator(model)
 
 
 def test_attention_that_takes_no_dense_mask_is_refused():

@@ -16,6 +16,7 @@ from turnppo_hf.trajectory import GenerationError
 # mean |difference| of log-probs, nats: rounding stays below, another set of weights is above 0.1
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _NEW_TOKENS = 16
+_WHOLE_TABLE = 512  # tokens, up to which all logits are computed
 _PROMPT_LENGTHS = (3, 40, 90, 150)  # some within a block of the prefix cache, some over several
 
 
@@ -63,7 +64,7 @@ def logprob_gaps(
             for completion in completions:
                 sampled = torch.tensor(completion.sampling_logprobs)
                 ids = [*prompts[completion.episode], *completion.completion_ids]
-                scored = _scores(model, ids, len(sampled), temperature, autocast)
+                scored = logprobs_of_last(model, ids, len(sampled), temperature, autocast=autocast)
                 gaps.append((sampled - scored).abs())
     return torch.cat(gaps)
 
@@ -91,20 +92,38 @@ def check_engine(engine: Engine, model: nn.Module, **kwargs: Any) -> None:
 
 
 @torch.no_grad()
-def _scores(
+def logprobs_of_last(
     model: nn.Module,
     ids: list[int],
     count: int,
-    temperature: float,
-    autocast: Callable[[], AbstractContextManager[Any]],
+    temperature: float = 1.0,
+    *,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    training: bool = False,
 ) -> torch.Tensor:
-    """Log-probs of the last `count` tokens."""
+    """
+    Score the last tokens with a forward over all of them.
+
+    Args:
+        model (`nn.Module`): Causal language model of transformers.
+        ids (`list[int]`): A prompt and what follows it.
+        count (`int`): How many of them are scored.
+        temperature (`float`, *optional*, defaults to `1.0`): Scales the logits.
+        autocast (`Callable`, *optional*): Makes the context of the forward.
+        training (`bool`, *optional*, defaults to `False`): Whether the model is in training mode meanwhile.
+
+    Returns:
+        `torch.Tensor` of shape `(count,)`: nats, float32.
+    """
+    # of a long prompt, the table of all tokens x vocabulary takes gigabytes; not every architecture can leave it out
+    fewer = {"logits_to_keep": count + 1} if len(ids) > _WHOLE_TABLE else {}
     was_training = model.training
-    model.eval()
+    model.train(training)
     try:
         inputs = torch.tensor([ids], device=next(model.parameters()).device)
         with autocast():
-            logits = model(input_ids=inputs, use_cache=False).logits[0, -count - 1 : -1]
+            # past the module's hooks: who counts or times the forwards of a training has not asked for these
+            logits = model.forward(input_ids=inputs, use_cache=False, **fewer).logits[0, -count - 1 : -1]
     finally:
         model.train(was_training)
     scores = torch.log_softmax(logits.float() / temperature, dim=-1)

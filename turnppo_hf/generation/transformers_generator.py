@@ -42,7 +42,8 @@ class TransformersGenerator:
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            Decoder-only causal language model with attention layers.
+            Decoder-only causal language model with attention layers. Whether this sampler is exact for it,
+            [`~turnppo_hf.generation.sampler_check.check_sampler`] measures.
         eos_token_ids (`Sequence[int]`):
             Tokens that end a turn.
         pad_token_id (`int`):
@@ -58,8 +59,7 @@ class TransformersGenerator:
             are cast once a call and not once a token.
 
     Raises:
-        `ValueError`: the model has layers other than attention, which this cache cannot hold, or an implementation of
-            attention that takes no dense mask.
+        `ValueError`: the model has an implementation of attention that takes no dense mask.
     """
 
     continuous = False  # a prompt alone would be prefilled alone
@@ -81,11 +81,6 @@ class TransformersGenerator:
         window = getattr(config, "sliding_window", None)
         # models of one kind of layer (Mistral, Phi-3) name none, and slide everywhere where they have a window
         kinds = set(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
-        if not kinds <= {"full_attention", "sliding_attention"}:
-            raise ValueError(
-                f"{config.model_type} has layers of kind {', '.join(sorted(kinds))}; this generator keeps keys and "
-                "values of attention layers only. Use a model made of attention layers."
-            )
         attention = getattr(config, "_attn_implementation", "sdpa")
         if attention not in ("sdpa", "eager"):
             raise ValueError(
@@ -99,7 +94,7 @@ class TransformersGenerator:
         self.temperature = temperature
         self.max_parallel_episodes = max_parallel_episodes
         self.autocast = autocast
-        self.exact = model.dtype == torch.float32 and autocast is nullcontext
+        self.exact = rounds_as(model, autocast) == torch.float32
         self.tokens_processed = 0  # real tokens that went through the model, for the accounting of reuse
         self._warpers: list[Any] = [TopKLogitsWarper(top_k)] if top_k else []
         self._warpers += [TopPLogitsWarper(top_p)] if top_p < 1.0 else []
@@ -136,7 +131,9 @@ class TransformersGenerator:
         self._queue.append(_Request(episode, list(prompt_ids), max_new_tokens, uniforms))
 
     def release(self, episode: int) -> None:
-        """Free the slot of an episode that is over."""
+        """Drop the request of an episode that is over, where it has one, and free its slot."""
+        self._queue = [request for request in self._queue if request.episode != episode]
+        self._running = [request for request in self._running if request.episode != episode]
         if episode in self._slots:
             self._free.append(self._slots.pop(episode))
             del self._cached[episode]
@@ -294,13 +291,22 @@ def _casts_kept(model: torch.nn.Module) -> Iterator[None]:
     """
     weights = model.parameters() if torch.is_autocast_enabled(next(model.parameters()).device.type) else ()
     frozen = [weight for weight in weights if not weight.requires_grad and weight.is_floating_point()]
-    for weight in frozen:
-        weight.requires_grad_(True)
-    try:
+    try:  # around the loop as well: Ctrl-C may come anywhere
+        for weight in frozen:
+            weight.requires_grad_(True)
         yield
     finally:
         for weight in frozen:
             weight.requires_grad_(False)
+
+
+def rounds_as(model: PreTrainedModel, autocast: Callable[[], AbstractContextManager[Any]]) -> torch.dtype:
+    """Return the dtype whose rounding a forward has; TF32 has float16's, and a quantized base computes in a half."""
+    if getattr(model, "is_quantized", False) or (autocast is not nullcontext and model.dtype == torch.float32):
+        return torch.bfloat16
+    if model.dtype == torch.float32 and model.device.type == "cuda":
+        return torch.float16 if torch.backends.cuda.matmul.fp32_precision == "tf32" else torch.float32
+    return model.dtype
 
 
 def _common_prefix(left: list[int], right: list[int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -117,7 +118,8 @@ class ServerEngine:
         for request in requests:
             connection = self._open.pop(request, None)
             if connection is not None and connection.sock is not None:
-                connection.sock.shutdown(socket.SHUT_RDWR)
+                with contextlib.suppress(OSError):  # the server has closed it, or is gone
+                    connection.sock.shutdown(socket.SHUT_RDWR)
 
     def sync(self) -> None:
         """

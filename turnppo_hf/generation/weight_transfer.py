@@ -41,8 +41,8 @@ def engine_weights(model: nn.Module) -> Iterator[Iterator[tuple[str, torch.Tenso
         return
     layers = [module for module in plain.modules() if hasattr(module, "merge") and hasattr(module, "base_layer")]
     kept = [(weight, weight.detach().clone()) for layer in layers for weight in layer.base_layer.parameters()]
-    plain.merge_adapter()
-    try:
+    try:  # around the merging as well: Ctrl-C may come anywhere
+        plain.merge_adapter()
         yield _renamed(_merged_parameters(plain))
     finally:
         plain.unmerge_adapter()

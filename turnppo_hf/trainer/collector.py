@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from turnppo_hf.environments.pool import EnvironmentPool
+from turnppo_hf.generation.sampler_check import check_sampler, check_training_mode
 from turnppo_hf.generation.self_check import check_engine
 from turnppo_hf.rollout.chat import Chat
 from turnppo_hf.rollout.episode import FinishedEpisode
@@ -104,6 +105,20 @@ class Collector:
         finally:
             worker.close()
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether the log-probs at sampling serve as the old ones; those of a `rollout_func` are not known to."""
+        return self.rollout_func is None and self.generator.exact
+
+    def give_up(self) -> None:
+        """Drop the episodes under way, those that an earlier batch left among them."""
+        self._give_up(self._worker)
+
+    def _give_up(self, worker: RolloutWorker) -> None:
+        worker.give_up()
+        if self.engine is None:  # its cache is of no use any more; an engine's would be asked of a server
+            worker.generator.reset()
+
     def _make_worker(self, temperature: float) -> RolloutWorker:
         args, actor, chat = self.args, self.actor, self.chat
         generator = make_generator(
@@ -123,13 +138,21 @@ class Collector:
         self, worker: RolloutWorker, plans: list[EpisodePlan], enough: int, label: str
     ) -> tuple[list[Trajectory], list[Trajectory]]:
         """Play this rank's part; return its trajectories and all ranks', or raise on every rank what one raised."""
+        try:
+            return self._play_and_gather(worker, plans, enough, label)
+        except BaseException:
+            self._give_up(worker)
+            raise
+
+    def _play_and_gather(
+        self, worker: RolloutWorker, plans: list[EpisodePlan], enough: int, label: str
+    ) -> tuple[list[Trajectory], list[Trajectory]]:
         mine: list[Trajectory] = []
         timing, problem = RolloutTiming(), None
         try:
             mine, timing = self._play(worker, plans, enough, label)
         except GenerationError as error:
             problem = str(error)
-            worker.give_up()
         by_rank = gather_object([(mine, problem, asdict(timing))])
         if problems := [problem for _, problem, _ in by_rank if problem]:
             raise GenerationError(problems[0])
@@ -142,8 +165,8 @@ class Collector:
     ) -> tuple[list[Trajectory], RolloutTiming]:
         """Sample with the actor's current weights, play until enough episodes have ended, and reward these."""
         sync_s = worker.sync()
-        if self.engine is not None and not self._checked:
-            check_engine(self.engine, self.actor, temperature=self.args.temperature, autocast=self.autocast)
+        if not self._checked:
+            self._check()
             self._checked = True
         if self.rollout_func is not None:
             return self._rewarded(play_with(self.rollout_func, plans, self.chat)), RolloutTiming(sync_s=sync_s)
@@ -158,13 +181,24 @@ class Collector:
 
             worker.start(plans)
             finished, timing = worker.play(enough, show)
-        trajectories = self._rewarded(finished)
-        worker.give_back(finished)
+        try:
+            trajectories = self._rewarded(finished)
+        finally:
+            worker.give_back(finished)
         if self.args.oversampling_rest == "drop":
             worker.give_up()
         # nothing computed with these weights is of use to the coming ones, and its memory is to the update
         worker.generator.reset()
         return trajectories, replace(timing, sync_s=sync_s)
+
+    def _check(self) -> None:
+        """Measure once, before anything is played, that what is sampled with is what is trained."""
+        if self.engine is not None:
+            check_engine(self.engine, self.actor, temperature=self.args.temperature, autocast=self.autocast)
+        elif self.rollout_func is None:
+            check_sampler(self.actor, autocast=self.autocast)
+        if self.args.disable_dropout:
+            check_training_mode(self.actor, autocast=self.autocast)
 
     def _rewarded(self, finished: Sequence[FinishedEpisode]) -> list[Trajectory]:
         """Apply the reward functions while the environments are as the episodes left them."""

@@ -16,6 +16,7 @@ from datasets import Dataset, IterableDataset
 from huggingface_hub import CommitInfo
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.integrations.deepspeed import propagate_args_to_deepspeed
+from transformers.trainer_utils import TrainOutput
 
 from turnppo_hf._trl import BaseTrainer, get_config_model_id, identity
 from turnppo_hf.environments.factory import EnvironmentFactory, open_environments
@@ -187,6 +188,24 @@ class TurnPPOTrainer(BaseTrainer):
             return self._whole.filled(*names)
         return nullcontext(self.accelerator.unwrap_model(self.model))
 
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train as [`~transformers.Trainer.train`] does; nothing that an interrupted call left is played or logged."""
+        self._rollout, self._pending_file, self._last_trajectories = None, None, []
+        self.collector.give_up()
+        self.rewards.take_metrics()
+        self._log.take()
+        try:
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        except BaseException:
+            self.is_in_train = False
+            self.collector.give_up()
+            raise
+
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """Load the rows of one rollout batch at a time, once for each of its updates."""
         return load_rows(self.train_dataset, self.args, lambda: int(self.state.epoch or 0), self._get_dataloader)
@@ -230,7 +249,7 @@ class TurnPPOTrainer(BaseTrainer):
                 figures = update_once(update, rollout, self.sharding, critic_only=critic_only)
             else:
                 minibatch = pick_minibatch(len(rollout.batch), args, batch_number, update_number).to(device)
-                rescores = args.vllm_importance_sampling_correction or not self.collector.generator.exact
+                rescores = args.vllm_importance_sampling_correction or not self.collector.is_exact
                 figures = update_again(
                     update, rollout, minibatch, self.sharding, rescores_logprobs=rescores, critic_only=critic_only
                 )

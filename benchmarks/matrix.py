@@ -29,7 +29,6 @@ from turnppo_hf.distribution import declared, range_of
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results_matrix"
 NAMES = ("torch", "transformers", "trl", "accelerate", "peft", "huggingface_hub", "numpy", "pytest")
-_AFTERWARDS = "tests/test_distribution.py::test_every_declared_version_ran_in_a_corner"  # of the results made here
 # each declared version in one corner at least: the two of continuous integration, then new and old across
 CORNERS = (
     ("3.11", "2.13", "5.19"),
@@ -176,9 +175,13 @@ def name_of_test(case: ElementTree.Element) -> str:
 
 
 def results() -> list[dict[str, Any]]:
-    """Read the results of the corners, in their order."""
-    paths = [RESULTS / f"{name_of(*corner)}.json" for corner in CORNERS]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+    """Return the results of the corners, in their order."""
+    found = []
+    for corner in CORNERS:
+        path = RESULTS / f"{name_of(*corner)}.json"
+        missing = dict(zip(("python", "torch", "transformers"), corner, strict=True)) | {"not_run": "no result yet"}
+        found.append(json.loads(path.read_text(encoding="utf-8")) if path.exists() else missing)
+    return found
 
 
 def page() -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.version import InvalidVersion
@@ -32,14 +33,15 @@ class Declared:
         requires (`tuple[str, ...]`): A line per requirement as in `importlib.metadata.requires`, those of extras with
             their marker.
         classifiers (`tuple[str, ...]`): Among them the versions of Python.
-        scripts (`tuple[str, ...]`): Commands as lines of `entry_points.txt`, such as `"turnppo = module:function"`;
-            empty where an installation has a file of them.
+        about (`str`): Text of METADATA in a wheel of it.
+        commands (`str`): Text of entry_points.txt in a wheel of it.
     """
 
     version: str
     requires: tuple[str, ...]
     classifiers: tuple[str, ...]
-    scripts: tuple[str, ...] = ()
+    about: str = ""
+    commands: str = ""
 
     @property
     def pythons(self) -> tuple[str, ...]:
@@ -75,22 +77,46 @@ def declared() -> Declared:
     if _CHECKOUT.is_file():
         project = tomllib.loads(_CHECKOUT.read_text(encoding="utf-8")).get("project", {})
         if project.get("name") == DISTRIBUTION:
-            extras = project["optional-dependencies"].items()
-            return Declared(
-                version=project["version"],
-                requires=(
-                    *project["dependencies"],
-                    *(f'{line}; extra == "{extra}"' for extra, lines in extras for line in lines),
-                ),
-                classifiers=tuple(project["classifiers"]),
-                scripts=tuple(f"{name} = {target}" for name, target in project["scripts"].items()),
-            )
+            return _of_project(project)
     try:
         installed = metadata.distribution(DISTRIBUTION)
     except metadata.PackageNotFoundError:  # the package's folder alone, copied somewhere
         return Declared(_UNKNOWN, (), ())
-    classifiers = installed.metadata.get_all("Classifier") or ()
-    return Declared(installed.version, tuple(installed.requires or ()), tuple(classifiers))
+    return Declared(
+        version=installed.version,
+        requires=tuple(installed.requires or ()),
+        classifiers=tuple(installed.metadata.get_all("Classifier") or ()),
+        about=installed.read_text("METADATA") or "",
+        commands=installed.read_text("entry_points.txt") or "",
+    )
+
+
+def _of_project(project: dict[str, Any]) -> Declared:
+    extras = project["optional-dependencies"].items()
+    requires = (
+        *project["dependencies"],
+        *(f'{line}; extra == "{extra}"' for extra, lines in extras for line in lines),
+    )
+    fields = {
+        "Metadata-Version": ["2.4"],
+        "Name": [DISTRIBUTION],
+        "Version": [project["version"]],
+        "Summary": [project["description"]],
+        "License-Expression": [project["license"]],
+        "Classifier": project["classifiers"],
+        "Requires-Python": [project["requires-python"]],
+        "Provides-Extra": list(project["optional-dependencies"]),
+        "Requires-Dist": requires,
+    }
+    return Declared(
+        version=project["version"],
+        requires=requires,
+        classifiers=tuple(project["classifiers"]),
+        about="".join(f"{name}: {value}\n" for name, values in fields.items() for value in values),
+        commands="\n".join(
+            ["[console_scripts]", *(f"{name} = {target}" for name, target in project["scripts"].items()), ""]
+        ),
+    )
 
 
 def installed_version(name: str) -> str | None:

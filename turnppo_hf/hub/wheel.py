@@ -8,7 +8,6 @@ import os
 import time
 import zipfile
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 from turnppo_hf.distribution import DISTRIBUTION, declared
@@ -31,8 +30,13 @@ def build_wheel(folder: str | Path) -> Path:
     Raises:
         `ReleaseError`: the package was copied without what declares its version.
     """
-    about, commands = _about()
-    stem = f"{DISTRIBUTION.replace('-', '_')}-{declared().version}"
+    own = declared()
+    if not own.about:
+        raise ReleaseError(
+            f"{_PACKAGE} is a copy of the package's folder without pyproject.toml, so that its version is unknown and "
+            "no wheel of it can be made for a release. Install the package, or run it from its checkout."
+        )
+    stem = f"{DISTRIBUTION.replace('-', '_')}-{own.version}"
     target = Path(folder) / f"{stem}-py3-none-any.whl"
     target.parent.mkdir(parents=True, exist_ok=True)
     info = f"{stem}.dist-info"
@@ -47,33 +51,15 @@ def build_wheel(folder: str | Path) -> Path:
 
         for path in _package_files():
             add(f"{_PACKAGE.name}/{path.relative_to(_PACKAGE).as_posix()}", path.read_bytes())
-        add(f"{info}/METADATA", about.encode())
+        add(f"{info}/METADATA", own.about.encode())
         add(f"{info}/WHEEL", b"Wheel-Version: 1.0\nGenerator: turnppo-hf\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        add(f"{info}/entry_points.txt", commands.encode())
+        add(f"{info}/entry_points.txt", own.commands.encode())
         archive.writestr(zipfile.ZipInfo(f"{info}/RECORD", _EPOCH), "\n".join([*records, f"{info}/RECORD,,", ""]))
     os.replace(unfinished, target)
     for old in target.parent.glob(f"{DISTRIBUTION.replace('-', '_')}-*.whl"):
         if old != target:
             old.unlink()
     return target
-
-
-def _about() -> tuple[str, str]:
-    """Return the texts of METADATA and of entry_points.txt."""
-    own = declared()
-    if own.scripts:  # of a checkout: an installation of it may be older, or there is none
-        lines = ["Metadata-Version: 2.1", f"Name: {DISTRIBUTION}", f"Version: {own.version}"]
-        lines += [f"Requires-Python: >={own.pythons[0]}", *(f"Classifier: {line}" for line in own.classifiers)]
-        lines += [f"Requires-Dist: {line}" for line in own.requires]
-        return "\n".join([*lines, ""]), "\n".join(["[console_scripts]", *own.scripts, ""])
-    try:
-        installed = metadata.distribution(DISTRIBUTION)
-    except metadata.PackageNotFoundError as error:
-        raise ReleaseError(
-            f"{_PACKAGE} is a copy of the package's folder without pyproject.toml, so that its version is unknown and "
-            "no wheel of it can be made for a release. Install the package, or run it from its checkout."
-        ) from error
-    return installed.read_text("METADATA") or "", installed.read_text("entry_points.txt") or ""
 
 
 def _package_files() -> Iterator[Path]:

@@ -59,8 +59,8 @@ def test_token_is_masked_by_its_form_wherever_it_stands(token: str) -> None:
     "name",
     [
         *("token", "hub_token", "HF_TOKEN", "push_to_hub_token", "my_service_token", "accessToken"),
-        *("password",),
-        *("db-password", "passwd", "user_pass", "dbPassword", "client_secret", "secret_key", "api_key", "apiKey", "pwd"),
+        *("password", "pwd"),
+        *("db-password", "passwd", "user_pass", "dbPassword", "client_secret", "secret_key", "api_key", "apiKey"),
         *("X-API-Key", "OPENAI_API_KEY", "wandb_key", "authorization", "Authorization", "auth", "cookie"),
         *("token_value", "api_keys", "private_key", "apikey", "hftoken", "token2", "credentials"),
         *("environment.password", "aws_secret_access_key"),

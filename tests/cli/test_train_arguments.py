@@ -21,7 +21,8 @@ def test_number_with_an_exponent_is_one_at_any_depth(tmp_path: Path) -> None:
     text = "lr: 1e-7\nkwargs: {eta: 1e-7, deep: [1E5, 2.5e3, -.5e-2]}\nname: '1e-7'\nsha: 12e4567\nword: e5\n"
     found = read_yaml(written(tmp_path, text))
     assert found == {
-        "lr": 1e-7, "kwargs": {"eta": 1e-7, "deep": [1e5, 2500.0, -0.005]}, "name": "1e-7", "sha": "12e4567", "word": "e5"
+        "lr": 1e-7, "kwargs": {"eta": 1e-7, "deep": [1e5, 2500.0, -0.005]}, "name": "1e-7", "sha": "12e4567",
+        "word": "e5",
     }  # fmt: skip
     run = parse_run([written(tmp_path, f"{RUN}learning_rate: 1e-6\nlr_scheduler_kwargs: {{eta_min: 1e-7}}\n")])
     assert run.training.learning_rate == 1e-6 and run.training.lr_scheduler_kwargs == {"eta_min": 1e-7}

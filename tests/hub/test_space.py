@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import socket
 import subprocess
 import sys
 from importlib import metadata
@@ -158,3 +160,36 @@ def test_space_without_gradio_or_files_says_what_to_install(monkeypatch: pytest.
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     with pytest.raises(ReleaseError, match="pip install -e"):
         find_space()
+
+
+PAGE = """
+import http.server, signal, sys
+if sys.argv[0].endswith("stubborn.py"):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+PARENT = """
+import pathlib, sys
+from turnppo_hf.hub import space
+space.find_space = lambda: pathlib.Path(sys.argv[1])
+space._GRACE_S = 0.5
+sys.exit(space.run_space())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("is_stubborn", [False, True])
+def test_page_ends_with_the_command(tmp_path: Path, number: signal.Signals, is_stubborn: bool) -> None:
+    (tmp_path / "app.py").write_text(PAGE.replace('sys.argv[0].endswith("stubborn.py")', str(is_stubborn)))
+    command = [sys.executable, "-c", PARENT, str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    port = int(process.stdout.readline())
+    socket.create_connection(("127.0.0.1", port)).close()
+    process.send_signal(number)  # to the command alone, as a supervisor does
+    assert process.wait(timeout=30) == 128 + number
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))

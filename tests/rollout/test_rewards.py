@@ -170,7 +170,7 @@ def test_what_is_no_function_is_refused():
         rewards(print, weights=[1.0, 1.0])
 
 
-@pytest.mark.parametrize("returned", [None, 1.0, ["high"], [[1.0]]])
+@pytest.mark.parametrize("returned", [None, 1.0, ["high"], [[1.0]], {0: 1.0}, {1.0}, "1"])
 def test_what_is_no_list_of_numbers_is_refused_in_a_sentence(returned):
     with pytest.raises(ValueError, match=r"of which no reward can be made\. Return a list with one number"):
         rewards(lambda **_: returned)([finished()])

@@ -18,8 +18,9 @@ from tests.helpers.tools import (
     calling_tokenizer,
     wait,
 )
+from turnppo_hf import _trl
 from turnppo_hf.environments.factory import open_environments
-from turnppo_hf.rollout.chat import Chat
+from turnppo_hf.rollout.chat import MAX_PARSED_LENGTH, MAX_PARSED_TAGS, Chat
 from turnppo_hf.rollout.worker import EpisodePlan, Limits, RolloutWorker
 from turnppo_hf.trajectory import StopReason
 
@@ -151,3 +152,21 @@ def test_game_that_is_done_is_where_the_conversations_part(tmp_path, tiny_tokeni
     assert len(ours) == 2 and ours == sorted(set(theirs), key=len)[:2] and len(set(theirs)) > 2
     assert list(item.messages) == seen["completions"][0][: len(item.messages)]
     assert item.messages[-1]["content"] == "height 4" and item.trajectory.stop_reason is StopReason.TERMINATED
+
+
+@pytest.mark.parametrize("piece", ["<tool_call>", "</tool_call>", "a", "<|im_end|>", '<tool_call>{"name": '])
+def test_response_beyond_what_is_parsed_is_text_without_calls(tiny_tokenizer, monkeypatch, piece):
+    tokenizer = calling_tokenizer(tiny_tokenizer)
+    chat = Chat(tokenizer)
+    chat.offer_tools([add])
+    prompt = chat.open(ASK, [add])
+    parsed = []
+    monkeypatch.setattr(
+        _trl, "parse_response", lambda *a, **k: parsed.append(a) or {"role": "assistant", "content": ""}
+    )
+    pieces = MAX_PARSED_LENGTH + 1 if len(piece) == 1 else MAX_PARSED_TAGS + 1
+    few = tokenizer(piece, add_special_tokens=False)["input_ids"]
+    answer = chat.parse(prompt, few * pieces)
+    assert parsed == [] and "tool_calls" not in answer and answer["role"] == "assistant"
+    chat.parse(prompt, few * (pieces - 1))
+    assert len(parsed) == 1, "what is within the bounds is parsed"

@@ -6,7 +6,7 @@ from itertools import islice
 from types import SimpleNamespace
 
 import pytest
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset
 
 from tests.helpers.tiny import config_for
 from turnppo_hf.trainer.tasks import check_tasks
@@ -37,6 +37,10 @@ def test_check_tasks_takes_a_dataset_that_fills_a_batch():
         (Dataset.from_dict({"seed": range(8), "environment": ["z", None] * 4}), "names 'z', but"),
         (IterableDataset.from_generator(lambda: iter([{"seed": 1}])), "has no length, `max_steps` is -1"),
         ([{"seed": 1}], "is a list without a length"),
+        (
+            DatasetDict({"test": Dataset.from_dict({"seed": range(8)})}),
+            r"is a DatasetDict with the splits test.*Pass one of them, such as dataset\['test'\]",
+        ),
     ],
 )
 def test_check_tasks_refuses_a_dataset_that_cannot_fill_batches(dataset, message):

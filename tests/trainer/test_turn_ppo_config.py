@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -282,3 +284,20 @@ def test_help_of_a_field_without_a_text_stays_as_it_is() -> None:
     known, unknown = fields(Described)
     assert known.metadata == {"aliases": ["--k"], "help": "What it is, in two lines."}
     assert unknown.metadata == {}
+
+
+def test_field_that_is_none_comes_with_the_nearest_one() -> None:
+    with pytest.raises(TypeError, match=r"TurnPPOConfig has no field 'learning_rat'.*`?learning_rate`?.*no effect"):
+        TurnPPOConfig("runs/x", learning_rat=1e-3)  # type: ignore[call-arg]
+    config = TurnPPOConfig("runs/x", use_cpu=True, learning_rate=1e-3)
+    assert copy.deepcopy(config).learning_rate == pickle.loads(pickle.dumps(config)).learning_rate == 1e-3
+
+
+def test_arguments_of_another_class_are_refused() -> None:
+    from trl import GRPOConfig
+
+    from turnppo_hf.trainer.arguments import check_arguments
+
+    other = GRPOConfig("runs/x", use_cpu=True, bf16=False)
+    with pytest.raises(TypeError, match=r"`args` is a GRPOConfig, which lacks.*Pass a TurnPPOConfig"):
+        check_arguments(None, other, None, None, None, None, None)  # type: ignore[arg-type]

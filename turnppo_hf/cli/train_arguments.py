@@ -190,8 +190,8 @@ class _Loader(yaml.SafeLoader):
                 name, line = key.value, key.start_mark.line + 1
                 if name in lines:
                     raise RunConfigError(
-                        f"{key.start_mark.name} sets `{name}` twice, in lines {lines[name]} and {line}, and only one of "
-                        "them would have an effect. Keep one of them."
+                        f"{key.start_mark.name} sets `{name}` twice, in lines {lines[name]} and {line}, and only one "
+                        "of them would have an effect. Keep one of them."
                     )
                 lines[name] = line
         return dict(super().construct_mapping(node, deep=deep))

@@ -165,13 +165,13 @@ def _checked_step(reply: Any) -> Reply:
     for name, flag in (("terminated", terminated), ("truncated", truncated)):
         if not isinstance(flag, bool | np.bool_) and (isinstance(flag, str) or flag not in (0, 1)):
             raise TypeError(
-                f"step() returned {name} as {flag!r:.40}, of type {type(flag).__name__}. A text such as 'False' would count "
-                "as true and end the episode. Return True or False."
+                f"step() returned {name} as {flag!r:.40}, of type {type(flag).__name__}. A text such as 'False' would "
+                "count as true and end the episode. Return True or False."
             )
     if not _is_number(reward):
         raise TypeError(
-            f"step() returned the reward {reward!r:.40}, of type {type(reward).__name__}. Nothing can be learned from a "
-            "turn without a number. Return 0.0 where there is no reward."
+            f"step() returned the reward {reward!r:.40}, of type {type(reward).__name__}. Nothing can be learned from "
+            "a turn without a number. Return 0.0 where there is no reward."
         )
     if not math.isfinite(reward):
         raise ValueError(
@@ -181,8 +181,8 @@ def _checked_step(reply: Any) -> Reply:
     penalty = info.get("penalty", 0.0)
     if not _is_number(penalty) or not math.isfinite(penalty) or penalty > 0:
         raise ValueError(
-            f'info["penalty"] is {penalty!r:.40}. A format penalty lowers the reward of a turn: it is finite and at most 0. '
-            "Put positive amounts into the reward."
+            f'info["penalty"] is {penalty!r:.40}. A format penalty lowers the reward of a turn: it is finite and at '
+            "most 0. Put positive amounts into the reward."
         )
     shown = {"role": "user", "content": observation}
     return Reply([shown], float(reward), bool(terminated), bool(truncated), info)

@@ -54,9 +54,9 @@ class EnvironmentPool:
             return
         if (known := self._made.get(id(world))) is not None and known() is world:
             raise TypeError(
-                f"The environment factory {name!r} returned the same {type(world).__name__} twice. Episodes run side by "
-                "side, so they would play on each other's board, with false rewards. Return a new one at every call, or "
-                "pass the class itself."
+                f"The environment factory {name!r} returned the same {type(world).__name__} twice. Episodes run side "
+                "by side, so they would play on each other's board, with false rewards. Return a new one at every "
+                "call, or pass the class itself."
             )
         with suppress(TypeError):  # a class without weak references
             self._made[id(world)] = weakref.ref(world)

@@ -16,6 +16,7 @@ from transformers.utils import get_json_schema
 
 from turnppo_hf.environments.messages import Message, as_messages, is_text_blocks, open_conversation, text_of
 from turnppo_hf.rollout.context import FULL, read_context, visible_messages
+from turnppo_hf.rollout.control_tokens import ControlTokens, Rendered
 
 MAX_PARSED_LENGTH = 1 << 16  # characters of a response with tool calls
 MAX_PARSED_TAGS = 100  # of the template's own, such as `<tool_call>`
@@ -44,7 +45,8 @@ class Chat:
     anew: it is what the model would read in use, and the batch starts a new row there. So it is where `context` leaves
     out earlier turns.
 
-    Content in text blocks is rendered as the text of its blocks, so that no template drops a part of it.
+    Content in text blocks is rendered as the text of its blocks, so that no template drops a part of it. Control
+    tokens in content are spelled, so that no page and no player can speak as another role.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -73,6 +75,7 @@ class Chat:
         self.template_kwargs = dict(template_kwargs or {})
         self._newest = read_context(context)
         self._decode = lru_cache(_KEPT_RESPONSES)(self._decode_anew)  # short answers are few, and each is read often
+        self._control = ControlTokens(tokenizer)
         self._tool_template: str | None = None  # None is the tokenizer's own
 
     def offer_tools(self, tools: Iterable[Callable[..., Any]]) -> None:
@@ -142,16 +145,16 @@ class Chat:
             tools (`Sequence[Callable]`, *optional*): With these, even none, its responses are parsed.
             head (`Sequence[dict]`, *optional*): The task's own messages among them.
         """
-        text = self._render(visible_messages(messages, head, self._newest), tools or ())
+        rendered = self._render(visible_messages(messages, head, self._newest), tools or ())
         offered = None if tools is None else tuple(tools)
-        return Prompt(tuple(self._encode(text)), text, tuple(messages), offered, tuple(head))
+        return Prompt(tuple(self._control.encode(rendered)), rendered.text, tuple(messages), offered, tuple(head))
 
     def parse(self, prompt: Prompt, completion_ids: Sequence[int]) -> Message:
         """
         Read a response as an assistant's message, with `tool_calls` where it calls tools.
 
-        One that is longer, or holds more of the template's tags, than `MAX_PARSED_LENGTH` and `MAX_PARSED_TAGS` is text
-        without calls: the parsers of some templates take time that grows with a power of their number.
+        One that is longer, or holds more of the template's tags, than `MAX_PARSED_LENGTH` and `MAX_PARSED_TAGS` is
+        text without calls: the parsers of some templates take time that grows with a power of their number.
         """
         if prompt.tools is None or not self._parses:
             return {"role": "assistant", "content": self.content(completion_ids)}
@@ -201,22 +204,22 @@ class Chat:
             {"role": "user", "content": "-"},
             {"role": "assistant", "content": "", "tool_calls": [call]},
         ]
-        before = self._render(asked, (), self._tool_template, add_generation_prompt=False)
+        before = self._render(asked, (), self._tool_template, add_generation_prompt=False).text
         after = self._render([*asked, *replies], (), self._tool_template)
         end = str(self.tokenizer.eos_token)
         closing = end if end in before else ""
         if closing:
             before = before[: before.rindex(end)]
-        if not after.startswith(before):
+        if not after.text.startswith(before):
             raise ValueError(
                 "The chat template renders a tool call differently once its result follows, so the result cannot be "
                 "appended to what was sampled. Set `chat_template` to a training template of TRL."
             )
-        rest = after[len(before) :]
+        rest = after.after(len(before))
         if completion_ids[-1] in self.tokenizer.all_special_ids:
             rest = rest.removeprefix(closing)  # it was sampled already
-        text = prompt.text + self._decode(tuple(completion_ids), False) + rest
-        ids = (*prompt.ids, *completion_ids, *self._encode(rest))
+        text = prompt.text + self._decode(tuple(completion_ids), False) + rest.text
+        ids = (*prompt.ids, *completion_ids, *self._control.encode(rest))
         return Prompt(ids, text, (*prompt.messages, answer, *replies), prompt.tools, prompt.head)
 
     def extend(self, prompt: Prompt, completion_ids: Sequence[int], observation: str) -> Prompt:
@@ -225,20 +228,21 @@ class Chat:
         answer = {"role": "assistant", "content": content}
         messages = (*prompt.messages, answer, {"role": "user", "content": observation})
         visible = visible_messages(messages, prompt.head, self._newest)
-        text = self._render(visible)
+        rendered = self._render(visible)
+        text = rendered.text
         if len(visible) < len(messages):
-            return Prompt(tuple(self._encode(text)), text, messages, head=prompt.head)
+            return Prompt(tuple(self._control.encode(rendered)), text, messages, head=prompt.head)
         written = self._decode(tuple(completion_ids), False)
         # templates that trim a message's edges keep its tokens all the same: only the rest is appended
         for past in (written, content, content.strip()):
             if text.startswith(prompt.text + past):
-                rest = text[len(prompt.text + past) :]
+                rest = rendered.after(len(prompt.text + past))
                 if past != written and completion_ids[-1] in self.tokenizer.all_special_ids:
                     # the end of turn was sampled already
                     rest = rest.removeprefix(self._decode((completion_ids[-1],), False))
-                ids = (*prompt.ids, *completion_ids, *self._encode(rest))
+                ids = (*prompt.ids, *completion_ids, *self._control.encode(rest))
                 return Prompt(ids, text, messages, head=prompt.head)
-        return Prompt(tuple(self._encode(text)), text, messages, head=prompt.head)
+        return Prompt(tuple(self._control.encode(rendered)), text, messages, head=prompt.head)
 
     def content(self, completion_ids: Sequence[int]) -> str:
         """The response as text, without special tokens: what the environment reads."""
@@ -258,7 +262,7 @@ class Chat:
         tools: Sequence[Callable[..., Any]] = (),
         template: str | None = None,
         add_generation_prompt: bool = True,
-    ) -> str:
+    ) -> Rendered:
         # many templates print blocks as nothing, or as Python prints a list
         messages = [
             {**message, "content": text_of(message["content"])} if is_text_blocks(message.get("content")) else message
@@ -267,14 +271,15 @@ class Chat:
         extra: dict[str, Any] = {"tools": list(tools)} if tools else {}
         if template or (tools and self._tool_template):
             extra["chat_template"] = template or self._tool_template
-        return str(
-            self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt, **extra, **self.template_kwargs
-            )
+        arguments = {
+            "tokenize": False,
+            "add_generation_prompt": add_generation_prompt,
+            **extra,
+            **self.template_kwargs,
+        }
+        return self._control.render(
+            messages, lambda given: str(self.tokenizer.apply_chat_template(list(given), **arguments))
         )
-
-    def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _decode_anew(self, ids: tuple[int, ...], skips_special_tokens: bool) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=skips_special_tokens))

@@ -36,8 +36,8 @@ def check_arguments(
     """
     if not isinstance(args, TurnPPOConfig):
         raise TypeError(
-            f"`args` is a {type(args).__name__}, which lacks fields of this trainer, such as `gamma` and `critic`. Pass "
-            "a TurnPPOConfig: fields that both have carry the same names."
+            f"`args` is a {type(args).__name__}, which lacks fields of this trainer, such as `gamma` and `critic`. "
+            "Pass a TurnPPOConfig: fields that both have carry the same names."
         )
     if reward_processing_classes is not None:
         raise ValueError(

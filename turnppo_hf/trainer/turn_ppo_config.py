@@ -318,8 +318,8 @@ class TurnPPOConfig(BaseConfig):
         for name in given:
             if name not in names:
                 raise TypeError(
-                    f"{cls.__name__} has no field {name!r}.{did_you_mean(name, names)} It would have no effect. Leave it "
-                    "out, or see the class for its fields."
+                    f"{cls.__name__} has no field {name!r}.{did_you_mean(name, names)} It would have no effect. Leave "
+                    "it out, or see the class for its fields."
                 )
         return super().__new__(cls)
 

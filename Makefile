@@ -21,15 +21,16 @@ test-all:
 quickstart:
 	turnppo train trainer_configs/sokoban_cpu.yaml
 
-# writes benchmarks/README.md; takes a quarter of an hour
+# writes benchmarks/README.md; takes an hour
 bench:
-	for name in startup gae environments flops memory step; do python benchmarks/$$name.py --save > /dev/null || exit 1; done
+	for name in startup gae environments flops memory critics depths step; do python benchmarks/$$name.py --save > /dev/null || exit 1; done
 	python benchmarks/step.py --threads 2 --save > /dev/null
+	python benchmarks/step.py --layers 16 --save > /dev/null
 	python benchmarks/report.py
 
 # that every benchmark works, at its smallest; no figure is looked at
 bench-smoke:
-	for name in startup gae environments flops memory step; do \
+	for name in startup gae environments flops memory critics depths step; do \
 	  python benchmarks/$$name.py --smoke --json > smoke.json && python -m json.tool smoke.json > /dev/null \
     || { echo "benchmarks/$$name.py failed"; exit 1; }; done
 	rm smoke.json

@@ -10,7 +10,9 @@ tokens of an episode and Ta of them sampled, the formula is
 
 `merging` is a template that only appends, so that an episode is one row. `rewriting` drops the beginning of earlier
 responses, as templates do that drop reasoning: every turn is a row of its own, and its T is that of all rows together.
-`growth` is the exponent of the FLOPs in the number of turns, attention taken out, from a line through the logarithms.
+`critics` is the step at the sizes of `step.py`, and with 16 layers, over that of `grpo`, which has no critic: with a
+critic of all layers, and of two. `growth` is the exponent of the FLOPs in the number of turns, attention taken out,
+from a line through the logarithms.
 """
 
 from __future__ import annotations
@@ -100,6 +102,20 @@ def count(work: Workload, template: str | None) -> dict[str, float]:
     }
 
 
+def count_kinds(work: Workload) -> dict[str, float]:
+    """Count one step with a critic of all layers and of two, over one without a critic, on as many episodes."""
+    totals = []
+    kinds: tuple[dict[str, Any], ...] = ({"algorithm": "grpo", "num_generations": 4}, {}, {"critic_layers": 2})
+    for settings in kinds:
+        counter = Counter()
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = make_trainer(work, folder, steps=1, num_tasks=work.episodes, callback=counter, **settings)
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+        totals.append(float(counter.mode.get_total_flops()))
+    return {"all": totals[1] / totals[0], "two": totals[2] / totals[0]}
+
+
 def growth(turns: list[int], flops: list[float]) -> float:
     """Slope of a line through the logarithms."""
     x, y = ([math.log(value) for value in values] for values in (turns, flops))
@@ -117,6 +133,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         counts = {number: count(replace(work, turns=number), template) for number in turns}
         figures[name] = {f"turns_{number}": item for number, item in counts.items()}
         figures[name]["growth"] = growth(turns, [counts[number]["without_attention"] for number in turns])
+    sizes = replace(Workload(), episodes=4)
+    depths = (2, 3) if options.smoke else (sizes.layers, 16)
+    sizes = replace(sizes.small(), episodes=4) if options.smoke else sizes
+    figures["critics"] = {f"layers_{depth}": count_kinds(replace(sizes, layers=depth)) for depth in depths}
     return figures
 
 

@@ -308,6 +308,17 @@ def test_figures_about_adapters_stand_in_their_file() -> None:
     assert unsupported_figures(text.replace("| 0.", "| 9."), [measured, millions]) != []
 
 
+def test_figures_about_critics_are_those_of_the_walk() -> None:
+    walk = json.loads(read("benchmarks/results/critics.json"))
+    text = " ".join(read("docs/critics.md").split())
+    version = ".".join(walk["machine"]["versions"]["transformers"].split(".")[:2])
+    assert f"transformers {version} lists {walk['types']} types of causal" in text
+    assert f"a token classifier for {walk['before']} of them" in text
+    assert f"compared on {walk['after']} of the {walk['types']} types; of {walk['not_built']} others" in text
+    refused = {name for name, found in walk["others"].items() if "critic" in found and found["critic"] != "works"}
+    assert refused == {"emu3", "mllama"}
+
+
 def test_doctor_knows_every_extra() -> None:
     extras: Iterable[str] = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
     assert set(extras) == set(_EXTRAS)

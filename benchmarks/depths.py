@@ -1,6 +1,6 @@
 """What a critic of the actor's first blocks costs and explains: a critic's pass alone, over episodes played once.
 
-`python benchmarks/critic_layers.py [--model MODEL] [--depths N ...] [--episodes N] [--updates N] [--json]`. The actor
+`python benchmarks/depths.py [--model MODEL] [--depths N ...] [--episodes N] [--updates N] [--json]`. The actor
 of `--model` plays the training split of its environment at temperature 1; half of the episodes train a critic of each
 depth from the same actor and a head of zero, as the trainer would without moving the actor, and the other half judges
 it. Depth 0 stands for all blocks.
@@ -121,4 +121,4 @@ if __name__ == "__main__":
     parser.add_argument("--episodes", type=int, default=256, help="half of them for training (%(default)s)")
     parser.add_argument("--updates", type=int, default=40, help="updates of each critic (%(default)s)")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate (%(default)s)")
-    run("critic_layers", parser, measure)
+    run("depths", parser, measure)

@@ -1,20 +1,19 @@
 """
 Thousands of short rows: what a rollout and an update cost where the actor reads the newest observation only.
 
-`python benchmarks/short_rows.py [--smoke] [--json]`: 64 episodes of DoorKey of 57 turns, an actor and a critic of a quarter
-of a million parameters, `context: last`. The actor is untrained, so that every episode uses up its turns.
+64 episodes of DoorKey of up to 57 turns, an actor and a critic of 0.2 million parameters each, `context: last`, two
+updates. The actor is untrained, so that nearly every episode uses up its turns.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 import time
 from functools import partial
 from statistics import median
 from typing import Any
 
+import harness
 import torch
 
 from turnppo_hf import TurnPPOConfig, TurnPPOTrainer
@@ -88,17 +87,8 @@ def measure(episodes: int, repetitions: int, updates: int = 2) -> dict[str, Any]
 
 def main() -> None:
     """Print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--smoke", action="store_true", help="a few episodes, once: that it works")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    figures = measure(4, 1) if options.smoke else measure(64, 5)
-    print(
-        json.dumps(figures, indent=2)
-        if options.json
-        else "\n".join(f"{key:18}{value}" for key, value in figures.items())
-    )
+    parser = harness.parser_for(__doc__)
+    harness.run("short_rows", parser, lambda options: measure(4, 1) if options.smoke else measure(64, 5))
 
 
 if __name__ == "__main__":

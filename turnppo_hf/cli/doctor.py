@@ -22,6 +22,7 @@ _EXTRAS = {  # extra -> what it is for
     "openenv": "environments served by OpenEnv",
     "textarena": "TextArena's games",
     "minigrid": "MiniGrid's and BabyAI's worlds",
+    "textworld": "TextWorld's generated games; builds its interpreter with gcc and make",
     "space": "the demo Space (`turnppo space`)",
     "report": "pictures: learning curves (`turnppo report`), calibration, replays",
     "evaluate": "the metric `agent_episodes` of Hugging Face's evaluate",

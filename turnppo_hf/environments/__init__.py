@@ -37,6 +37,7 @@ def _register(name: str, entry_point: str, namespace: str = "turnppo_hf", **kwar
 _register("Sokoban-v0", "turnppo_hf.environments.sokoban.environment:Sokoban")
 _register("SokobanLarge-v0", "turnppo_hf.environments.sokoban.environment:Sokoban", size=8, num_boxes=2)
 _register("MiniGrid-v0", "turnppo_hf.environments.minigrid.environment:MiniGrid")
+_register("TextWorld-v0", "turnppo_hf.environments.textworld.environment:TextWorld")
 _register("WebShop-v0", "turnppo_hf.environments.webshop.environment:WebShop")
 _register("Server-v0", "turnppo_hf.environments.integrations.openenv:OpenEnvSession", namespace="openenv")
 

@@ -15,6 +15,7 @@ pytest.importorskip("minigrid")
 from turnppo_hf.environments import check_environment, make_environment
 from turnppo_hf.environments.minigrid.environment import MiniGrid
 from turnppo_hf.environments.minigrid.rules import level_split, world_ids
+from turnppo_hf.models.imitation import word_tokenizer
 
 # 5x5, seed 3: the player looks right in front of the wall, the key is at its right hand
 BOARD = "## ## ## ## ##\n## .. Ly .. ##\n## >> ## .. ##\n## Ky ## Gg ##\n## ## ## ## ##"
@@ -28,7 +29,7 @@ def start(seed=3, **kwargs):
     return environment
 
 
-@pytest.mark.parametrize("action_format", ["tags", "bare"])
+@pytest.mark.parametrize("action_format", ["tags", "bare", "reasoned"])
 @pytest.mark.parametrize("observation", ["grid", "sentences"])
 def test_gymnasiums_checker_and_ours_pass(action_format, observation):
     environment = make_environment(FULL_ID, action_format=action_format, observation=observation)
@@ -130,6 +131,26 @@ def test_bare_words_are_read_and_written():
     assert "action{1,7}" in environment.action_grammar and "left | right" in environment.action_grammar
     words = {MiniGrid(action_format="bare").random_completion(np.random.default_rng(n)) for n in range(40)}
     assert words == set(text.split())
+
+
+def test_reasoning_is_computed_from_the_state_and_read_over():
+    environment = start(action_format="reasoned")
+    first, second = environment.optimal_completions()[:2]
+    assert first == (
+        "yellow key 1 step right , locked yellow door 1 step left and 1 step forward , green goal 1 step right and 2 "
+        "steps forward , next right pickup left left forward right toggle forward so right"
+    )
+    assert second == "so pickup" and 25 <= len(first.split()) <= 50
+    assert environment.parse(first) == ([1], True) and environment.parse(second) == ([3], True)
+    assert environment.parse("right") == ([], False), "without its `so` nothing is an answer"
+    assert environment.parse("so far so forward") == ([2], True)
+    rng = np.random.default_rng(0)
+    assert environment.random_completion(rng).startswith("yellow key 1 step right , ")
+    assert environment.step(first)[4]["action"] == "right"
+    assert environment.optimal_completions()[0].startswith("yellow key 1 step forward , ")
+    rows = [{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": first}]}]
+    tokenizer = word_tokenizer(rows, 512)
+    assert tokenizer.decode(tokenizer(first).input_ids) == first
 
 
 def test_success_ends_with_the_packages_reward():

@@ -15,12 +15,12 @@ import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from turnppo_hf.environments.minigrid.observation import LEGEND, cell_text, grid_text, sentences, state_text
+from turnppo_hf.environments.minigrid.observation import LEGEND, cell_text, grid_text, reasoning, sentences, state_text
 from turnppo_hf.environments.minigrid.rules import Split, action_names, make_world, reset_world
 from turnppo_hf.environments.reading import read_answer, read_choice, read_count, read_penalty
 
 MAX_TEXT_LENGTH = 8192  # characters of an observation and of a sampled completion
-_SEPARATORS = {"tags": " || ", "bare": " "}
+_SEPARATORS = {"tags": " || ", "bare": " ", "reasoned": " "}
 _VIEWS = {"grid": "full", "sentences": "agent"}  # what each kind of observation shows by default
 
 _MEANINGS = {
@@ -57,7 +57,8 @@ class MiniGrid(gymnasium.Env[str, str]):
     `<answer>` and `</answer>`, separated by `||`; what precedes the last `</think>` is reasoning and ignored. In the
     format `"bare"` the completion is nothing but actions, separated by spaces, commas or `||`. They are called left,
     right, forward, pickup, drop, toggle and done, as in the package; letter case does not matter. Only the first
-    `max_actions_per_turn` actions of a completion count. From the first unknown word on nothing is carried out, and a
+    `max_actions_per_turn` actions of a completion count. The format `"reasoned"` is `"bare"` after a line of reasoning
+    and the word `so`. From the first unknown word on nothing is carried out, and a
     turn with an unknown word or without any action gets the format penalty. Such a turn counts as a turn.
 
     ## Observation Space
@@ -101,7 +102,8 @@ class MiniGrid(gymnasium.Env[str, str]):
         format_penalty (`float`, *optional*, defaults to `-0.1`):
             Put into `info["penalty"]` for a turn with an unknown word or without any action.
         action_format (`str`, *optional*, defaults to `"tags"`):
-            `"tags"` for language models, `"bare"` for small ones with a vocabulary of their own.
+            `"tags"` for language models, `"bare"` for small ones with a vocabulary of their own, `"reasoned"` for such
+            ones with some forty tokens a turn instead of two: the players' reasoning names where each thing is.
         repeat_rules (`bool`, *optional*, defaults to `False`):
             Put the rules into every observation, for a `context` that leaves out the first one.
         split (`"train"` or `"test"`, *optional*):
@@ -240,7 +242,10 @@ class MiniGrid(gymnasium.Env[str, str]):
             `tuple[list[int], bool]`: at most `max_actions_per_turn` actions before the first unknown word, as the
             package numbers them, and whether there were actions and no unknown word among those looked at.
         """
-        if self.action_format == "bare":
+        if self.action_format == "reasoned":
+            _, has_answer, completion = f" {completion}".rpartition(" so ")
+            completion = completion if has_answer else ""
+        if self.action_format != "tags":
             words = re.findall(r"[^\s,|]+", completion)
         else:
             words = [word.strip() for word in read_answer(completion).split("||") if word.strip()]
@@ -254,18 +259,23 @@ class MiniGrid(gymnasium.Env[str, str]):
     def completion(self, actions: Sequence[int]) -> str:
         """The completion that names these actions, in the package's numbers, without reasoning."""
         text = self._join(actions)
+        if self.action_format == "reasoned":
+            return f"so {text}"
         return f"<answer>{text}</answer>" if self.action_format == "tags" else text
 
     @property
     def action_grammar(self) -> str:
         """What an answer may be, in one line: for records and cards."""
         actions = f'action{{1,{self.max_actions_per_turn}}} separated by "{_SEPARATORS[self.action_format]}"'
-        answer = f"<answer>{actions}</answer>" if self.action_format == "tags" else actions
+        answer = {"tags": f"<answer>{actions}</answer>", "reasoned": f"reasoning so {actions}"}.get(
+            self.action_format, actions
+        )
         return f"{answer}, action = {' | '.join(self.action_names)}"
 
     def random_completion(self, rng: np.random.Generator) -> str:
         """A completion of as many actions as a turn takes, drawn uniformly: the random player's."""
-        return self.completion(rng.integers(len(self.action_names), size=self.max_actions_per_turn).tolist())
+        actions = rng.integers(len(self.action_names), size=self.max_actions_per_turn).tolist()
+        return self._reasoned([], self.completion(actions))
 
     def optimal_completions(self) -> list[str]:
         """
@@ -280,7 +290,8 @@ class MiniGrid(gymnasium.Env[str, str]):
 
             self._plan = plan_task(self.world, self._remake, self._taken)
         size = self.max_actions_per_turn
-        return [self.completion(self._plan[start : start + size]) for start in range(0, len(self._plan), size)]
+        turns = [self.completion(self._plan[start : start + size]) for start in range(0, len(self._plan), size)]
+        return [self._reasoned(self._plan, turns[0]), *turns[1:]] if turns else []  # later states are still to come
 
     def close(self) -> None:
         """Closes the package's world."""
@@ -307,6 +318,11 @@ class MiniGrid(gymnasium.Env[str, str]):
             "state": self.state,
         }
 
+    def _reasoned(self, plan: Sequence[int], completion: str) -> str:
+        if self.action_format != "reasoned":
+            return completion
+        return f"{reasoning(self.world, [self.action_names[number] for number in plan])} {completion}".lstrip()
+
     def _join(self, actions: Sequence[int]) -> str:
         return _SEPARATORS[self.action_format].join(self.action_names[number] for number in actions)
 
@@ -316,7 +332,7 @@ class MiniGrid(gymnasium.Env[str, str]):
             view = "\n".join(sentences(self.world, self.view))
         else:
             view = self._grid if self.view == "full" else grid_text(self.world, self.view)
-        if self.action_format == "bare":
+        if self.action_format != "tags":
             missions = getattr(self.world.observation_space["mission"], "ordered_placeholders", None)
             varies = missions is not None or self.env_id.startswith("BabyAI-")
             mission = f"{self.world.mission}\n" if varies else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 LEGEND = """\
@@ -99,6 +99,26 @@ def sentences(world: Any, view: str) -> list[str]:
     if world.carrying is not None:
         lines.append(f"You carry {_name(world.carrying)}.")
     return lines or ["You see nothing."]
+
+
+def reasoning(world: Any, plan: Sequence[str]) -> str:
+    """
+    A line of some forty words computed from the state: where each thing but walls is, and what comes next.
+
+    Args:
+        world (`minigrid.minigrid_env.MiniGridEnv`): At any time after its reset.
+        plan (`Sequence[str]`): Names of the actions to come, of which the first eight are named; none are where it is
+            empty.
+    """
+    things = sorted((abs(n) + abs(m), n, m, thing) for n, m, thing in _placed(world))
+    parts = [f"{name.partition(' ')[2]} {_steps(ahead, right)}" for distance, ahead, right, name in things if distance]
+    return " , ".join([*parts, *([f"next {' '.join(plan[:8])}"] if plan else [])])
+
+
+def _placed(world: Any) -> Iterator[tuple[int, int, str]]:
+    for ahead, right, thing in _seen(world, "full"):
+        if thing.type not in _PLAIN:
+            yield ahead, right, _name(thing)
 
 
 def _seen(world: Any, view: str) -> Iterator[tuple[int, int, Any]]:

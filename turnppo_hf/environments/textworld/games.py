@@ -1,0 +1,116 @@
+"""The settings of a game of TextWorld and a seed go in; the file of the compiled game, made once and kept, comes out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import threading
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from turnppo_hf.environments.names import did_you_mean
+
+try:
+    import textworld
+    from textworld.challenges import CHALLENGES
+    from textworld.generator import compile_game
+    from textworld.generator.game import GameOptions
+except ImportError as error:
+    raise ImportError(
+        f"TextWorld cannot be imported ({error}), so its games cannot be played. Install it with "
+        '`pip install "turnppo-hf[textworld]"`; its interpreter jericho is built from source, with gcc and make.'
+    ) from error
+
+Split = Literal["train", "test"]
+
+# game -> its settings in TextWorld, with their defaults
+SETTINGS: dict[str, dict[str, Any]] = {
+    "coin_collector": {"level": 10},
+    "cooking": {
+        **{"recipe": 1, "take": 1, "go": 1, "open": False, "cook": False, "cut": False, "drop": False},
+        **{"recipe_seed": 0, "split": None},
+    },
+    "simple": {"rewards": "dense", "goal": "detailed", "test": False},
+}
+MAX_GAMES = 500  # tried before a split is called empty
+_ONE_AT_A_TIME = threading.Lock()  # the generator and its parser keep state of the process
+
+
+def read_settings(game: str, settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """
+    Complete the settings of a game.
+
+    Args:
+        game (`str`): A key of `SETTINGS`.
+        settings (`Mapping`, *optional*): TextWorld's own names, such as `{"level": 30}`.
+
+    Raises:
+        `ValueError`: a game has no such setting.
+    """
+    known = SETTINGS[game]
+    for name in settings or {}:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise ValueError(
+                f"The game {game!r} has no setting {name!r}.{hint} It would have no effect. It takes "
+                f"{', '.join(known)}."
+            )
+    return {**known, **(settings or {})}
+
+
+def default_folder() -> Path:
+    """Where games are kept: `turnppo_hf/textworld` in the user's folder of caches."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "turnppo_hf" / "textworld"
+
+
+def game_file(game: str, settings: Mapping[str, Any], seed: int, folder: Path) -> Path:
+    """
+    Return the file of a compiled game; it is made where it is not there yet, without network.
+
+    Args:
+        game (`str`): A key of `SETTINGS`.
+        settings (`Mapping`): Complete, see `read_settings`.
+        seed (`int`): Of everything that the generator draws.
+        folder (`Path`): Where games are kept, by a hash of all that makes them and of TextWorld's version.
+
+    Raises:
+        `ValueError`: TextWorld refuses the settings.
+    """
+    recipe = json.dumps([textworld.__version__, game, dict(settings), seed], sort_keys=True)
+    path = folder / f"{game}-{hashlib.sha256(recipe.encode()).hexdigest()[:24]}.z8"
+    if path.exists() and path.with_suffix(".json").exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    # made beside its place and moved there whole: other processes may want the same game
+    with _ONE_AT_A_TIME, tempfile.TemporaryDirectory(dir=folder) as scratch:
+        options = GameOptions()
+        options.seeds, options.path, options.force_recompile = seed, str(Path(scratch) / path.name), True
+        # else the goal of a chain of rooms is the whole way to its coin
+        options.grammar.only_last_action = game == "coin_collector"
+        try:
+            made = CHALLENGES[f"tw-{game}"][1](dict(settings), options)
+        except (ValueError, AssertionError, KeyError) as error:
+            raise ValueError(
+                f"TextWorld makes no {game!r} of the settings {dict(settings)} ({type(error).__name__}: {error}). "
+                "There is nothing to play. Correct the settings."
+            ) from error
+        compile_game(made, options)
+        for suffix in (".json", ".z8"):  # the game last: where it is, the other one is
+            os.replace((Path(scratch) / path.name).with_suffix(suffix), path.with_suffix(suffix))
+    return path
+
+
+def game_split(facts: list[str], goal: str) -> Split:
+    """
+    The side that a game belongs to, for ever: "test" for one in ten, "train" for the others.
+
+    The CRC-32 of everything that is true at its start and of its goal, modulo 10, is 0 for "test": two seeds of the
+    same game are on one side.
+    """
+    text = "\n".join([goal, *sorted(facts)])
+    return "test" if zlib.crc32(text.encode()) % 10 == 0 else "train"

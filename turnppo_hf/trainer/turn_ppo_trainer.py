@@ -173,6 +173,7 @@ class TurnPPOTrainer(BaseTrainer):
         actor.add_model_tags(self._tag_names)
         if self.ref_model not in (None, actor):
             self.ref_model = self.sharding.shard_reference(self.ref_model)
+        self._last_checkpoint = partial(describe_newest, Path(args.output_dir))
         self._guard = StepGuard(args.max_skipped_steps, self.sharding.sum, self._last_checkpoint)
         self._autocast = self.accelerator.autocast if args.bf16 else nullcontext
         self._whole: WholeNetworks | None = None  # where each rank holds a part
@@ -224,23 +225,13 @@ class TurnPPOTrainer(BaseTrainer):
         self._save_checkpoint(self.model, trial=None)
         return f"A checkpoint of step {self.state.global_step} was saved in {self.args.output_dir}."
 
-    def _last_checkpoint(self) -> str:
-        return describe_newest(Path(self.args.output_dir))
-
     @contextmanager
     def opened(self, resume_from_checkpoint: str | bool | None = None) -> Iterator[str | None]:
         """
         Open the run's folder before anything is played, and keep other runs out until it is left; all ranks enter it.
 
-        Args:
-            resume_from_checkpoint (`str` or `bool`, *optional*): A checkpoint's folder; True or `"true"` for the
-                newest complete one of `output_dir`.
-
-        Yields:
-            `str`: the checkpoint that the run goes on from, checked; None where it starts anew.
-
-        Raises:
-            `ValueError`, `OSError`: see [`~turnppo_hf.trainer.run_folder.opened_run`].
+        Yields the checkpoint that the run goes on from, None where it starts anew. For arguments and errors, see
+        [`~turnppo_hf.trainer.run_folder.opened_run`].
         """
         if self._is_open:
             yield None if resume_from_checkpoint is None else str(resume_from_checkpoint)
@@ -334,11 +325,8 @@ class TurnPPOTrainer(BaseTrainer):
         """Decide, before each optimizer step, whether it is made; log its figures, or that it was skipped."""
         grad_norm = self._clip_grad_norm(model) if grad_norm is None else grad_norm
         judged = self._norms if self.accelerator.scaler is None else {}
-        if skips := self._guard.skips(self.state.global_step + 1, judged):
-            self._log.add({"loss": math.nan, "updates/skipped": 1.0})
-        else:
-            norms = {f"grad_norm/{name}": norm for name, norm in self._norms.items()}
-            self._log.add({**self._figures, **norms, "updates/skipped": 0.0})
+        skips = self._guard.skips(self.state.global_step + 1, judged)
+        self._log.add_step(None if skips else self._figures, self._norms)
         self.sharding.allow_step(self.model, not skips)
         return grad_norm
 

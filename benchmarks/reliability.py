@@ -30,6 +30,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import torch
 from damage import DAMAGES
 from datasets import Dataset
@@ -56,6 +57,27 @@ class InOrder(ThreadPoolExecutor):
         return future
 
 
+class Lift(gymnasium.Env[str, str]):
+    """A lift between three floors: few tokens a turn, so that a training takes little more than its writing."""
+
+    observation_space = action_space = gymnasium.spaces.Text(100)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """Choose where it is and where to."""
+        super().reset(seed=seed)
+        self.floor, self.goal = (int(floor) for floor in self.np_random.permutation(3)[:2])
+        self.left = 3
+        return f"{self.floor}>{self.goal}", {}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Move."""
+        self.floor += {"Up": 1, "Down": -1}.get(action.split(" ")[0], 0)
+        self.left -= 1
+        is_there = self.floor == self.goal
+        reply = f"{self.floor}>{self.goal}"
+        return reply, float(is_there), is_there, self.left == 0 and not is_there, {"solved": is_there}
+
+
 def train(folder: Path, resume: str | bool | None) -> None:
     """Train in this process as its launch says, and write what came out."""
     worker.ThreadPoolExecutor = InOrder  # type: ignore[attr-defined]
@@ -67,8 +89,7 @@ def train(folder: Path, resume: str | bool | None) -> None:
             generation_batch_size=8,
             num_minibatches=2,
             max_turn_length=4,
-            max_turns=3,
-            learning_rate=1e-3,
+            learning_rate=5e-4,
             lr_scheduler_type="linear",
             logging_steps=3,
             save_strategy="steps",
@@ -83,7 +104,7 @@ def train(folder: Path, resume: str | bool | None) -> None:
             disable_tqdm=True,
         ),
         eval_dataset=Dataset.from_dict({"seed": range(1000, 1004)}),
-        environment_factory="turnppo_hf/Sokoban-v0",
+        environment_factory=Lift,
     )
     trainer.train(resume_from_checkpoint=resume)
     found = {"evaluation": trainer.evaluate(), "log": [_compared(entry) for entry in trainer.state.log_history]}

@@ -59,6 +59,7 @@ OWN_FIELDS = {
     "lam",
     "loss_aggregation",
     "max_failed_share",
+    "max_skipped_steps",
     "max_parallel_episodes",
     "max_tokens_per_micro_batch",
     "max_turn_length",
@@ -70,6 +71,7 @@ OWN_FIELDS = {
     "token_lam",
     "vllm_structured_outputs_choice",
     "whiten_advantages",
+    "overwrite_output_dir",
 }
 
 

@@ -66,7 +66,20 @@ PRIVATE_NAMES = {
     "transformers.Trainer._get_dataloader": "trainer/turn_ppo_trainer.py: loads the rows of one rollout batch; "
     "5.19 to 5.24",
     "transformers.Trainer._clip_grad_norm": "trainer/turn_ppo_trainer.py: each network by its own norm; 5.19 to 5.24",
-    "transformers.Trainer._save_checkpoint": "trainer/turn_ppo_trainer.py: with the pending batch; 5.19 to 5.24",
+    "transformers.Trainer._get_grad_norm": "trainer/turn_ppo_trainer.py: judges each step before it is made; 5.19 to "
+    "5.24",
+    "transformers.Trainer._init_training_state": "trainer/turn_ppo_trainer.py: intervals of this run; 5.19 to 5.24",
+    "transformers.Trainer._run_epoch": "trainer/turn_ppo_trainer.py: no step beyond the last; 5.19 to 5.24",
+    "transformers.Trainer._get_output_dir": "trainer/turn_ppo_trainer.py: where checkpoints lie; 5.19 to 5.24",
+    "transformers.Trainer._save_checkpoint": "trainer/turn_ppo_trainer.py: complete or absent, with the pending "
+    "batch; 5.19 to 5.24",
+    "transformers.Trainer._save_optimizer_and_scheduler": "trainer/turn_ppo_trainer.py: part of a checkpoint; 5.19 to "
+    "5.24",
+    "transformers.Trainer._save_scaler": "trainer/turn_ppo_trainer.py: part of a checkpoint; 5.19 to 5.24",
+    "transformers.Trainer._save_rng_state": "trainer/turn_ppo_trainer.py: part of a checkpoint; 5.19 to 5.24",
+    "accelerate.Accelerator._optimizers": "trainer/distributed.py: marks a step as skipped; accelerate 1.15",
+    "accelerate.optimizer.AcceleratedOptimizer._is_overflow": "trainer/distributed.py: keeps the schedule where a "
+    "step is skipped; accelerate 1.15",
     "transformers.Trainer._load_from_checkpoint": "trainer/turn_ppo_trainer.py: reads both networks; 5.19 to 5.24",
     "transformers.Trainer._load_optimizer_and_scheduler": "trainer/turn_ppo_trainer.py: refuses the state of another "
     "launch; 5.19 to 5.24",

@@ -37,6 +37,14 @@ class TrainingLog:
         for name, value in metrics.items():
             self._numbers[name].append(value)
 
+    def add_step(self, figures: Mapping[str, float] | None, norms: Mapping[str, float]) -> None:
+        """Add the figures and gradient norms of an optimizer step that is made; `None` counts a skipped one."""
+        if figures is None:
+            self.add({"loss": math.nan, "updates/skipped": 1.0})
+        else:
+            of_networks = {f"grad_norm/{name}": norm for name, norm in norms.items()}
+            self.add({**figures, **of_networks, "updates/skipped": 0.0})
+
     def add_rollout(
         self,
         trajectories: Sequence[Trajectory],
@@ -57,14 +65,6 @@ class TrainingLog:
                 "sampling/tokens_per_s": timing.num_tokens / duration_s,
             }
         )
-
-    def add_step(self, figures: Mapping[str, float], norms: Mapping[str, float], *, is_made: bool) -> None:
-        """Add the figures of an optimizer step and the norms of its gradients, or that it was skipped."""
-        if not is_made:
-            self.add({"loss": math.nan, "updates/skipped": 1.0})
-            return
-        of_networks = {f"grad_norm/{name}": norm for name, norm in norms.items()}
-        self.add({**figures, **of_networks, "updates/skipped": 0.0})
 
     def count_tokens(self, number: float, history: Sequence[Mapping[str, Any]]) -> None:
         """Go on counting from the last value logged in `history`, which a resumed run has as well."""

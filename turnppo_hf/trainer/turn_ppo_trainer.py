@@ -230,15 +230,8 @@ class TurnPPOTrainer(BaseTrainer):
         """
         Open the run's folder before anything is played, and keep other runs out until it is left; all ranks enter it.
 
-        Args:
-            resume_from_checkpoint (`str` or `bool`, *optional*): A checkpoint's folder; True or `"true"` for the
-                newest complete one of `output_dir`.
-
-        Yields:
-            `str`: the checkpoint that the run goes on from, checked; None where it starts anew.
-
-        Raises:
-            `ValueError`, `OSError`: see [`~turnppo_hf.trainer.run_folder.opened_run`].
+        Yields the checkpoint that the run goes on from, None where it starts anew. For arguments and errors, see
+        [`~turnppo_hf.trainer.run_folder.opened_run`].
         """
         if self._is_open:
             yield None if resume_from_checkpoint is None else str(resume_from_checkpoint)
@@ -336,9 +329,9 @@ class TurnPPOTrainer(BaseTrainer):
         """Decide, before each optimizer step, whether it is made; log its figures, or that it was skipped."""
         grad_norm = self._clip_grad_norm(model) if grad_norm is None else grad_norm
         judged = self._norms if self.accelerator.scaler is None else {}
-        is_made = not self._guard.skips(self.state.global_step + 1, judged)
-        self._log.add_step(self._figures, self._norms, is_made=is_made)
-        self.sharding.allow_step(self.model, is_made)
+        skips = self._guard.skips(self.state.global_step + 1, judged)
+        self._log.add_step(None if skips else self._figures, self._norms)
+        self.sharding.allow_step(self.model, not skips)
         return grad_norm
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:

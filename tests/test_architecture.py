@@ -42,6 +42,8 @@ OWN_FIELDS = {
     "critic_warmup_steps",
     "eval_temperature",
     "gamma",
+    "gigpo_gamma",
+    "gigpo_omega",
     "kl_estimator",
     "lam",
     "loss_aggregation",

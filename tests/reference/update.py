@@ -29,6 +29,7 @@ class Episode:
     terminated: bool = True
     bootstrap_value: float = 0.0  # V of the state after the last turn; unused where terminated
     group: int = 0
+    states: Sequence[str] = ()  # that each turn starts from; gigpo only
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ def update(
     aggregation: str = "trajectory_tokens",
     whitening: str | None = None,
     scale_rewards: bool = True,
+    gigpo_omega: float = 1.0,
+    gigpo_gamma: float = 0.95,
     epsilon: float = 0.2,
     epsilon_high: float | None = None,
     cliprange_value: float | None = None,
@@ -67,7 +70,13 @@ def update(
         if algorithm == "turn_ppo":
             advantages, returns, value_loss = _turn_ppo(episodes, gamma, lam, cliprange_value)
         else:
-            advantages, returns, value_loss = _group_baseline(episodes, algorithm, scale_rewards), [], 0.0
+            if algorithm == "gigpo":
+                rewards, states = [e.turn_rewards for e in episodes], [e.states for e in episodes]
+                how = {"omega": gigpo_omega, "gamma": gigpo_gamma, "scale": scale_rewards}
+                advantages = credit.gigpo(rewards, states, [e.group for e in episodes], **how)
+            else:
+                advantages = _group_baseline(episodes, algorithm, scale_rewards)
+            value_loss = 0.0
             returns = [credit.rewards_to_go(episode.turn_rewards) for episode in episodes]
         per_token = _spread(advantages, episodes)
 

@@ -55,6 +55,7 @@ def test_cpu_trains_in_float32_without_checkpointing() -> None:
         ("token_ppo", "token", "tokens", 1, True),
         ("grpo", "token", "none", 8, False),
         ("rloo", "token", "none", 8, False),
+        ("gigpo", "token", "none", 8, False),
     ],
 )
 def test_algorithm_sets_what_belongs_to_it(
@@ -83,6 +84,8 @@ def test_batch_size_defaults_to_trls_product_and_counts_updates() -> None:
         ("gamma", float("nan"), "between 0 and 1"),
         ("lam", 1.5, "between 0 and 1"),
         ("token_lam", 2, "between 0 and 1"),
+        ("gigpo_gamma", 1.1, "between 0 and 1"),
+        ("gigpo_omega", -1.0, "reward what did worse"),
         ("max_turns", 0, "no turn would be sampled"),
         ("max_turn_length", 0, "no token would be sampled"),
         ("max_completion_length", 0, "no token would be sampled"),
@@ -92,7 +95,7 @@ def test_batch_size_defaults_to_trls_product_and_counts_updates() -> None:
         ("top_p", 1.5, "share of probability"),
         ("num_minibatches", 0, "no update"),
         ("max_failed_share", 1.5, "between 0 and 1"),
-        ("algorithm", "ppo", "turn_ppo, token_ppo, grpo, rloo"),
+        ("algorithm", "ppo", "turn_ppo, token_ppo, grpo, rloo, gigpo"),
         ("loss_aggregation", "mean", "trajectory_tokens"),
         ("importance_sampling_level", "sequence", "turn_geometric"),
         ("kl_estimator", "k4", "k1, k2, k3"),
@@ -126,6 +129,7 @@ def test_boundaries_of_the_ranges_are_accepted() -> None:
         {"generation_batch_size": 10, "num_minibatches": 3},
         {"generation_batch_size": 10, "num_generations": 4},
         {"algorithm": "grpo", "num_generations": 1},
+        {"algorithm": "gigpo", "num_generations": 1},
         {"algorithm": "token_ppo", "importance_sampling_level": "turn"},
         {"algorithm": "token_ppo", "whiten_advantages": "turns"},
         {"generation_kwargs": {"stop": ["x"]}},

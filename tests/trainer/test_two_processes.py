@@ -19,6 +19,7 @@ CASES = {
     "unequal": {"failing": [1, 2], "micro_batches": 2},  # unequal shares in the first batch
     "empty": {"failing": [0, 1, 2, 3], "micro_batches": 5},  # the first rank has nothing in the first batch
     "grpo": {"algorithm": "grpo"},
+    "gigpo": {"algorithm": "gigpo", "failing": [1]},
     "lora": {"critic": "lora", "lora": {"r": 2, "target_modules": ["q_proj", "v_proj"]}, "beta": 0.1},
     "shared": {"critic": "shared", "critic_trunk_gradient": 0.5},
     "streamed": {"stream": True, "num_generations": 2, "save_strategy": "steps", "save_steps": 1},

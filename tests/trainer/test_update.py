@@ -38,13 +38,15 @@ def as_reference(networks, trajectories):
             terminated=trajectory.stop_reason.terminated,
             bootstrap_value=after,
             group=trajectory.group,
+            states=[turn.state for turn in trajectory.turns],
         )
         episodes.append(episode)
     return episodes
 
 
 def reference_update(config, episodes):
-    discounts = {name: getattr(config, name) for name in ("gamma", "lam", "token_gamma", "token_lam")}
+    names = ("gamma", "lam", "token_gamma", "token_lam", "gigpo_omega", "gigpo_gamma")
+    discounts = {name: getattr(config, name) for name in names}
     return update(
         episodes,
         algorithm=config.algorithm,
@@ -54,6 +56,7 @@ def reference_update(config, episodes):
         epsilon=config.epsilon,
         epsilon_high=config.epsilon_high,
         cliprange_value=config.cliprange_value,
+        scale_rewards=config.scale_rewards,
         **discounts,
     )
 
@@ -144,6 +147,8 @@ def test_oracle_of_the_whole_step_for_every_algorithm(capsys, record_property):
         ),
         ("grpo", {"importance_sampling_level": "turn", "loss_aggregation": "batch_tokens"}),
         ("rloo", {"importance_sampling_level": "turn", "loss_aggregation": "turns", "whiten_advantages": "turns"}),
+        ("gigpo", {"gigpo_omega": 0.5, "gigpo_gamma": 0.7, "importance_sampling_level": "turn"}),
+        ("gigpo", {"scale_rewards": False, "gigpo_omega": 2.0, "gigpo_gamma": 0.0}),
     ],
 )
 def test_oracle_of_the_step_with_other_settings(algorithm, fields):
@@ -188,7 +193,7 @@ def test_invariant_18_order_and_padding_make_the_same_step(algorithm, order, pad
     }
     grown |= {
         name: torch.nn.functional.pad(getattr(wide, name), (0, padding))
-        for name in ("turn_mask", "turn_rewards", "turn_lengths", "turn_rows", "turn_positions")
+        for name in ("turn_mask", "turn_rewards", "turn_lengths", "turn_rows", "turn_positions", "turn_states")
     }
     config = config_for(algorithm)
     groups = [list(range(6))]  # one part without a cut to the needed width is not taken: `select` cuts it

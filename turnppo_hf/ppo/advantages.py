@@ -170,6 +170,69 @@ def group_relative(returns: Tensor, groups: Tensor, *, scale: bool = True) -> Te
     return deviations.float()
 
 
+def state_relative(
+    turn_rewards: Tensor,
+    turn_mask: Tensor,
+    turn_states: Tensor,
+    groups: Tensor,
+    *,
+    gamma: float,
+    scale: bool = True,
+) -> Tensor:
+    """
+    GiGPO's advantage of a turn: what followed it against what followed the group's turns from the same state.
+
+        G_n = r_n + gamma * G_{n+1}                                            G after the last turn := 0
+        A_n = (G_n - mean(G of these turns)) / std(G of these turns)
+
+    Args:
+        turn_rewards (`torch.Tensor` of shape `(B, N)`):
+            Reward of each turn, penalties included, environment units. Ignored where `turn_mask` is 0.
+        turn_mask (`torch.Tensor` of shape `(B, N)`):
+            1 for real turns, which come first; 0 for padding.
+        turn_states (`torch.Tensor` of shape `(B, N)`):
+            Integer label of the state each turn started from. Equal labels in different groups are different states.
+        groups (`torch.Tensor` of shape `(B,)`):
+            Integer label of each trajectory's group.
+        gamma (`float`):
+            Discount per turn, in [0, 1].
+        scale (`bool`, *optional*, defaults to `True`):
+            Divide by the standard deviation. `False` keeps environment units.
+
+    Returns:
+        `torch.Tensor` of shape `(B, N)`: advantages, float32; exactly 0.0 for a state that occurs once, and where
+        `turn_mask` is 0.
+
+    Raises:
+        `ValueError`: shapes disagree, a reward of a real turn is not finite, or `gamma` is out of range.
+
+    Source: Feng et al. 2025 (https://huggingface.co/papers/2505.10978), section 4.2.
+    """
+    mask = _checked_mask(turn_mask, "turn_mask", turn_rewards=turn_rewards, turn_states=turn_states)
+    _check_fraction("gamma", gamma)
+    _check_finite("turn_rewards", turn_rewards, mask)
+    returns = _discounted_sums(torch.where(mask, _wide(turn_rewards), 0.0), gamma)
+    advantages = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)  # (B, N)
+    advantages[mask] = group_relative(returns[mask], label_states(mask, turn_states, groups), scale=scale)
+    return advantages
+
+
+def label_states(turn_mask: Tensor, turn_states: Tensor, groups: Tensor) -> Tensor:
+    """
+    Number the states of each group apart from those of the others.
+
+    Args:
+        turn_mask (`torch.Tensor` of shape `(B, N)`), turn_states (`torch.Tensor` of shape `(B, N)`), groups
+        (`torch.Tensor` of shape `(B,)`): As in [`state_relative`].
+
+    Returns:
+        `torch.Tensor` of shape `(turns,)`: for the real turns in row order, from 0.
+    """
+    mask = turn_mask.bool()
+    pairs = torch.stack([groups[:, None].expand_as(turn_states)[mask], turn_states[mask]], dim=1)
+    return torch.unique(pairs, dim=0, return_inverse=True)[1] if len(pairs) else pairs[:, 0]
+
+
 def leave_one_out(returns: Tensor, groups: Tensor) -> Tensor:
     """
     RLOO's advantage: a trajectory's return minus the mean return of the others in its group.

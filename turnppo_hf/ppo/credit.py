@@ -8,7 +8,15 @@ from typing import ClassVar
 
 import torch
 
-from turnppo_hf.ppo.advantages import group_relative, leave_one_out, token_gae, turn_gae, whiten
+from turnppo_hf.ppo.advantages import (
+    group_relative,
+    label_states,
+    leave_one_out,
+    state_relative,
+    token_gae,
+    turn_gae,
+    whiten,
+)
 from turnppo_hf.ppo.batch import TurnBatch
 from turnppo_hf.trajectory import Trajectory
 
@@ -102,14 +110,23 @@ def critic_credit(
     return Credit(advantages, advantages, advantages + values, values, mask, per=decision)
 
 
-def group_credit(batch: TurnBatch, *, baseline: str, scale_rewards: bool = True) -> Credit:
+def group_credit(
+    batch: TurnBatch,
+    *,
+    baseline: str,
+    scale_rewards: bool = True,
+    state_omega: float = 0.0,
+    state_gamma: float = 1.0,
+) -> Credit:
     """
     Estimate one advantage per trajectory against its group: the trajectories of the same task.
 
     Args:
         batch (`TurnBatch`): Whole trajectories, whole groups.
-        baseline (`str`): `"group_mean"` (GRPO) or `"leave_one_out"` (RLOO).
-        scale_rewards (`bool`): Whether GRPO divides by the group's standard deviation.
+        baseline (`str`): `"group_mean"` (GRPO, GiGPO) or `"leave_one_out"` (RLOO).
+        scale_rewards (`bool`): Whether GRPO and GiGPO divide by the group's standard deviation.
+        state_omega (`float`): Weight of a turn's own advantage over the group's turns from the same state (GiGPO).
+        state_gamma (`float`): Discount per turn of the returns that are compared there.
 
     Returns:
         [`Credit`]: per turn, not whitened; its returns are the rewards to come, which nothing learns from.
@@ -121,6 +138,10 @@ def group_credit(batch: TurnBatch, *, baseline: str, scale_rewards: bool = True)
         advantages = leave_one_out(total, batch.groups.cpu())
     later = batch.turn_rewards.flip(1).cumsum(1).flip(1) * batch.turn_mask
     spread = advantages.to(batch.turn_mask.device)[:, None] * batch.turn_mask
+    if state_omega:
+        tables = batch.turn_rewards, batch.turn_mask, batch.turn_states, batch.groups
+        of_turns = state_relative(*(table.cpu() for table in tables), gamma=state_gamma, scale=scale_rewards)
+        spread = spread + state_omega * of_turns.to(spread.device)
     return Credit(spread, spread, later, torch.zeros_like(spread), batch.turn_mask, per="turn")
 
 
@@ -149,6 +170,12 @@ def whitening_sample(batch: TurnBatch, credit: Credit, *, over: str) -> torch.Te
     if over == "tokens" and credit.per == "turn":
         return batch.to_tokens(credit.advantages)[batch.completion_mask.bool()]
     return credit.advantages[credit.mask.bool()]
+
+
+def shared_states(batch: TurnBatch) -> torch.Tensor:
+    """Return for each real turn, in row order, whether another turn of its group began in the same state; on CPU."""
+    labels = label_states(batch.turn_mask.cpu(), batch.turn_states.cpu(), batch.groups.cpu())
+    return torch.bincount(labels)[labels] > 1
 
 
 def credit_statistics(batch: TurnBatch, credit: Credit, *, over: str) -> dict[str, torch.Tensor]:

@@ -65,6 +65,8 @@ def check_ranges(config: Any) -> None:
         ("lam", 0.0, 1.0, unit),
         ("token_gamma", 0.0, 1.0, unit),
         ("token_lam", 0.0, 1.0, unit),
+        ("gigpo_gamma", 0.0, 1.0, unit),
+        ("gigpo_omega", 0.0, math.inf, "a negative weight would reward what did worse than the rest"),
         ("critic_lr_multiplier", 1e-12, math.inf, "the critic would not learn"),
         ("critic_warmup_steps", 0, math.inf, "it counts optimizer steps"),
         ("critic_trunk_gradient", 0.0, 1.0, "it is a share"),

@@ -63,6 +63,11 @@ METRICS = (
     Metric("value_return_correlation", "Pearson correlation of values and returns", "above 0 soon"),
     Metric("advantages/mean", "mean advantage before whitening", "near 0"),
     Metric("advantages/std", "standard deviation of the advantage before whitening", "shrinks as the critic learns"),
+    Metric(
+        "gigpo/shared_states",
+        "share of turns whose state is that of another turn of the group (GiGPO)",
+        "above 0.2: without shared states it is GRPO",
+    ),
     Metric("loss", "policy loss + value loss", "no trend is expected"),
     Metric("grad_norm", "the actor's gradient norm before its clip", "steady"),
     Metric("learning_rate", "the actor's current learning rate", "as scheduled"),
@@ -172,13 +177,16 @@ def credit_metrics(credit: Mapping[str, torch.Tensor], *, with_critic: bool) -> 
 
     Args:
         credit (`Mapping[str, torch.Tensor]`): 1-D `advantages`, `returns`, `values` and `turns` (the decision's turn,
-            from 0, or -1 where decisions are tokens), over all ranks.
+            from 0, or -1 where decisions are tokens), over all ranks; where states are compared also
+            `shared_states`, whether another turn of the group began in the same one.
         with_critic (`bool`): Whether `values` are a critic's.
     """
     advantages, returns, values = (credit[name].double() for name in ("advantages", "returns", "values"))
     if not len(advantages):
         return {}
     metrics = {"advantages/mean": float(advantages.mean()), "advantages/std": float(advantages.std(correction=0))}
+    if "shared_states" in credit:
+        metrics["gigpo/shared_states"] = float(credit["shared_states"].double().mean())
     if not with_critic:
         return metrics
     metrics |= {

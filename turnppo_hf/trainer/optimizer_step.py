@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import gather_object
 
 from turnppo_hf.ppo.batch import TurnBatch
-from turnppo_hf.ppo.credit import Credit, credit_statistics, whiten_credit
+from turnppo_hf.ppo.credit import Credit, credit_statistics, shared_states, whiten_credit
 from turnppo_hf.trainer.distributed import Sharding
 from turnppo_hf.trainer.metrics import credit_metrics, sampling_metrics, update_metrics
 from turnppo_hf.trainer.rollout_batch import RolloutBatch
@@ -138,7 +138,10 @@ def _sum_over_ranks(sums: Mapping[str, torch.Tensor], sharding: Sharding) -> dic
 def _whiten(update: Update, batch: TurnBatch, credit: Credit) -> tuple[Credit, dict[str, torch.Tensor]]:
     """Whiten with the statistics of all ranks; return these as well."""
     over = str(update.config.whiten_advantages)
-    parts = gather_object([credit_statistics(batch, credit, over=over)])
+    mine = credit_statistics(batch, credit, over=over)
+    if update.algorithm.credits_states:
+        mine["shared_states"] = shared_states(batch)
+    parts = gather_object([mine])
     statistics = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     reference = statistics["sample"].to(credit.advantages.device)
     return whiten_credit(batch, credit, over=over, reference=reference), statistics

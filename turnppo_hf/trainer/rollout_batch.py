@@ -46,6 +46,8 @@ class RolloutBatch:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}
         if "advantages" in tensors:  # the key of the whitened table in checkpoints of development versions of 0.1.0
             tensors["credit.whitened"] = tensors["advantages"]
+        # missing in checkpoints of 0.1.0, whose batches have their credit
+        tensors.setdefault("batch.turn_states", torch.zeros_like(tensors["batch.turn_mask"]))
         batch = TurnBatch(**{item.name: tensors[f"batch.{item.name}"] for item in fields(TurnBatch)}).to(device)
         check_turn_ids(batch.turn_ids, batch.completion_mask)
         return cls(batch, Credit(**{name: tensors[f"credit.{name}"].to(device) for name in Credit.TABLES}, per=per))

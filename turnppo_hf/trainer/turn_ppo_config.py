@@ -68,9 +68,9 @@ class TurnPPOConfig(BaseConfig):
         > Parameters that control the algorithm
 
         algorithm (`str`, *optional*, defaults to `"turn_ppo"`):
-            `"turn_ppo"` (GAE over turns, one ratio per turn), `"token_ppo"` (GAE over tokens), `"grpo"` or `"rloo"`
-            (group baselines, no critic). It sets the defaults of `importance_sampling_level`, `whiten_advantages` and
-            `num_generations`.
+            `"turn_ppo"` (GAE over turns, one ratio per turn), `"token_ppo"` (GAE over tokens), or without a critic
+            `"grpo"`, `"rloo"` (group baselines) or `"gigpo"` (the same for episodes and for shared states). It sets
+            the defaults of `importance_sampling_level`, `whiten_advantages` and `num_generations`.
         gamma (`float`, *optional*, defaults to `0.99`):
             Discount per turn.
         lam (`float`, *optional*, defaults to `0.9`):
@@ -79,6 +79,11 @@ class TurnPPOConfig(BaseConfig):
             Discount per token, used by `token_ppo` only.
         token_lam (`float`, *optional*, defaults to `1.0`):
             GAE's lambda per token, used by `token_ppo` only.
+        gigpo_omega (`float`, *optional*, defaults to `1.0`):
+            Weight of a turn's advantage over the group's turns that began in the same state, used by `gigpo` only. At
+            0 it is `grpo`.
+        gigpo_gamma (`float`, *optional*, defaults to `0.95`):
+            Discount per turn of the returns that are compared there.
         critic_lr_multiplier (`float`, *optional*, defaults to `10.0`):
             The critic's learning rate is `learning_rate` times this.
         critic (`str`, *optional*, defaults to `"separate"`):
@@ -98,7 +103,7 @@ class TurnPPOConfig(BaseConfig):
             `"turns"`, `"tokens"` or `"none"`: over what advantages are whitened, once per rollout batch on all ranks.
             Defaults to `"turns"` for `turn_ppo`, `"tokens"` for `token_ppo`, `"none"` for the group baselines.
         scale_rewards (`bool`, *optional*, defaults to `True`):
-            Divide GRPO's advantages by the group's standard deviation.
+            Divide advantages of `grpo` and `gigpo` by the group's standard deviation.
         epsilon (`float`, *optional*, defaults to `0.2`):
             Clip range below 1 of the ratio.
         epsilon_high (`float`, *optional*):
@@ -125,7 +130,7 @@ class TurnPPOConfig(BaseConfig):
             Episodes per rollout batch over all ranks. Defaults to `per_device_train_batch_size` x ranks x
             `gradient_accumulation_steps` x `num_minibatches`.
         num_generations (`int`, *optional*):
-            Episodes per task. Defaults to 1 for PPO (every task in a batch is another one), 8 for `grpo` and `rloo`.
+            Episodes per task. Defaults to 1 for PPO (every task in a batch is another one), 8 without a critic.
         max_tokens_per_micro_batch (`int`, *optional*, defaults to `16384`):
             Padded tokens of one forward and backward pass. Lower it when memory runs out: the gradient stays the same.
         shuffle_dataset (`bool`, *optional*, defaults to `True`):
@@ -228,6 +233,8 @@ class TurnPPOConfig(BaseConfig):
     lam: float = 0.9
     token_gamma: float = 1.0
     token_lam: float = 1.0
+    gigpo_omega: float = 1.0
+    gigpo_gamma: float = 0.95
     critic_lr_multiplier: float = 10.0
     critic: str = "separate"
     critic_trunk_gradient: float = 0.0

@@ -86,7 +86,14 @@ class Update:
 
     def credit_without_critic(self, batch: TurnBatch) -> Credit:
         """Compute the credit of group baselines, which takes no pass at all."""
-        return group_credit(batch, baseline=self.algorithm.baseline, scale_rewards=self.config.scale_rewards)
+        config = self.config
+        return group_credit(
+            batch,
+            baseline=self.algorithm.baseline,
+            scale_rewards=config.scale_rewards,
+            state_omega=config.gigpo_omega if self.algorithm.credits_states else 0.0,
+            state_gamma=config.gigpo_gamma,
+        )
 
     def critic_pass(self, batch: TurnBatch, credit: Credit | None, totals: Totals | None) -> tuple[Credit, Sums]:
         """

@@ -53,11 +53,15 @@ OWN_FIELDS = {
     "max_turn_length",
     "max_turns",
     "num_minibatches",
+    "off_policy_credit",
     "oversampling_factor",
     "oversampling_rest",
+    "token_advantage_coef",
     "token_gamma",
     "token_lam",
     "vllm_structured_outputs_choice",
+    "vtrace_c_max",
+    "vtrace_rho_max",
     "whiten_advantages",
 }
 

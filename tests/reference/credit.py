@@ -62,6 +62,43 @@ def bilevel_gae(
     return advantages
 
 
+def vtrace(
+    rewards: Floats,
+    values: Floats,
+    weights: Floats,
+    bootstrap: float,
+    *,
+    gamma: float,
+    lam: float,
+    rho_max: float,
+    c_max: float,
+) -> list[float]:
+    """v_n - V_n with v_n written as the sum that it is; `weights[n]` is how much likelier the policy does action n."""
+    following = [*values, bootstrap][1:]
+    advantages = []
+    for n in range(len(rewards)):
+        total = 0.0
+        for later in range(n, len(rewards)):
+            traces = 1.0
+            for between in range(n, later):
+                traces *= lam * min(c_max, weights[between])
+            delta = rewards[later] + gamma * following[later] - values[later]
+            total += gamma ** (later - n) * traces * min(rho_max, weights[later]) * delta
+        advantages.append(total)
+    return advantages
+
+
+def response_gae(turn_return: float, token_values: Floats, gamma: float, lam: float) -> list[float]:
+    """GAE over the tokens of one response, whose last token earns the turn's return and after which nothing comes."""
+    rewards = [0.0] * (len(token_values) - 1) + [turn_return]
+    return gae(rewards, token_values, 0.0, gamma, lam)
+
+
+def centred(numbers: Floats) -> list[float]:
+    mean = sum(numbers) / len(numbers)
+    return [number - mean for number in numbers]
+
+
 def rewards_to_go(rewards: Floats) -> list[float]:
     return [sum(rewards[n:]) for n in range(len(rewards))]
 

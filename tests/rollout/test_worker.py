@@ -288,7 +288,9 @@ def test_state_that_is_no_text_ends_the_episode_where_states_are_compared(tiny_t
 
     failed = play_with(needs_states=True)
     assert failed.stop_reason is StopReason.ERROR
-    assert re.search(r'`info\["state"\]`\) is of the type (int|list), not text.*compared.*Return a text', failed.error)
+    assert re.search(
+        r'`info\["state"\]`\) is of the type (int|list), not text.*are compared.*Return a text', failed.error
+    )
     fine = play_with()
     assert fine.stop_reason is StopReason.SOLVED
     assert [turn.state for turn in fine.turns] == [None] * len(replies)

@@ -20,6 +20,7 @@ CASES = {
     "empty": {"failing": [0, 1, 2, 3], "micro_batches": 5},  # the first rank has nothing in the first batch
     "grpo": {"algorithm": "grpo"},
     "gigpo": {"algorithm": "gigpo", "failing": [1]},
+    "tokens": {"token_advantage_coef": 1.0, "token_lam": 0.9, "off_policy_credit": "turn_vtrace", "failing": [1, 2]},
     "lora": {"critic": "lora", "lora": {"r": 2, "target_modules": ["q_proj", "v_proj"]}, "beta": 0.1},
     "shared": {"critic": "shared", "critic_trunk_gradient": 0.5},
     "streamed": {"stream": True, "num_generations": 2, "save_strategy": "steps", "save_steps": 1},

@@ -68,6 +68,69 @@ def turn_gae(
     return _gae(turn_rewards, turn_values, mask, bootstrap_values, gamma, lam)
 
 
+def turn_vtrace(
+    turn_rewards: Tensor,
+    turn_values: Tensor,
+    turn_mask: Tensor,
+    bootstrap_values: Tensor,
+    turn_weights: Tensor,
+    *,
+    gamma: float,
+    lam: float,
+    rho_max: float,
+    c_max: float,
+) -> Tensor:
+    """
+    V-trace with one time step per turn: the advantage under one policy of turns that another one sampled.
+
+        rho_n   = min(rho_max, w_n)          c_n = lam * min(c_max, w_n)
+        delta_n = rho_n * (r_n + gamma * V_{n+1} - V_n)
+        A_n     = delta_n + gamma * c_n * A_{n+1}            v_n = A_n + V_n is the critic's target
+
+    A_n holds the weight of turn n already, so the policy loss must not multiply by it once more. With weights of 1 it
+    is [`turn_gae`]. The targets' fixed point is the value of the policy proportional to
+    `min(rho_max * sampler, policy)`; `c_max` changes how fast it is reached, and should not exceed `rho_max`.
+
+    Args:
+        turn_rewards, turn_values, turn_mask, bootstrap_values, gamma, lam: As in [`turn_gae`].
+        turn_weights (`torch.Tensor` of shape `(B, N)`):
+            Probability of each turn under the policy over that under the sampler. Ignored where `turn_mask` is 0.
+        rho_max (`float`):
+            Where the weight of a turn's own error is truncated.
+        c_max (`float`):
+            Where the weight is truncated with which later errors reach a turn.
+
+    Returns:
+        `torch.Tensor` of shape `(B, N)`: `v_n - V_n`, float32, 0.0 where `turn_mask` is 0.
+
+    Raises:
+        `ValueError`: as [`turn_gae`]; a weight of a real turn is negative or not finite, or a bound is not positive.
+
+    Source: Espeholt et al. 2018 (https://huggingface.co/papers/1802.01561), section 4.1 and remark 2, with one step
+    per turn.
+    """
+    on_policy = turn_gae(turn_rewards, turn_values, turn_mask, bootstrap_values, gamma=gamma, lam=lam)
+    mask = _checked_mask(turn_mask, "turn_mask", turn_weights=turn_weights)
+    _check_finite("turn_weights", torch.where(turn_weights < 0, torch.nan, turn_weights), mask)
+    for name, bound in (("rho_max", rho_max), ("c_max", c_max)):
+        if not bound > 0:
+            raise ValueError(
+                f"`{name}` must be positive, got {bound}. Every weight would be 0, and no turn would get credit. Set "
+                f"`{name}` above 0; 1 is usual."
+            )
+    weights = torch.where(mask, _wide(turn_weights), 1.0)
+    rho, c = weights.clamp(max=rho_max), weights.clamp(max=c_max)
+    if bool(((rho == 1.0) & (c == 1.0)).all()):
+        return on_policy
+    errors = rho * _deltas(_wide(turn_rewards), _wide(turn_values), mask, _wide(bootstrap_values), gamma)
+    advantages = torch.zeros_like(errors)
+    later = errors.new_zeros(len(errors))
+    for turn in range(errors.shape[1] - 1, -1, -1):
+        later = errors[:, turn] + gamma * lam * c[:, turn] * later
+        advantages[:, turn] = later
+    return torch.where(mask, advantages, 0.0).float()
+
+
 def token_gae(
     token_rewards: Tensor,
     token_values: Tensor,
@@ -299,12 +362,16 @@ def whiten(values: Tensor, mask: Tensor, *, reference: Tensor | None = None) -> 
 
 def _gae(rewards: Tensor, values: Tensor, mask: Tensor, bootstrap: Tensor, gamma: float, lam: float) -> Tensor:
     """GAE over a table whose valid steps come first in each row."""
-    rewards, values = _wide(rewards), _wide(values)
-    has_next = torch.nn.functional.pad(mask[:, 1:], (0, 1))
-    next_values = torch.where(has_next, values.roll(-1, dims=1), _wide(bootstrap)[:, None])
-    # padding may hold NaN: it is replaced by 0 before the sums, never multiplied by 0
-    deltas = torch.where(mask, rewards + gamma * next_values - values, 0.0)  # (B, N)
+    deltas = _deltas(_wide(rewards), _wide(values), mask, _wide(bootstrap), gamma)
     return torch.where(mask, _discounted_sums(deltas, gamma * lam), 0.0).float()
+
+
+def _deltas(rewards: Tensor, values: Tensor, mask: Tensor, bootstrap: Tensor, gamma: float) -> Tensor:
+    """Temporal-difference errors, 0 where `mask` is 0."""
+    has_next = torch.nn.functional.pad(mask[:, 1:], (0, 1))
+    next_values = torch.where(has_next, values.roll(-1, dims=1), bootstrap[:, None])
+    # padding may hold NaN: it is replaced by 0 before the sums, never multiplied by 0
+    return torch.where(mask, rewards + gamma * next_values - values, 0.0)  # (B, N)
 
 
 def _discounted_sums(deltas: Tensor, decay: float) -> Tensor:

@@ -103,6 +103,11 @@ class TurnBatch:
         values[self.completion_mask.bool()] = packed[trajectory, place]
         return values
 
+    def first_tokens(self) -> torch.Tensor:
+        """Mark the first sampled token of each turn, `(R, T)`."""
+        before = torch.nn.functional.pad(self.turn_ids[:, :-1], (1, 0), value=-1)
+        return (self.turn_ids >= 0) & (self.turn_ids != before)
+
     def select(self, trajectories: Sequence[int] | torch.Tensor) -> TurnBatch:
         """Take some trajectories, in that order, with their rows, cut to the width they need."""
         picked = torch.as_tensor(trajectories, dtype=torch.long, device=self.turn_mask.device)

@@ -177,9 +177,9 @@ class RunningEpisode:
             return state
         if self._needs_states:
             raise TypeError(
-                f'The state (`info["state"]`) is of the type {type(state).__name__}, not text. Turns are compared with those that '
-                "began in the same state, and states are compared as texts. Return a text that equal states share, or "
-                'leave "state" out: the observation counts then.'
+                f'The state (`info["state"]`) is of the type {type(state).__name__}, not text. Turns that began in '
+                "one state are compared, and states are told apart by their texts. Return a text that equal states share, "
+                'or leave "state" out: the observation counts then.'
             )
         return None
 

@@ -68,6 +68,12 @@ METRICS = (
         "share of turns whose state is that of another turn of the group (GiGPO)",
         "above 0.2: without shared states it is GRPO",
     ),
+    Metric(
+        "off_policy/weight_mean",
+        "mean over turns of their probability under the newest actor over that at sampling (`turn_vtrace`)",
+        "near 1",
+    ),
+    Metric("off_policy/weight_max", "largest such weight, before it is truncated", "below 10"),
     Metric("loss", "policy loss + value loss", "no trend is expected"),
     Metric("grad_norm", "the actor's gradient norm before its clip", "steady"),
     Metric("learning_rate", "the actor's current learning rate", "as scheduled"),
@@ -178,7 +184,8 @@ def credit_metrics(credit: Mapping[str, torch.Tensor], *, with_critic: bool) -> 
     Args:
         credit (`Mapping[str, torch.Tensor]`): 1-D `advantages`, `returns`, `values` and `turns` (the decision's turn,
             from 0, or -1 where decisions are tokens), over all ranks; where states are compared also
-            `shared_states`, whether another turn of the group began in the same one.
+            `shared_states`, whether another turn of the group began in the same one, and with V-trace the
+            `turn_weights`.
         with_critic (`bool`): Whether `values` are a critic's.
     """
     advantages, returns, values = (credit[name].double() for name in ("advantages", "returns", "values"))
@@ -187,6 +194,9 @@ def credit_metrics(credit: Mapping[str, torch.Tensor], *, with_critic: bool) -> 
     metrics = {"advantages/mean": float(advantages.mean()), "advantages/std": float(advantages.std(correction=0))}
     if "shared_states" in credit:
         metrics["gigpo/shared_states"] = float(credit["shared_states"].double().mean())
+    if "turn_weights" in credit:
+        weights = credit["turn_weights"].double()
+        metrics |= {"off_policy/weight_mean": float(weights.mean()), "off_policy/weight_max": float(weights.max())}
     if not with_critic:
         return metrics
     metrics |= {

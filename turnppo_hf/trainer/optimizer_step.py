@@ -50,6 +50,8 @@ def update_once(update: Update, rollout: RolloutBatch, sharding: Sharding, *, cr
         critic_only (`bool`): Whether the actor's pass is left out.
     """
     totals, with_critic = Totals.of(rollout.batch, sharding.sum), update.config.uses_critic
+    if update.is_off_policy:
+        rollout.batch = update.score_logprobs(rollout.batch)
     if with_critic:
         credit, sums = update.critic_pass(rollout.batch, None, totals)
     else:
@@ -100,12 +102,12 @@ def update_again(
 
 def score(update: Update, rollout: RolloutBatch, rescores_logprobs: bool) -> Credit:
     """Read values and log-probs before the first of several updates; return the credit, and set `old_logprobs`."""
+    if rescores_logprobs or update.is_off_policy:
+        rollout.batch = update.score_logprobs(rollout.batch)
     if update.config.uses_critic:
         credit, _ = update.critic_pass(rollout.batch, None, None)
     else:
         credit = update.credit_without_critic(rollout.batch)
-    if rescores_logprobs:
-        rollout.batch = update.score_logprobs(rollout.batch)
     return credit
 
 
@@ -141,6 +143,8 @@ def _whiten(update: Update, batch: TurnBatch, credit: Credit) -> tuple[Credit, d
     mine = credit_statistics(batch, credit, over=over)
     if update.algorithm.credits_states:
         mine["shared_states"] = shared_states(batch)
+    if update.is_off_policy:
+        mine["turn_weights"] = update.turn_weights(batch)[batch.turn_mask.bool()].cpu()
     parts = gather_object([mine])
     statistics = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     reference = statistics["sample"].to(credit.advantages.device)

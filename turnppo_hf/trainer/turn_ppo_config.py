@@ -12,7 +12,14 @@ import torch
 
 from turnppo_hf._trl import BaseConfig
 from turnppo_hf.ppo.algorithms import ALGORITHMS
-from turnppo_hf.trainer.config_checks import check_choice, check_choices, check_critic_kind, check_ranges, check_vllm
+from turnppo_hf.trainer.config_checks import (
+    check_choice,
+    check_choices,
+    check_credit,
+    check_critic_kind,
+    check_ranges,
+    check_vllm,
+)
 
 _Config = TypeVar("_Config")
 
@@ -76,9 +83,20 @@ class TurnPPOConfig(BaseConfig):
         lam (`float`, *optional*, defaults to `0.9`):
             GAE's lambda per turn. `lambda` in YAML and on the command line.
         token_gamma (`float`, *optional*, defaults to `1.0`):
-            Discount per token, used by `token_ppo` only.
+            Discount per token, used by `token_ppo` and with `token_advantage_coef`.
         token_lam (`float`, *optional*, defaults to `1.0`):
-            GAE's lambda per token, used by `token_ppo` only.
+            GAE's lambda per token, used by `token_ppo` and with `token_advantage_coef`.
+        token_advantage_coef (`float`, *optional*, defaults to `0.0`):
+            Weight of a token's own advantage inside its response, less its mean there, beside the turn's whitened one.
+            Above 0 `turn_ppo` has a ratio per token, and its critic is trained at the tokens of responses as well.
+        off_policy_credit (`str`, *optional*, defaults to `"none"`):
+            `"turn_vtrace"` weighs turns that older weights or another engine sampled, in advantages and in the
+            critic's targets, by the newest actor (a further forward) and in place of
+            `vllm_importance_sampling_correction`.
+        vtrace_rho_max (`float`, *optional*, defaults to `1.0`):
+            Where V-trace truncates the weight of a turn's own error.
+        vtrace_c_max (`float`, *optional*, defaults to `1.0`):
+            Where V-trace truncates the weight with which later errors reach a turn.
         gigpo_omega (`float`, *optional*, defaults to `1.0`):
             Weight of a turn's advantage over the group's turns that began in the same state, used by `gigpo` only. At
             0 it is `grpo`.
@@ -95,7 +113,7 @@ class TurnPPOConfig(BaseConfig):
             Optimizer steps at the start in which only the critic is trained.
         importance_sampling_level (`str`, *optional*):
             `"turn"` (product over the turn's tokens), `"turn_geometric"` (its length-normalised form) or `"token"`.
-            Defaults to `"turn"` for `turn_ppo`, else `"token"`.
+            Defaults to `"turn"` for `turn_ppo` without `token_advantage_coef`, else `"token"`.
         loss_aggregation (`str`, *optional*, defaults to `"trajectory_tokens"`):
             `"trajectory_tokens"` (sum over a trajectory divided by its sampled tokens, mean over trajectories),
             `"batch_tokens"` (sum divided by all sampled tokens) or `"turns"` (mean over turns).
@@ -233,6 +251,10 @@ class TurnPPOConfig(BaseConfig):
     lam: float = 0.9
     token_gamma: float = 1.0
     token_lam: float = 1.0
+    token_advantage_coef: float = 0.0
+    off_policy_credit: str = "none"
+    vtrace_rho_max: float = 1.0
+    vtrace_c_max: float = 1.0
     gigpo_omega: float = 1.0
     gigpo_gamma: float = 0.95
     critic_lr_multiplier: float = 10.0
@@ -306,6 +328,7 @@ class TurnPPOConfig(BaseConfig):
         self._fill_defaults_of_the_algorithm()
         check_choices(self)
         check_ranges(self)
+        check_credit(self)
         check_critic_kind(self)
         check_vllm(self)
         self._fold_batch_sizes()
@@ -326,6 +349,8 @@ class TurnPPOConfig(BaseConfig):
         return self.generation_batch_size // self.num_generations  # type: ignore[operator]  # filled in __post_init__
 
     def _fill_defaults_of_the_algorithm(self) -> None:
+        if self.importance_sampling_level is None and self.token_advantage_coef > 0.0:
+            self.importance_sampling_level = "token"
         for name in ("importance_sampling_level", "whiten_advantages", "num_generations"):
             if getattr(self, name) is None:
                 setattr(self, name, getattr(ALGORITHMS[self.algorithm], name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +17,7 @@ from turnppo_hf.models.actor_critic import sampled_logprobs
 from turnppo_hf.models.adapters import as_reference
 from turnppo_hf.ppo.algorithms import ALGORITHMS
 from turnppo_hf.ppo.batch import TurnBatch, stack
-from turnppo_hf.ppo.credit import Credit, critic_credit, decision_values, group_credit
+from turnppo_hf.ppo.credit import Credit, VTrace, critic_credit, decision_values, group_credit, response_credit
 from turnppo_hf.ppo.losses import (
     clip_fraction,
     clipped_policy_loss,
@@ -79,6 +80,7 @@ class Update:
         self.model = model
         self.config = config
         self.algorithm = ALGORITHMS[config.algorithm]
+        self.is_off_policy = config.off_policy_credit != "none"
         self.ref_model = ref_model
         self.backward = backward
         self.autocast = autocast
@@ -127,6 +129,8 @@ class Update:
                     cliprange_value=self.config.cliprange_value,
                     denominator=totals.num_turns if mine.per == "turn" else totals.num_tokens,
                 )
+                if mine.within is not None:
+                    loss = loss + self._value_loss_within(part, values, mine.within, totals)
                 self.backward(loss)
                 sums["value_loss"] += loss.detach()
             parts.append((group, mine))
@@ -135,6 +139,20 @@ class Update:
             values = torch.zeros_like(batch.sampling_logprobs)
             return self._credit(batch, values, decision_values(batch, values, self.algorithm.decision)), sums
         return Credit.merge(parts, len(batch)), sums
+
+    def _value_loss_within(
+        self, part: TurnBatch, values: torch.Tensor, within: Credit, totals: Totals
+    ) -> torch.Tensor:
+        """Compute the value loss at the tokens of each response after the first, whose state is the turn's own."""
+        is_later = part.pack_tokens(part.completion_mask * ~part.first_tokens())
+        return value_loss(
+            decision_values(part, values, "token"),
+            within.values,
+            within.returns,
+            is_later,
+            cliprange_value=self.config.cliprange_value,
+            denominator=max(totals.num_tokens - totals.num_turns, 1.0),
+        )
 
     def actor_pass(self, batch: TurnBatch, credit: Credit, totals: Totals) -> tuple[Sums, torch.Tensor]:
         """
@@ -227,12 +245,14 @@ class Update:
             mask, weights = part.completion_mask, part.to_tokens(weights)
             spread = part.to_tokens if credit.per == "turn" else part.unpack_tokens
             ratio, advantages = log_ratio, spread(credit.whitened)
+            if credit.within is not None:
+                advantages = advantages + config.token_advantage_coef * part.unpack_tokens(credit.within.whitened)
         else:
             mask, advantages = part.turn_mask, credit.whitened
             ratio = part.sum_per_turn(log_ratio)
             if level == "turn_geometric":
                 ratio = ratio / part.turn_lengths.clamp(min=1)
-        if config.vllm_importance_sampling_correction:
+        if config.vllm_importance_sampling_correction and not self.is_off_policy:  # V-trace has weighed each turn
             weights = weights * self._correction(part, old_logprobs)
         high = config.epsilon if config.epsilon_high is None else config.epsilon_high
         clip = {"epsilon": config.epsilon, "epsilon_high": high}
@@ -276,10 +296,24 @@ class Update:
 
     def _credit(self, part: TurnBatch, values: torch.Tensor, decisions: torch.Tensor) -> Credit:
         """Compute credit from the critic's values at every token, and from these where decisions are made."""
-        gamma, lam = (getattr(self.config, name) for name in self.algorithm.discounts)
-        return critic_credit(
-            part, decisions, part.at_bootstrap(values), decision=self.algorithm.decision, gamma=gamma, lam=lam
-        )
+        config, decision = self.config, self.algorithm.decision
+        gamma, lam = (getattr(config, name) for name in self.algorithm.discounts)
+        vtrace = None
+        if self.is_off_policy:
+            vtrace = VTrace(self.turn_weights(part), config.vtrace_rho_max, config.vtrace_c_max)
+        after = part.at_bootstrap(values)
+        credit = critic_credit(part, decisions, after, decision=decision, gamma=gamma, lam=lam, vtrace=vtrace)
+        if config.token_advantage_coef == 0.0:
+            return credit
+        tokens, (gamma, lam) = decision_values(part, values, "token"), (config.token_gamma, config.token_lam)
+        return replace(credit, within=response_credit(part, tokens, credit.returns, gamma=gamma, lam=lam))
+
+    def turn_weights(self, batch: TurnBatch) -> torch.Tensor:
+        """Return how much likelier each turn is by `old_logprobs` than it was at sampling, `(B, N)`."""
+        gaps = batch.sum_per_turn((batch.old_logprobs - batch.sampling_logprobs) * batch.completion_mask)
+        if self.config.importance_sampling_level == "turn_geometric":
+            gaps = gaps / batch.turn_lengths.clamp(min=1)
+        return importance_weights(gaps, clip_max=math.inf)
 
 
 def _made_up_batch() -> TurnBatch:

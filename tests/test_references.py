@@ -26,15 +26,16 @@ _ON_PAGE = re.compile(rf"`~?({PACKAGE}(?:\.\w+)+)(?:\(\))?`")
 WITHOUT_PACKAGE = {"helpers", "fake_hub", "reference", "spaces_demo"}  # folders that mirror no package
 WITHOUT_MODULE = {  # tests of what several modules do together, or of one of several subjects of a module
     *("test_architecture", "test_benchmarks", "test_conformance", "test_documents", "test_limits", "test_references"),
-    *("environments/test_environments_page",),
+    *("environments/test_environments_page", "environments/test_states"),
     *("environments/webshop/test_webshop_training",),
     *("generation/test_generator_contract", "generation/test_vllm_real_server"),
     *("hub/test_card_merge", "hub/test_downloads", "hub/test_hub_server"),
     *("models/test_released_agent", "models/test_smollm2"),
-    *("ppo/test_group_baselines", "ppo/test_importance", "ppo/test_value_loss"),
+    *("ppo/test_gigpo", "ppo/test_group_baselines", "ppo/test_response_credit", "ppo/test_vtrace"),
+    *("ppo/test_importance", "ppo/test_value_loss"),
     *("rollout/test_tool_messages", "rollout/test_worker_threads"),
     *("trainer/test_deepspeed", "trainer/test_faults", "trainer/test_footprint", "trainer/test_fsdp"),
-    *("trainer/test_interrupted_rollout",),
+    *("trainer/test_credit_training", "trainer/test_gigpo_training", "trainer/test_interrupted_rollout"),
     *("trainer/test_peft", "trainer/test_quantized", "trainer/test_tool_training", "trainer/test_trl_scripts"),
     *("trainer/test_two_processes", "trainer/test_update_gradients", "trainer/test_whole_update"),
 }

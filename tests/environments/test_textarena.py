@@ -32,10 +32,11 @@ def test_tower_of_hanoi_is_read_turn_by_turn_and_paid_at_the_end():
     environment = make_environment("textarena/TowerOfHanoi-v0", num_disks=2)
     for _ in range(2):  # the game's own wrappers would show the first episode in the second one, too
         observation, info = environment.reset(seed=1)
-        assert "Tower of Hanoi with 2 disks" in observation and observation.count("Current Board") == 1 and info == {}
+        assert "Tower of Hanoi with 2 disks" in observation and observation.count("Current Board") == 1
+        assert info == {"state": "{'towers': {'A': [2, 1], 'B': [], 'C': []}}"}
         observation, *rest = environment.step("A B")  # the id's wrapper adds the brackets
         assert observation.startswith("[GAME] You moved disk 1 from A to B.") and "[A B]" not in observation
-        assert rest == [0.0, False, False, {}]
+        assert rest == [0.0, False, False, {"state": "{'towers': {'A': [2], 'B': [1], 'C': []}}"}]
         environment.step("[A C]")
         observation, reward, terminated, truncated, info = environment.step("[B C]")
         assert (reward, terminated, truncated) == (1.0, True, False)

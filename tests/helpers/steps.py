@@ -12,7 +12,7 @@ from tests.helpers.tiny import draw_trajectories, sampled_near, tiny_actor_criti
 from turnppo_hf.ppo.credit import whiten_credit, whitening_sample
 from turnppo_hf.trainer.update import Totals, Update
 
-ALGORITHMS = ("turn_ppo", "token_ppo", "grpo", "rloo")
+ALGORITHMS = ("turn_ppo", "token_ppo", "grpo", "rloo", "gigpo")
 
 
 @dataclass

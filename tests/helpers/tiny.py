@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from turnppo_hf.models.actor_critic import ActorCritic, critic_from_actor
+from turnppo_hf.ppo.algorithms import ALGORITHMS
 from turnppo_hf.ppo.batch import TurnBatch, stack
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 from turnppo_hf.trajectory import StopReason, Trajectory, Turn
@@ -46,15 +47,17 @@ def tiny_actor_critic(model_type="llama", seed=0):
 def config_for(algorithm="turn_ppo", **fields):
     """A configuration that uses a batch twice, so that the ratio is not one."""
     defaults = {"output_dir": "never-written", "use_cpu": True, "report_to": "none", "num_iterations": 2}
-    group = 2 if algorithm in ("grpo", "rloo") else 1
+    group = 1 if ALGORITHMS[algorithm].has_critic else 2
     sizes = {"num_generations": group, "generation_batch_size": 8}
     return TurnPPOConfig(**{**defaults, **sizes, "algorithm": algorithm, **fields})
 
 
-def make_turn(prompt_ids, completion_ids, reward=0.0, penalty=0.0, logprobs=None):
+def make_turn(prompt_ids, completion_ids, reward=0.0, penalty=0.0, logprobs=None, state=None):
     logprobs = tuple(-0.5 for _ in completion_ids) if logprobs is None else tuple(logprobs)
     texts = {"observation": "", "completion": "", "action": "", "finish_reason": "stop"}
-    return Turn(tuple(prompt_ids), tuple(completion_ids), logprobs, reward=reward, penalty=penalty, **texts)
+    return Turn(
+        tuple(prompt_ids), tuple(completion_ids), logprobs, reward=reward, penalty=penalty, state=state, **texts
+    )
 
 
 def make_trajectory(turns, stop_reason=StopReason.TERMINATED, bootstrap_ids=None, group=0):
@@ -73,7 +76,8 @@ def draw_trajectory(rng, *, num_turns=None, length=None, rewritten=False, stop_r
     for number in range(num_turns):
         completion = _ids(rng, length or rng.randint(1, 4))
         logprobs = [rng.uniform(-3, 0) for _ in completion]
-        turns.append(make_turn(prompt, completion, rng.uniform(-1, 2), rng.choice([0.0, -0.1]), logprobs))
+        state = f"state {prompt[-1] % 3}"  # few, so that some turns of a group share one and some do not
+        turns.append(make_turn(prompt, completion, rng.uniform(-1, 2), rng.choice([0.0, -0.1]), logprobs, state))
         history = prompt + completion
         breaks = rewritten and (number == 0 or rng.random() < 0.5)
         prompt = prompt + _ids(rng, 2) if breaks else history + _ids(rng, rng.randint(1, 3))

@@ -24,7 +24,7 @@ from turnppo_hf.ppo.credit import (
 )
 from turnppo_hf.trajectory import StopReason
 
-ALGORITHMS = ("turn_ppo", "token_ppo", "grpo", "rloo")
+ALGORITHMS = ("turn_ppo", "token_ppo", "grpo", "rloo", "gigpo")
 DISCOUNTS = {"gamma": 0.9, "lam": 0.8, "token_gamma": 0.97, "token_lam": 0.95}
 seeds = st.integers(0, 10_000)
 
@@ -32,7 +32,8 @@ seeds = st.integers(0, 10_000)
 def credit_of(batch, algorithm="turn_ppo", **discounts):
     row = TABLE[algorithm]
     if not row.has_critic:
-        return group_credit(batch, baseline=row.baseline)
+        own = {"state_omega": 1.0, "state_gamma": 0.9} if row.credits_states else {}
+        return group_credit(batch, baseline=row.baseline, **{**own, **discounts})
     gamma, lam = ({**DISCOUNTS, **discounts}[name] for name in row.discounts)
     return credit_of_values(batch, prefix_values(batch), row.decision, gamma=gamma, lam=lam)
 

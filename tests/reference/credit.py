@@ -62,6 +62,43 @@ def bilevel_gae(
     return advantages
 
 
+def vtrace(
+    rewards: Floats,
+    values: Floats,
+    weights: Floats,
+    bootstrap: float,
+    *,
+    gamma: float,
+    lam: float,
+    rho_max: float,
+    c_max: float,
+) -> list[float]:
+    """v_n - V_n with v_n written as the sum that it is; `weights[n]` is how much likelier the policy does action n."""
+    following = [*values, bootstrap][1:]
+    advantages = []
+    for n in range(len(rewards)):
+        total = 0.0
+        for later in range(n, len(rewards)):
+            traces = 1.0
+            for between in range(n, later):
+                traces *= lam * min(c_max, weights[between])
+            delta = rewards[later] + gamma * following[later] - values[later]
+            total += gamma ** (later - n) * traces * min(rho_max, weights[later]) * delta
+        advantages.append(total)
+    return advantages
+
+
+def response_gae(turn_return: float, token_values: Floats, gamma: float, lam: float) -> list[float]:
+    """GAE over the tokens of one response, whose last token earns the turn's return and after which nothing comes."""
+    rewards = [0.0] * (len(token_values) - 1) + [turn_return]
+    return gae(rewards, token_values, 0.0, gamma, lam)
+
+
+def centred(numbers: Floats) -> list[float]:
+    mean = sum(numbers) / len(numbers)
+    return [number - mean for number in numbers]
+
+
 def rewards_to_go(rewards: Floats) -> list[float]:
     return [sum(rewards[n:]) for n in range(len(rewards))]
 
@@ -70,15 +107,51 @@ def group_relative(returns: Floats, groups: Sequence[Hashable], *, scale: bool =
     advantages = []
     for own, group in zip(returns, groups, strict=True):
         members = [other for other, label in zip(returns, groups, strict=True) if label == group]
-        mean = sum(members) / len(members)
-        if len(members) == 1:
-            advantages.append(0.0)
-        elif not scale:
-            advantages.append(own - mean)
-        else:
-            std = (sum((member - mean) ** 2 for member in members) / (len(members) - 1)) ** 0.5
-            advantages.append(0.0 if std < 1e-6 else (own - mean) / std)
+        advantages.append(relative(own, members, scale))
     return advantages
+
+
+def relative(own: float, members: Floats, scale: bool) -> float:
+    """Against the mean of `members`, `own` among them, in their sample standard deviations where `scale`."""
+    mean = sum(members) / len(members)
+    if len(members) == 1:
+        return 0.0
+    if not scale:
+        return own - mean
+    std = (sum((member - mean) ** 2 for member in members) / (len(members) - 1)) ** 0.5
+    return 0.0 if std < 1e-6 else (own - mean) / std
+
+
+def gigpo(
+    rewards: Sequence[Floats],
+    states: Sequence[Sequence[Hashable]],
+    groups: Sequence[Hashable],
+    *,
+    omega: float,
+    gamma: float,
+    scale: bool = True,
+) -> list[list[float]]:
+    """
+    Two comparisons added up: the episode's sum with its group's, and what followed a turn with what followed the
+    group's turns that began in the same state. `rewards[i][n]` and `states[i][n]` belong to turn n of episode i.
+    """
+    of_episode = group_relative([sum(own) for own in rewards], groups, scale=scale)
+    advantages = []
+    for i, turns in enumerate(rewards):
+        row = []
+        for n in range(len(turns)):
+            alike = []
+            for j in range(len(rewards)):
+                for m in range(len(rewards[j])):
+                    if groups[j] == groups[i] and states[j][m] == states[i][n]:
+                        alike.append(discounted_return(rewards[j][m:], gamma))
+            row.append(of_episode[i] + omega * relative(discounted_return(turns[n:], gamma), alike, scale))
+        advantages.append(row)
+    return advantages
+
+
+def discounted_return(rewards: Floats, gamma: float) -> float:
+    return sum(gamma**k * reward for k, reward in enumerate(rewards))
 
 
 def leave_one_out(returns: Floats, groups: Sequence[Hashable]) -> list[float]:

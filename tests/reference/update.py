@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -29,6 +30,8 @@ class Episode:
     terminated: bool = True
     bootstrap_value: float = 0.0  # V of the state after the last turn; unused where terminated
     group: int = 0
+    states: Sequence[str] = ()  # that each turn starts from; gigpo only
+    sampling_logprobs: Sequence[Floats] = ()  # parallel to `logprobs`; only where the credit is off-policy
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,15 @@ def update(
     aggregation: str = "trajectory_tokens",
     whitening: str | None = None,
     scale_rewards: bool = True,
+    gigpo_omega: float = 1.0,
+    gigpo_gamma: float = 0.95,
+    token_advantage_coef: float = 0.0,
+    vtrace: tuple[float, float] | None = None,
     epsilon: float = 0.2,
     epsilon_high: float | None = None,
     cliprange_value: float | None = None,
 ) -> Update:
+    """`vtrace` is (rho_max, c_max); with `token_advantage_coef` an episode's values are those before each token."""
     level = level or ("turn" if algorithm == "turn_ppo" else "token")
     whitening = whitening or {"turn_ppo": "turns", "token_ppo": "tokens"}.get(algorithm, "none")
     if algorithm == "token_ppo":
@@ -65,9 +73,16 @@ def update(
         per_token = advantages
     else:
         if algorithm == "turn_ppo":
-            advantages, returns, value_loss = _turn_ppo(episodes, gamma, lam, cliprange_value)
+            inside = (token_gamma, token_lam) if token_advantage_coef else None
+            advantages, returns, value_loss = _turn_ppo(episodes, gamma, lam, cliprange_value, vtrace, level, inside)
         else:
-            advantages, returns, value_loss = _group_baseline(episodes, algorithm, scale_rewards), [], 0.0
+            if algorithm == "gigpo":
+                rewards, states = [e.turn_rewards for e in episodes], [e.states for e in episodes]
+                how = {"omega": gigpo_omega, "gamma": gigpo_gamma, "scale": scale_rewards}
+                advantages = credit.gigpo(rewards, states, [e.group for e in episodes], **how)
+            else:
+                advantages = _group_baseline(episodes, algorithm, scale_rewards)
+            value_loss = 0.0
             returns = [credit.rewards_to_go(episode.turn_rewards) for episode in episodes]
         per_token = _spread(advantages, episodes)
 
@@ -77,6 +92,12 @@ def update(
         sample = _flatten(advantages) if whitening == "turns" else _flatten(per_token)
         whitened = _whiten_nested(advantages, sample)
         whitened_per_token = _whiten_nested(per_token, sample)
+    if token_advantage_coef:
+        for i, episode in enumerate(episodes):
+            for n, values in enumerate(episode.token_values):
+                own = credit.centred(credit.response_gae(returns[i][n], values, token_gamma, token_lam))
+                whole = zip(whitened_per_token[i][n], own, strict=True)
+                whitened_per_token[i][n] = [of_turn + token_advantage_coef * of_token for of_turn, of_token in whole]
     policy_loss = losses.policy_loss(
         [_log_ratios(episode) for episode in episodes],
         whitened_per_token,
@@ -88,17 +109,45 @@ def update(
     return Update(advantages, whitened, returns, policy_loss, value_loss)
 
 
-def _turn_ppo(episodes, gamma, lam, cliprange_value):
+def _turn_ppo(episodes, gamma, lam, cliprange_value, vtrace, level, inside):
     advantages, returns, now, before = [], [], [], []
+    later_now, later_before, later_targets = [], [], []  # at the tokens after a response's first
     for episode in episodes:
         bootstrap = 0.0 if episode.terminated else episode.bootstrap_value
-        mine = credit.turn_gae(episode.turn_rewards, episode.turn_values, bootstrap, gamma, lam)
+        if vtrace is None:
+            mine = credit.turn_gae(episode.turn_rewards, episode.turn_values, bootstrap, gamma, lam)
+        else:
+            rho_max, c_max = vtrace
+            how = {"gamma": gamma, "lam": lam, "rho_max": rho_max, "c_max": c_max}
+            weights = _turn_weights(episode, level)
+            mine = credit.vtrace(episode.turn_rewards, episode.turn_values, weights, bootstrap, **how)
         advantages.append(mine)
         returns.append([a + v for a, v in zip(mine, episode.turn_values, strict=True)])
         before += episode.turn_values
-        now += episode.turn_values if episode.current_values is None else episode.current_values
+        current = episode.current_values
+        if inside is None:
+            now += episode.turn_values if current is None else current
+            continue
+        current = episode.token_values if current is None else current
+        now += [values[0] for values in current]
+        for n, values in enumerate(episode.token_values):
+            own = credit.response_gae(returns[-1][n], values, *inside)
+            later_now += current[n][1:]
+            later_before += values[1:]
+            later_targets += [a + v for a, v in zip(own, values, strict=True)][1:]
     targets = _flatten(returns)
-    return advantages, returns, losses.value_loss(now, before, targets, cliprange_value, len(targets))
+    loss = losses.value_loss(now, before, targets, cliprange_value, len(targets))
+    if later_targets:
+        loss += losses.value_loss(later_now, later_before, later_targets, cliprange_value, len(later_targets))
+    return advantages, returns, loss
+
+
+def _turn_weights(episode, level):
+    weights = []
+    for new, sampled in zip(episode.old_logprobs, episode.sampling_logprobs, strict=True):
+        gap = sum(new) - sum(sampled)
+        weights.append(math.exp(gap / len(new) if level == "turn_geometric" else gap))
+    return weights
 
 
 def _token_ppo(episodes, gamma, lam, cliprange_value):

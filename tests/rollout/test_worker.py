@@ -9,7 +9,14 @@ import pytest
 
 from tests.helpers.scripted import CountingEnvironment, ScriptedEnvironment, ScriptedGenerator
 from turnppo_hf.rollout.chat import Chat
-from turnppo_hf.rollout.worker import EnvironmentPool, EpisodePlan, Limits, collect_trajectories, plan_episodes
+from turnppo_hf.rollout.worker import (
+    EnvironmentPool,
+    EpisodePlan,
+    Limits,
+    RolloutWorker,
+    collect_trajectories,
+    plan_episodes,
+)
 from turnppo_hf.trajectory import StopReason
 
 GO_ON = ("next", -0.1, False, False, {})
@@ -254,3 +261,36 @@ def test_trajectory_survives_json(tiny_tokenizer):
     trajectory, _, _ = play(tiny_tokenizer, [GO_ON], limits=Limits(max_turns=2))
     restored = type(trajectory).from_dict(json.loads(json.dumps(trajectory.to_dict())))
     assert restored == dataclasses.replace(trajectory, metrics=restored.metrics)
+
+
+def test_turn_carries_the_state_that_it_started_from(tiny_tokenizer):
+    replies = [("next", 0.0, False, False, {"state": "two"}), ("next", 0.0, False, False, {}), SOLVED]
+    trajectory, _, _ = play(tiny_tokenizer, replies, opening=("start", {"state": "one"}))
+    assert [turn.state for turn in trajectory.turns] == ["one", "two", None]
+    assert [turn.state for turn in play(tiny_tokenizer, [GO_ON, SOLVED])[0].turns] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("opening", "replies"),
+    [(("start", {"state": 7}), [SOLVED]), ("start", [("next", 0.0, False, False, {"state": [1, 2]}), SOLVED])],
+)
+def test_state_that_is_no_text_ends_the_episode_where_states_are_compared(tiny_tokenizer, opening, replies):
+    def play_with(**options):
+        generator, pool = (
+            ScriptedGenerator(tiny_tokenizer, ["Up"]),
+            {"e": lambda: ScriptedEnvironment(replies, opening)},
+        )
+        worker = RolloutWorker(EnvironmentPool(pool), generator, Chat(tiny_tokenizer), Limits(), **options)
+        worker.start([EpisodePlan({}, "e", seed=1)])
+        [finished] = worker.play()[0]
+        worker.close()
+        return finished.trajectory
+
+    failed = play_with(needs_states=True)
+    assert failed.stop_reason is StopReason.ERROR
+    assert re.search(
+        r'`info\["state"\]`\) is of the type (int|list), not text.*are compared.*Return a text', failed.error
+    )
+    fine = play_with()
+    assert fine.stop_reason is StopReason.SOLVED
+    assert [turn.state for turn in fine.turns] == [None] * len(replies)

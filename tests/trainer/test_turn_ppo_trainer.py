@@ -42,7 +42,7 @@ def test_constructor_has_grpo_trainers_order_with_the_critic_last():
     assert ours == [*theirs, "value_model"]
 
 
-@pytest.mark.parametrize("algorithm", ["turn_ppo", "token_ppo", "grpo", "rloo"])
+@pytest.mark.parametrize("algorithm", ["turn_ppo", "token_ppo", "grpo", "rloo", "gigpo"])
 @pytest.mark.parametrize("passes", [(1, 1), (2, 2)])
 def test_every_algorithm_moves_what_it_trains(make_trainer, algorithm, passes):
     iterations, minibatches = passes

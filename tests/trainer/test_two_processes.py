@@ -19,6 +19,8 @@ CASES = {
     "unequal": {"failing": [1, 2], "micro_batches": 2},  # unequal shares in the first batch
     "empty": {"failing": [0, 1, 2, 3], "micro_batches": 5},  # the first rank has nothing in the first batch
     "grpo": {"algorithm": "grpo"},
+    "gigpo": {"algorithm": "gigpo", "failing": [1]},
+    "tokens": {"token_advantage_coef": 1.0, "token_lam": 0.9, "off_policy_credit": "turn_vtrace", "failing": [1, 2]},
     "lora": {"critic": "lora", "lora": {"r": 2, "target_modules": ["q_proj", "v_proj"]}, "beta": 0.1},
     "shared": {"critic": "shared", "critic_trunk_gradient": 0.5},
     # a critic of a class of this package, with half of the actor's blocks

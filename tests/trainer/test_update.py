@@ -18,7 +18,23 @@ from turnppo_hf.ppo.credit import Credit
 from turnppo_hf.trainer.distributed import sum_gradients
 
 
-def as_reference(networks, trajectories):
+def drift(turn, place):
+    """How much likelier a token is under the newest weights than it was at sampling, nats."""
+    return 0.3 * ((3 * turn + 2 * place) % 5 - 2)
+
+
+def drifted(batch):
+    """The batch as if sampled by older weights."""
+    old = batch.sampling_logprobs.clone()
+    firsts = batch.first_tokens()
+    for row, column in batch.completion_mask.nonzero().tolist():
+        turn = int(batch.turn_ids[row, column])
+        place = column - int(firsts[row, : column + 1].nonzero()[-1])
+        old[row, column] += drift(turn, place)
+    return replace(batch, old_logprobs=old)
+
+
+def as_reference(networks, trajectories, *, is_drifted=False):
     """Trajectories as the oracle's records, read turn by turn without batch, padding or rows."""
     episodes = []
     for trajectory in trajectories:
@@ -32,19 +48,25 @@ def as_reference(networks, trajectories):
         episode = Episode(
             turn_rewards=[turn.reward + turn.penalty for turn in trajectory.turns],
             logprobs=[turn_logprobs(networks.actor, turn).tolist() for turn in trajectory.turns],
-            old_logprobs=[list(turn.sampling_logprobs) for turn in trajectory.turns],
+            old_logprobs=[
+                [x + is_drifted * drift(number, place) for place, x in enumerate(turn.sampling_logprobs)]
+                for number, turn in enumerate(trajectory.turns)
+            ],
+            sampling_logprobs=[turn.sampling_logprobs for turn in trajectory.turns],
             turn_values=[of_turn[0] for of_turn in values],
             token_values=values,
             terminated=trajectory.stop_reason.terminated,
             bootstrap_value=after,
             group=trajectory.group,
+            states=[turn.state for turn in trajectory.turns],
         )
         episodes.append(episode)
     return episodes
 
 
 def reference_update(config, episodes):
-    discounts = {name: getattr(config, name) for name in ("gamma", "lam", "token_gamma", "token_lam")}
+    names = ("gamma", "lam", "token_gamma", "token_lam", "gigpo_omega", "gigpo_gamma", "token_advantage_coef")
+    discounts = {name: getattr(config, name) for name in names}
     return update(
         episodes,
         algorithm=config.algorithm,
@@ -54,6 +76,8 @@ def reference_update(config, episodes):
         epsilon=config.epsilon,
         epsilon_high=config.epsilon_high,
         cliprange_value=config.cliprange_value,
+        scale_rewards=config.scale_rewards,
+        vtrace=(config.vtrace_rho_max, config.vtrace_c_max) if config.off_policy_credit == "turn_vtrace" else None,
         **discounts,
     )
 
@@ -73,17 +97,18 @@ def slopes(config, episodes, numbers, loss, size=1e-6):
 
 def reference_gradients(config, networks, trajectories, episodes):
     """The oracle's slope in every log-prob and value, carried to the weights through plain forwards."""
-    current = "turn_values" if config.algorithm == "turn_ppo" else "token_values"
+    at_turns = config.algorithm == "turn_ppo" and config.token_advantage_coef == 0.0
+    current = "turn_values" if at_turns else "token_values"
     moving = [replace(episode, current_values=deepcopy(getattr(episode, current))) for episode in episodes]
     for episode, trajectory in zip(moving, trajectories, strict=True):
         for number, turn in enumerate(trajectory.turns):
             slope = slopes(config, moving, episode.logprobs[number], "policy_loss")
             (turn_logprobs(networks.actor, turn) * slope).sum().backward()
-        if config.algorithm == "turn_ppo":
+        if at_turns:
             slope = slopes(config, moving, episode.current_values, "value_loss")
             for number, turn in enumerate(trajectory.turns):
                 (state_values(networks.critic, turn.prompt_ids, -1)[0] * slope[number]).backward()
-        elif config.algorithm == "token_ppo":
+        elif config.uses_critic:
             for number, turn in enumerate(trajectory.turns):
                 slope = slopes(config, moving, episode.current_values[number], "value_loss")
                 ids = turn.prompt_ids + turn.completion_ids[:-1]
@@ -98,9 +123,10 @@ def flatten(nested):
 def compare_with_oracle(config, trajectories):
     """Largest absolute differences of one step from the oracle; of gradients the norm, relative."""
     networks = tiny_actor_critic().double()
-    episodes = as_reference(networks, trajectories)
+    off_policy = config.off_policy_credit != "none"
+    episodes = as_reference(networks, trajectories, is_drifted=off_policy)
     expected = reference_update(config, episodes)
-    step = run_step(config, stack(trajectories))
+    step = run_step(config, drifted(stack(trajectories)) if off_policy else stack(trajectories))
     real = step.credit.mask.bool()
     pairs = {
         "advantages": (step.credit.advantages[real], expected.advantages),
@@ -144,6 +170,14 @@ def test_oracle_of_the_whole_step_for_every_algorithm(capsys, record_property):
         ),
         ("grpo", {"importance_sampling_level": "turn", "loss_aggregation": "batch_tokens"}),
         ("rloo", {"importance_sampling_level": "turn", "loss_aggregation": "turns", "whiten_advantages": "turns"}),
+        ("gigpo", {"gigpo_omega": 0.5, "gigpo_gamma": 0.7, "importance_sampling_level": "turn"}),
+        ("gigpo", {"scale_rewards": False, "gigpo_omega": 2.0, "gigpo_gamma": 0.0}),
+        ("turn_ppo", {"token_advantage_coef": 1.5, "token_lam": 0.8, "token_gamma": 0.9}),
+        ("turn_ppo", {"token_advantage_coef": 0.5, "cliprange_value": 0.2, "loss_aggregation": "turns"}),
+        ("turn_ppo", {"off_policy_credit": "turn_vtrace"}),
+        ("turn_ppo", {"off_policy_credit": "turn_vtrace", "vtrace_rho_max": 2.0, "vtrace_c_max": 1.5, "lam": 0.7}),
+        ("turn_ppo", {"off_policy_credit": "turn_vtrace", "importance_sampling_level": "turn_geometric"}),
+        ("turn_ppo", {"off_policy_credit": "turn_vtrace", "token_advantage_coef": 1.0, "token_lam": 0.5}),
     ],
 )
 def test_oracle_of_the_step_with_other_settings(algorithm, fields):
@@ -188,7 +222,7 @@ def test_invariant_18_order_and_padding_make_the_same_step(algorithm, order, pad
     }
     grown |= {
         name: torch.nn.functional.pad(getattr(wide, name), (0, padding))
-        for name in ("turn_mask", "turn_rewards", "turn_lengths", "turn_rows", "turn_positions")
+        for name in ("turn_mask", "turn_rewards", "turn_lengths", "turn_rows", "turn_positions", "turn_states")
     }
     config = config_for(algorithm)
     groups = [list(range(6))]  # one part without a cut to the needed width is not taken: `select` cuts it

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.reference.update import Episode, update
-from turnppo_hf.ppo.advantages import group_relative, leave_one_out, token_gae, turn_gae, whiten
+from turnppo_hf.ppo.advantages import group_relative, leave_one_out, state_relative, token_gae, turn_gae, whiten
 from turnppo_hf.ppo.losses import clipped_policy_loss, loss_weights, value_loss
 
 numbers = st.floats(-3, 3, width=32).map(lambda x: round(x, 3))
 logprobs = st.floats(-4, 0, width=32).map(lambda x: round(x, 3))
-ALGORITHMS = ("turn_ppo", "token_ppo", "grpo", "rloo")
+ALGORITHMS = ("turn_ppo", "token_ppo", "grpo", "rloo", "gigpo")
 COMBINATIONS = [
     (algorithm, level, aggregation)
     for algorithm, level, aggregation in product(
@@ -41,6 +41,7 @@ def episodes(draw):
                 terminated=draw(st.booleans()),
                 bootstrap_value=draw(numbers),
                 group=draw(st.integers(0, 1)),
+                states=[draw(st.sampled_from("ab")) for _ in lengths],
             )
         )
     return drawn
@@ -86,8 +87,12 @@ def compute(batch, algorithm, level, aggregation, *, gamma, lam, token_gamma, to
         )
         advantages = whiten(raw, turn_mask)[..., None].expand(token_mask.shape)
     else:
-        estimator = group_relative if algorithm == "grpo" else leave_one_out
-        raw = estimator(rewards.sum(1), torch.tensor([e.group for e in batch]))[:, None] * turn_mask
+        estimator = leave_one_out if algorithm == "rloo" else group_relative
+        groups = torch.tensor([e.group for e in batch])
+        raw = estimator(rewards.sum(1), groups)[:, None] * turn_mask
+        if algorithm == "gigpo":
+            states = turn_table([[ord(state) for state in e.states] for e in batch]).long()
+            raw = raw + state_relative(rewards, turn_mask, states, groups, gamma=0.95)
         advantages = raw[..., None].expand(token_mask.shape)
 
     log_ratio = token_table([e.logprobs for e in batch]) - token_table([e.old_logprobs for e in batch])

@@ -39,10 +39,11 @@ def check_environment(
     Plays some episodes, each of them twice, and reports what breaks the contract that training relies on.
 
     Checked are: Text spaces; `reset` returns `(observation, info)` and `step` a 5-tuple; observations are non-empty
-    strings; rewards are finite numbers; both flags are `bool`; `info["penalty"]` is at most 0, `info["truncation"]`
-    is `"task_budget"` or `"time_limit"`, `info["action"]` a string and `info["solved"]` a bool where they are given;
-    the same seed and completions give the same observations and rewards; `step` raises after the end. Of an
-    environment class of TRL, its tools' docstrings and type hints, its `reset` and its reward are checked instead.
+    strings; rewards are finite numbers; both flags are `bool`; `info["penalty"]` is at most 0, `info["truncation"]` is
+    `"task_budget"` or `"time_limit"`, `info["action"]` and `info["state"]` are strings and `info["solved"]` a bool
+    where they are given; the same seed and completions give the same observations and rewards; `step` raises after the
+    end. Of an environment class of TRL, its tools' docstrings and type hints, its `reset` and its reward are checked
+    instead.
 
     Args:
         environment (`Any`):
@@ -168,7 +169,7 @@ def _check_info(method: str, info: Any, problems: list[str]) -> None:
         problems.append(
             f"`{method}` returned info['truncation'] = {truncation!r}; it must be one of {', '.join(_TRUNCATIONS)}."
         )
-    for name, kind in (("action", str), ("solved", bool)):
+    for name, kind in (("action", str), ("state", str), ("solved", bool)):
         if not isinstance(info.get(name, kind()), kind):
             problems.append(f"`{method}` returned info[{name!r}] = {info[name]!r}; it must be a {kind.__name__}.")
 

@@ -40,9 +40,11 @@ class Conversation(ABC):
     Attributes:
         environment (`Any`): What the user's factory returned, for reward functions; None where there is none.
         tools (`Sequence[Callable]` or `None`): What the model may call; None where its responses are plain text.
+        state (`Any`): The environment's text for the state that it is in; None where it names none.
     """
 
     environment: Any
+    state: Any = None
     tools: Sequence[Callable[..., Any]] | None
 
     @property
@@ -106,7 +108,8 @@ class TextEnvironment(Conversation):
             `TypeError`: `reset` returned something else than an observation and an info.
         """
         options = {key: value for key, value in task.items() if key not in ("prompt", "environment", "seed")}
-        observation = _checked_reset(self.environment.reset(seed=seed, options=options or None))
+        observation, info = _checked_reset(self.environment.reset(seed=seed, options=options or None))
+        self.state = info.get("state")
         return Opening(open_conversation(observation, task.get("prompt")), observation)
 
     def read(self, answer: Message, may_call: bool = True) -> Reply:
@@ -117,7 +120,9 @@ class TextEnvironment(Conversation):
             `TypeError`: `step` returned something else than Gymnasium's five values, or no number as the reward.
             `ValueError`: a reward that is not finite, or a penalty above 0.
         """
-        return _checked_step(self.environment.step(answer["content"]))
+        reply = _checked_step(self.environment.step(answer["content"]))
+        self.state = reply.info.get("state")
+        return reply
 
     def record(self) -> dict[str, Any]:
         """
@@ -143,15 +148,15 @@ def as_conversation(environment: Any) -> Conversation:
     return environment if isinstance(environment, Conversation) else TextEnvironment(environment)
 
 
-def _checked_reset(reply: Any) -> str:
-    """The observation that `reset` returned."""
+def _checked_reset(reply: Any) -> tuple[str, Mapping[str, Any]]:
+    """The observation and the info that `reset` returned."""
     if not isinstance(reply, tuple) or len(reply) != 2 or not _text_and_info(reply):
         raise TypeError(
             f"reset() must return (observation text, info), got {_shape(reply)}. Return the text the model should "
             "read and a dict."
         )
-    observation: str = reply[0]
-    return observation
+    observation, info = reply
+    return observation, info
 
 
 def _checked_step(reply: Any) -> Reply:

@@ -68,6 +68,69 @@ def turn_gae(
     return _gae(turn_rewards, turn_values, mask, bootstrap_values, gamma, lam)
 
 
+def turn_vtrace(
+    turn_rewards: Tensor,
+    turn_values: Tensor,
+    turn_mask: Tensor,
+    bootstrap_values: Tensor,
+    turn_weights: Tensor,
+    *,
+    gamma: float,
+    lam: float,
+    rho_max: float,
+    c_max: float,
+) -> Tensor:
+    """
+    V-trace with one time step per turn: the advantage under one policy of turns that another one sampled.
+
+        rho_n   = min(rho_max, w_n)          c_n = lam * min(c_max, w_n)
+        delta_n = rho_n * (r_n + gamma * V_{n+1} - V_n)
+        A_n     = delta_n + gamma * c_n * A_{n+1}            v_n = A_n + V_n is the critic's target
+
+    A_n holds the weight of turn n already, so the policy loss must not multiply by it once more. With weights of 1 it
+    is [`turn_gae`]. The targets' fixed point is the value of the policy proportional to
+    `min(rho_max * sampler, policy)`; `c_max` changes how fast it is reached, and should not exceed `rho_max`.
+
+    Args:
+        turn_rewards, turn_values, turn_mask, bootstrap_values, gamma, lam: As in [`turn_gae`].
+        turn_weights (`torch.Tensor` of shape `(B, N)`):
+            Probability of each turn under the policy over that under the sampler. Ignored where `turn_mask` is 0.
+        rho_max (`float`):
+            Where the weight of a turn's own error is truncated.
+        c_max (`float`):
+            Where the weight is truncated with which later errors reach a turn.
+
+    Returns:
+        `torch.Tensor` of shape `(B, N)`: `v_n - V_n`, float32, 0.0 where `turn_mask` is 0.
+
+    Raises:
+        `ValueError`: as [`turn_gae`]; a weight of a real turn is negative or not finite, or a bound is not positive.
+
+    Source: Espeholt et al. 2018 (https://huggingface.co/papers/1802.01561), section 4.1 and remark 2, with one step
+    per turn.
+    """
+    on_policy = turn_gae(turn_rewards, turn_values, turn_mask, bootstrap_values, gamma=gamma, lam=lam)
+    mask = _checked_mask(turn_mask, "turn_mask", turn_weights=turn_weights)
+    _check_finite("turn_weights", torch.where(turn_weights < 0, torch.nan, turn_weights), mask)
+    for name, bound in (("rho_max", rho_max), ("c_max", c_max)):
+        if not bound > 0:
+            raise ValueError(
+                f"`{name}` must be positive, got {bound}. Every weight would be 0, and no turn would get credit. Set "
+                f"`{name}` above 0; 1 is usual."
+            )
+    weights = torch.where(mask, _wide(turn_weights), 1.0)
+    rho, c = weights.clamp(max=rho_max), weights.clamp(max=c_max)
+    if bool(((rho == 1.0) & (c == 1.0)).all()):
+        return on_policy
+    errors = rho * _deltas(_wide(turn_rewards), _wide(turn_values), mask, _wide(bootstrap_values), gamma)
+    advantages = torch.zeros_like(errors)
+    later = errors.new_zeros(len(errors))
+    for turn in range(errors.shape[1] - 1, -1, -1):
+        later = errors[:, turn] + gamma * lam * c[:, turn] * later
+        advantages[:, turn] = later
+    return torch.where(mask, advantages, 0.0).float()
+
+
 def token_gae(
     token_rewards: Tensor,
     token_values: Tensor,
@@ -170,6 +233,69 @@ def group_relative(returns: Tensor, groups: Tensor, *, scale: bool = True) -> Te
     return deviations.float()
 
 
+def state_relative(
+    turn_rewards: Tensor,
+    turn_mask: Tensor,
+    turn_states: Tensor,
+    groups: Tensor,
+    *,
+    gamma: float,
+    scale: bool = True,
+) -> Tensor:
+    """
+    GiGPO's advantage of a turn: what followed it against what followed the group's turns from the same state.
+
+        G_n = r_n + gamma * G_{n+1}                                            G after the last turn := 0
+        A_n = (G_n - mean(G of these turns)) / std(G of these turns)
+
+    Args:
+        turn_rewards (`torch.Tensor` of shape `(B, N)`):
+            Reward of each turn, penalties included, environment units. Ignored where `turn_mask` is 0.
+        turn_mask (`torch.Tensor` of shape `(B, N)`):
+            1 for real turns, which come first; 0 for padding.
+        turn_states (`torch.Tensor` of shape `(B, N)`):
+            Integer label of the state each turn started from. Equal labels in different groups are different states.
+        groups (`torch.Tensor` of shape `(B,)`):
+            Integer label of each trajectory's group.
+        gamma (`float`):
+            Discount per turn, in [0, 1].
+        scale (`bool`, *optional*, defaults to `True`):
+            Divide by the standard deviation. `False` keeps environment units.
+
+    Returns:
+        `torch.Tensor` of shape `(B, N)`: advantages, float32; exactly 0.0 for a state that occurs once, and where
+        `turn_mask` is 0.
+
+    Raises:
+        `ValueError`: shapes disagree, a reward of a real turn is not finite, or `gamma` is out of range.
+
+    Source: Feng et al. 2025 (https://huggingface.co/papers/2505.10978), section 4.2.
+    """
+    mask = _checked_mask(turn_mask, "turn_mask", turn_rewards=turn_rewards, turn_states=turn_states)
+    _check_fraction("gamma", gamma)
+    _check_finite("turn_rewards", turn_rewards, mask)
+    returns = _discounted_sums(torch.where(mask, _wide(turn_rewards), 0.0), gamma)
+    advantages = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)  # (B, N)
+    advantages[mask] = group_relative(returns[mask], label_states(mask, turn_states, groups), scale=scale)
+    return advantages
+
+
+def label_states(turn_mask: Tensor, turn_states: Tensor, groups: Tensor) -> Tensor:
+    """
+    Number the states of each group apart from those of the others.
+
+    Args:
+        turn_mask (`torch.Tensor` of shape `(B, N)`), turn_states (`torch.Tensor` of shape `(B, N)`), groups
+        (`torch.Tensor` of shape `(B,)`): As in [`state_relative`].
+
+    Returns:
+        `torch.Tensor` of shape `(turns,)`: for the real turns in row order, from 0.
+    """
+    mask = turn_mask.bool()
+    pairs = torch.stack([groups[:, None].expand_as(turn_states)[mask], turn_states[mask]], dim=1)
+    return torch.unique(pairs, dim=0, return_inverse=True)[1] if len(pairs) else pairs[:, 0]
+
+
 def leave_one_out(returns: Tensor, groups: Tensor) -> Tensor:
     """
     RLOO's advantage: a trajectory's return minus the mean return of the others in its group.
@@ -236,12 +362,16 @@ def whiten(values: Tensor, mask: Tensor, *, reference: Tensor | None = None) -> 
 
 def _gae(rewards: Tensor, values: Tensor, mask: Tensor, bootstrap: Tensor, gamma: float, lam: float) -> Tensor:
     """GAE over a table whose valid steps come first in each row."""
-    rewards, values = _wide(rewards), _wide(values)
-    has_next = torch.nn.functional.pad(mask[:, 1:], (0, 1))
-    next_values = torch.where(has_next, values.roll(-1, dims=1), _wide(bootstrap)[:, None])
-    # padding may hold NaN: it is replaced by 0 before the sums, never multiplied by 0
-    deltas = torch.where(mask, rewards + gamma * next_values - values, 0.0)  # (B, N)
+    deltas = _deltas(_wide(rewards), _wide(values), mask, _wide(bootstrap), gamma)
     return torch.where(mask, _discounted_sums(deltas, gamma * lam), 0.0).float()
+
+
+def _deltas(rewards: Tensor, values: Tensor, mask: Tensor, bootstrap: Tensor, gamma: float) -> Tensor:
+    """Temporal-difference errors, 0 where `mask` is 0."""
+    has_next = torch.nn.functional.pad(mask[:, 1:], (0, 1))
+    next_values = torch.where(has_next, values.roll(-1, dims=1), bootstrap[:, None])
+    # padding may hold NaN: it is replaced by 0 before the sums, never multiplied by 0
+    return torch.where(mask, rewards + gamma * next_values - values, 0.0)  # (B, N)
 
 
 def _discounted_sums(deltas: Tensor, decay: float) -> Tensor:

@@ -23,6 +23,7 @@ class Algorithm:
     num_generations: int
     discounts: tuple[str, ...]  # the fields gamma and lambda per decision; empty where nothing is discounted
     value_position: str | None  # where the critic is trained; None without one
+    credits_states: bool = False  # whether turns of a group that began in the same state are compared as well
 
     @property
     def has_critic(self) -> bool:
@@ -74,5 +75,18 @@ ALGORITHMS: dict[str, Algorithm] = {
         num_generations=8,
         discounts=(),
         value_position=None,
+    ),
+    "gigpo": Algorithm(
+        title="GiGPO",
+        summary="GiGPO (an advantage of the episode against its group, and one of each turn against the group's turns "
+        "from the same state; no critic)",
+        baseline="group_mean",
+        decision="turn",
+        importance_sampling_level="token",
+        whiten_advantages="none",
+        num_generations=8,
+        discounts=(),
+        value_position=None,
+        credits_states=True,
     ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
@@ -43,6 +44,7 @@ class TurnBatch:
     turn_lengths: torch.Tensor  # (B, N) sampled tokens
     turn_rows: torch.Tensor  # (B, N) row of the turn's state; 0 where `turn_mask` is 0
     turn_positions: torch.Tensor  # (B, N) last prompt token in that row: the state before the action
+    turn_states: torch.Tensor  # (B, N) turns that began in the same state share a number; 0 where `turn_mask` is 0
     bootstrap_mask: torch.Tensor  # (B,) 1 = the state after the last turn has a value
     bootstrap_rows: torch.Tensor  # (B,) row of that state; 0 where `bootstrap_mask` is 0
     bootstrap_positions: torch.Tensor  # (B,) its last token
@@ -101,6 +103,11 @@ class TurnBatch:
         values = packed.new_zeros(self.input_ids.shape)
         values[self.completion_mask.bool()] = packed[trajectory, place]
         return values
+
+    def first_tokens(self) -> torch.Tensor:
+        """Mark the first sampled token of each turn, `(R, T)`."""
+        before = torch.nn.functional.pad(self.turn_ids[:, :-1], (1, 0), value=-1)
+        return (self.turn_ids >= 0) & (self.turn_ids != before)
 
     def select(self, trajectories: Sequence[int] | torch.Tensor) -> TurnBatch:
         """Take some trajectories, in that order, with their rows, cut to the width they need."""
@@ -242,7 +249,7 @@ def stack(trajectories: Sequence[Trajectory], *, bootstrap_truncated: bool | Non
     shape = (len(trajectories), max(num_turns, 1))
     table = {
         name: torch.zeros(shape, dtype=torch.float32 if name == "turn_rewards" else torch.long)
-        for name in ("turn_mask", "turn_rewards", "turn_lengths", "turn_rows", "turn_positions")
+        for name in ("turn_mask", "turn_rewards", "turn_lengths", "turn_rows", "turn_positions", "turn_states")
     }
     vector = {
         name: torch.zeros(len(trajectories), dtype=torch.long)
@@ -259,6 +266,8 @@ def stack(trajectories: Sequence[Trajectory], *, bootstrap_truncated: bool | Non
             table["turn_lengths"][index, number] = len(turn.completion_ids)
             table["turn_rows"][index, number] = len(rows) - 1
             table["turn_positions"][index, number] = len(row.ids) - 1
+            state = turn.observation if turn.state is None else turn.state
+            table["turn_states"][index, number] = _number_of(state)
             row.extend(turn.completion_ids, number, turn.sampling_logprobs)
         if trajectory.is_bootstrapped(bootstrap_truncated):
             assert trajectory.bootstrap_ids is not None
@@ -267,6 +276,12 @@ def stack(trajectories: Sequence[Trajectory], *, bootstrap_truncated: bool | Non
             vector["bootstrap_rows"][index] = len(rows) - 1
             vector["bootstrap_positions"][index] = len(row.ids) - 1
     return TurnBatch(**_pad(rows), **table, **vector)
+
+
+def _number_of(state: str) -> int:
+    """64 bits of a state's text: the same in every batch, on every rank and after a resume."""
+    digest = hashlib.blake2b(state.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
 
 
 def _row_for(rows: list[_Row], row: _Row | None, trajectory: int, prompt_ids: Sequence[int]) -> _Row:

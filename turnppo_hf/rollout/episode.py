@@ -61,15 +61,19 @@ class RunningEpisode:
         plan (`EpisodePlan`): What is played.
         chat (`Chat`): Renders the conversation.
         limits (`Limits`): What cuts the episode.
+        needs_states (`bool`, *optional*, defaults to `False`): Whether a state that is no text fails the episode; else
+            it is not recorded.
     """
 
-    def __init__(self, plan: EpisodePlan, chat: Chat, limits: Limits) -> None:
+    def __init__(self, plan: EpisodePlan, chat: Chat, limits: Limits, needs_states: bool = False) -> None:
         self.plan = plan
         self.environment: Conversation | None = None  # None until `reset` has taken one
         self.prompt: Prompt | None = None  # of the next response, or of the one that the environment reads
-        self._chat, self._limits = chat, limits
+        self._chat, self._limits, self._needs_states = chat, limits, needs_states
         self._opening: tuple[Message, ...] = ()
         self._observation = ""  # that the next turn answers
+        self._state: str | None = None  # that the next turn starts from
+        self._next_state_text: str | None = None  # that the response which was read led to
         self._budget = 0  # tokens that the last prompt and response may hold together
         self._completion: Completion | None = None  # the response that the environment reads
         self._answer: Message = {}  # the same as a message
@@ -78,7 +82,9 @@ class RunningEpisode:
     def reset(self, environments: EnvironmentPool) -> Opening:
         """Take an environment from the pool and start the task in it."""
         self.environment = environments.take(self.plan.environment)
-        return self.environment.open(self.plan.task, self.plan.seed)
+        opening = self.environment.open(self.plan.task, self.plan.seed)
+        self._state = self._text_of_state(self.environment.state)
+        return opening
 
     def open(self, opening: Opening) -> None:
         """
@@ -127,7 +133,9 @@ class RunningEpisode:
         """Let the environment read the response."""
         assert self.environment is not None
         most = self._limits.max_tool_calling_iterations
-        return self.environment.read(self._answer, may_call=most is None or len(self._turns) < most)
+        reply = self.environment.read(self._answer, may_call=most is None or len(self._turns) < most)
+        self._next_state_text = self._text_of_state(self.environment.state)
+        return reply
 
     def advance(self, reply: Reply) -> FinishedEpisode | None:
         """Record the turn; return the end where the episode ended with it, else None: the next prompt is rendered."""
@@ -140,6 +148,7 @@ class RunningEpisode:
             assert following is not None
             self.prompt = following
             self._observation = "\n".join(text_of(message["content"]) for message in reply.messages)
+            self._state = self._next_state_text
             return None
         # what answered the last response, where the model could have read that
         read = () if stop in (StopReason.OVERLONG, StopReason.CUT_RESPONSE) else reply.messages
@@ -162,6 +171,17 @@ class RunningEpisode:
             message += f" (and {problem})"
         return FinishedEpisode(self._trajectory(stop_reason=StopReason.ERROR, error=message))
 
+    def _text_of_state(self, state: Any) -> str | None:
+        if state is None or isinstance(state, str):
+            return state
+        if self._needs_states:
+            raise TypeError(
+                f'The state (`info["state"]`) is of the type {type(state).__name__}, not text. Turns that began in '
+                "one state are compared, and states are told apart by their texts. Return a text that equal states share, "
+                'or leave "state" out: the observation counts then.'
+            )
+        return None
+
     def _turn(self, prompt: Prompt, completion: Completion, reply: Reply) -> Turn:
         text = self._chat.content(completion.completion_ids)
         return Turn(
@@ -174,6 +194,7 @@ class RunningEpisode:
             reward=reply.reward,
             penalty=float(reply.info.get("penalty", 0.0)),
             finish_reason=completion.finish_reason,
+            state=self._state,
         )
 
     def _next_state(

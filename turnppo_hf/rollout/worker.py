@@ -92,13 +92,23 @@ class RolloutWorker:
         generator (`Generator`): Samples the responses.
         chat (`Chat`): Renders conversations.
         limits (`Limits`): What cuts an episode from outside.
+        needs_states (`bool`, *optional*, defaults to `False`): Whether a state that is no text fails its episode; else
+            it is not recorded.
     """
 
-    def __init__(self, environments: EnvironmentPool, generator: Generator, chat: Chat, limits: Limits) -> None:
+    def __init__(
+        self,
+        environments: EnvironmentPool,
+        generator: Generator,
+        chat: Chat,
+        limits: Limits,
+        needs_states: bool = False,
+    ) -> None:
         self.environments = environments
         self.generator = generator
         self.chat = chat
         self.limits = limits
+        self.needs_states = needs_states
         self._timing = RolloutTiming()  # of the last `play`
         self._numbers = count()
         self._running: dict[int, RunningEpisode] = {}
@@ -121,7 +131,7 @@ class RolloutWorker:
         """Open further episodes, beside those that are under way."""
         for plan in plans:
             number = next(self._numbers)
-            self._running[number] = RunningEpisode(plan, self.chat, self.limits)
+            self._running[number] = RunningEpisode(plan, self.chat, self.limits, self.needs_states)
             self._work(number, self._running[number].reset, self.environments)
 
     def sync(self) -> float:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from turnppo_hf.environments.pool import EnvironmentPool
 from turnppo_hf.generation.sampler_check import check_sampler, check_training_mode
 from turnppo_hf.generation.self_check import check_engine
+from turnppo_hf.ppo.algorithms import ALGORITHMS
 from turnppo_hf.rollout.chat import Chat
 from turnppo_hf.rollout.episode import FinishedEpisode
 from turnppo_hf.rollout.rewards import Rewards
@@ -138,7 +139,8 @@ class Collector:
             max_tool_calling_iterations=args.max_tool_calling_iterations,
             max_context=min((tokens for tokens in contexts if tokens), default=None),
         )
-        return RolloutWorker(self.environments, generator, chat, limits)
+        needs_states = ALGORITHMS[args.algorithm].credits_states
+        return RolloutWorker(self.environments, generator, chat, limits, needs_states)
 
     def _play_on_all_ranks(
         self, worker: RolloutWorker, plans: list[EpisodePlan], enough: int, label: str

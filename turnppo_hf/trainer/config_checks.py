@@ -14,6 +14,7 @@ from turnppo_hf.rollout.context import read_context
 
 CRITICS = ("separate", "lora", "shared")
 VLLM_MODES = ("colocate", "server")
+OFF_POLICY_CREDITS = ("none", "turn_vtrace")
 CORRECTIONS = ("turn_truncate", "token_truncate")
 
 
@@ -44,6 +45,7 @@ def check_choices(config: Any) -> None:
         ("vllm_mode", VLLM_MODES),
         ("vllm_importance_sampling_mode", CORRECTIONS),
         ("oversampling_rest", ("continue", "drop")),
+        ("off_policy_credit", OFF_POLICY_CREDITS),
     ):
         check_choice(config, name, choices)
     read_context(config.context)
@@ -68,6 +70,11 @@ def check_ranges(config: Any) -> None:
         ("lam", 0.0, 1.0, unit),
         ("token_gamma", 0.0, 1.0, unit),
         ("token_lam", 0.0, 1.0, unit),
+        ("token_advantage_coef", 0.0, math.inf, "a negative weight would reward what did worse than the rest"),
+        ("vtrace_rho_max", 1e-12, math.inf, "no turn would get credit"),
+        ("vtrace_c_max", 1e-12, math.inf, "no later turn would give credit"),
+        ("gigpo_gamma", 0.0, 1.0, unit),
+        ("gigpo_omega", 0.0, math.inf, "a negative weight would reward what did worse than the rest"),
         ("critic_lr_multiplier", 1e-12, math.inf, "the critic would not learn"),
         ("critic_layers", 1, math.inf, "without a block the critic would see single tokens"),
         ("critic_warmup_steps", 0, math.inf, "it counts optimizer steps"),
@@ -115,6 +122,27 @@ def check_ranges(config: Any) -> None:
         raise ValueError(
             f"`num_generations` must be at least 2 for {config.algorithm}, got {config.num_generations}: its baseline "
             "is the mean over the other episodes of the same task. Set it to 8, or use an algorithm with a critic."
+        )
+
+
+def check_credit(config: Any) -> None:
+    """Refuse parts of the credit that the algorithm has no place for."""
+    algorithm = ALGORITHMS[config.algorithm]
+    of_turns = algorithm.has_critic and algorithm.decision == "turn"
+    for name, is_set in (
+        ("token_advantage_coef", config.token_advantage_coef > 0.0),
+        ("off_policy_credit", config.off_policy_credit != "none"),
+    ):
+        if is_set and not of_turns:
+            raise ValueError(
+                f"`{name}` is {getattr(config, name)!r}, but {config.algorithm} has no critic of turns, whose values "
+                "it needs. Leave it out, or set the algorithm to one with GAE over turns."
+            )
+    if config.token_advantage_coef > 0.0 and config.importance_sampling_level != "token":
+        raise ValueError(
+            f"`token_advantage_coef` is {config.token_advantage_coef:g}, but `importance_sampling_level` is "
+            f"{config.importance_sampling_level!r}: a ratio per turn has one term for all its tokens, so their own "
+            'advantages have no place. Set it to "token", or leave it out.'
         )
 
 

@@ -63,6 +63,17 @@ METRICS = (
     Metric("value_return_correlation", "Pearson correlation of values and returns", "above 0 soon"),
     Metric("advantages/mean", "mean advantage before whitening", "near 0"),
     Metric("advantages/std", "standard deviation of the advantage before whitening", "shrinks as the critic learns"),
+    Metric(
+        "gigpo/shared_states",
+        "share of turns whose state is that of another turn of the group (GiGPO)",
+        "above 0.2: without shared states it is GRPO",
+    ),
+    Metric(
+        "off_policy/weight_mean",
+        "mean over turns of their probability under the newest actor over that at sampling (`turn_vtrace`)",
+        "near 1",
+    ),
+    Metric("off_policy/weight_max", "largest such weight, before it is truncated", "below 10"),
     Metric("loss", "policy loss + value loss, mean over the steps that were made", "no trend is expected"),
     Metric("updates/skipped", "optimizer steps left out because a number was not finite, since the last log", "0"),
     Metric("grad_norm", "the actor's gradient norm before its clip", "steady"),
@@ -173,13 +184,20 @@ def credit_metrics(credit: Mapping[str, torch.Tensor], *, with_critic: bool) -> 
 
     Args:
         credit (`Mapping[str, torch.Tensor]`): 1-D `advantages`, `returns`, `values` and `turns` (the decision's turn,
-            from 0, or -1 where decisions are tokens), over all ranks.
+            from 0, or -1 where decisions are tokens), over all ranks; where states are compared also
+            `shared_states`, whether another turn of the group began in the same one, and with V-trace the
+            `turn_weights`.
         with_critic (`bool`): Whether `values` are a critic's.
     """
     advantages, returns, values = (credit[name].double() for name in ("advantages", "returns", "values"))
     if not len(advantages):
         return {}
     metrics = {"advantages/mean": float(advantages.mean()), "advantages/std": float(advantages.std(correction=0))}
+    if "shared_states" in credit:
+        metrics["gigpo/shared_states"] = float(credit["shared_states"].double().mean())
+    if "turn_weights" in credit:
+        weights = credit["turn_weights"].double()
+        metrics |= {"off_policy/weight_mean": float(weights.mean()), "off_policy/weight_max": float(weights.max())}
     if not with_critic:
         return metrics
     metrics |= {

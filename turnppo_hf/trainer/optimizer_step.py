@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import gather_object
 
 from turnppo_hf.ppo.batch import TurnBatch
-from turnppo_hf.ppo.credit import Credit, credit_statistics, whiten_credit
+from turnppo_hf.ppo.credit import Credit, credit_statistics, shared_states, whiten_credit
 from turnppo_hf.trainer.distributed import Sharding
 from turnppo_hf.trainer.metrics import credit_metrics, sampling_metrics, update_metrics
 from turnppo_hf.trainer.rollout_batch import RolloutBatch
@@ -58,6 +58,8 @@ def update_once(update: Update, rollout: RolloutBatch, sharding: Sharding, *, cr
     """
     update.check_samples(rollout.batch)
     totals, with_critic = Totals.of(rollout.batch, sharding.sum), update.config.uses_critic
+    if update.is_off_policy:
+        rollout.batch = update.score_logprobs(rollout.batch)
     if with_critic:
         credit, sums = update.critic_pass(rollout.batch, None, totals)
     else:
@@ -113,12 +115,12 @@ def update_again(
 def score(update: Update, rollout: RolloutBatch, rescores_logprobs: bool) -> Credit:
     """Read values and log-probs before the first of several updates; return the credit, and set `old_logprobs`."""
     update.check_samples(rollout.batch)
+    if rescores_logprobs or update.is_off_policy:
+        rollout.batch = update.score_logprobs(rollout.batch)
     if update.config.uses_critic:
         credit, _ = update.critic_pass(rollout.batch, None, None)
     else:
         credit = update.credit_without_critic(rollout.batch)
-    if rescores_logprobs:
-        rollout.batch = update.score_logprobs(rollout.batch)
     return credit
 
 
@@ -151,7 +153,12 @@ def _sum_over_ranks(sums: Mapping[str, torch.Tensor], sharding: Sharding) -> dic
 def _whiten(update: Update, batch: TurnBatch, credit: Credit) -> tuple[Credit, dict[str, torch.Tensor]]:
     """Whiten with the statistics of all ranks; return these as well."""
     over = str(update.config.whiten_advantages)
-    parts = gather_object([credit_statistics(batch, credit, over=over)])
+    mine = credit_statistics(batch, credit, over=over)
+    if update.algorithm.credits_states:
+        mine["shared_states"] = shared_states(batch)
+    if update.is_off_policy:
+        mine["turn_weights"] = update.turn_weights(batch)[batch.turn_mask.bool()].cpu()
+    parts = gather_object([mine])
     statistics = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     reference = statistics["sample"].to(credit.advantages.device)
     return whiten_credit(batch, credit, over=over, reference=reference), statistics

@@ -14,6 +14,8 @@ from turnppo_hf.rollout.chat import Chat
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 from turnppo_hf.trajectory import Trajectory
 
+_AT_TOKENS = ", and each sampled token but the last"
+
 
 def agent_record(
     args: TurnPPOConfig,
@@ -37,6 +39,7 @@ def agent_record(
     """
     assert not isinstance(args.chat_template_kwargs, str)  # the configuration parses JSON
     algorithm = ALGORITHMS[args.algorithm]
+    at_tokens = args.token_advantage_coef > 0.0
     return AgentRecord(
         package=package_version(),
         limits={name: getattr(args, name) for name in ("max_turns", "max_turn_length", "max_completion_length")},
@@ -45,7 +48,7 @@ def agent_record(
         sampling={name: getattr(args, name) for name in ("temperature", "top_p", "top_k")},
         algorithm=args.algorithm,
         **{name: getattr(args, name) for name in algorithm.discounts},
-        value_position=algorithm.value_position,
+        value_position=f"{algorithm.value_position}{_AT_TOKENS}" if at_tokens else algorithm.value_position,
         base_model=public_name(base_model),
         seed=args.seed,
         **environment,

@@ -32,8 +32,9 @@ class RolloutBatch:
         """Save the batch, once it is scored, so that a resumed run makes the updates that it has left."""
         assert self.credit is not None
         tensors = {f"batch.{item.name}": getattr(self.batch, item.name).clone() for item in fields(self.batch)}
-        for name in Credit.TABLES:
-            tensors[f"credit.{name}"] = getattr(self.credit, name).clone()  # tables may share memory, files may not
+        for prefix, credit in (("credit", self.credit), ("credit.within", self.credit.within)):
+            for name in Credit.TABLES if credit is not None else ():
+                tensors[f"{prefix}.{name}"] = getattr(credit, name).clone()  # tables may share memory, files may not
         file.parent.mkdir(parents=True, exist_ok=True)
         found = {name: sorted(indices) for name, indices in self.findings.found.items()}
         words = {"episodes": json.dumps(list(self.episodes)), "findings": json.dumps(found)}
@@ -53,9 +54,14 @@ class RolloutBatch:
         batch = TurnBatch(**{item.name: tensors[f"batch.{item.name}"] for item in fields(TurnBatch)}).to(device)
         check_turn_ids(batch.turn_ids, batch.completion_mask)
         tables = {name: tensors[f"credit.{name}"].to(device) for name in Credit.TABLES}
+        within = None
+        if "credit.within.mask" in tensors:
+            within = Credit(
+                **{name: tensors[f"credit.within.{name}"].to(device) for name in Credit.TABLES}, per="token"
+            )
         found = {name: set(indices) for name, indices in json.loads(words["findings"]).items()}
         episodes = tuple(json.loads(words["episodes"]))
-        return cls(batch, Credit(**tables, per=words["per"]), episodes, Findings(found))
+        return cls(batch, Credit(**tables, per=words["per"], within=within), episodes, Findings(found))
 
     @classmethod
     def load_on_all_ranks(cls, file: Path, device: torch.device) -> RolloutBatch | None:

@@ -17,6 +17,7 @@ from turnppo_hf.redaction import MASK, check_unmasked, redact, remember_secrets
 from turnppo_hf.trainer.config_checks import (
     check_choice,
     check_choices,
+    check_credit,
     check_critic_kind,
     check_json,
     check_ranges,
@@ -80,17 +81,33 @@ class TurnPPOConfig(BaseConfig):
         > Parameters that control the algorithm
 
         algorithm (`str`, *optional*, defaults to `"turn_ppo"`):
-            `"turn_ppo"` (GAE over turns, one ratio per turn), `"token_ppo"` (GAE over tokens), `"grpo"` or `"rloo"`
-            (group baselines, no critic). It sets the defaults of `importance_sampling_level`, `whiten_advantages` and
-            `num_generations`.
+            `"turn_ppo"` (GAE over turns, one ratio per turn), `"token_ppo"` (GAE over tokens), or without a critic
+            `"grpo"`, `"rloo"` (group baselines) or `"gigpo"` (the same for episodes and for shared states). It sets
+            the defaults of `importance_sampling_level`, `whiten_advantages` and `num_generations`.
         gamma (`float`, *optional*, defaults to `0.99`):
             Discount per turn.
         lam (`float`, *optional*, defaults to `0.9`):
             GAE's lambda per turn. `lambda` in YAML and on the command line.
         token_gamma (`float`, *optional*, defaults to `1.0`):
-            Discount per token, used by `token_ppo` only.
+            Discount per token, used by `token_ppo` and with `token_advantage_coef`.
         token_lam (`float`, *optional*, defaults to `1.0`):
-            GAE's lambda per token, used by `token_ppo` only.
+            GAE's lambda per token, used by `token_ppo` and with `token_advantage_coef`.
+        token_advantage_coef (`float`, *optional*, defaults to `0.0`):
+            Weight of a token's own advantage inside its response, less its mean there, beside the turn's whitened one.
+            Above 0 `turn_ppo` has a ratio per token, and its critic is trained at the tokens of responses as well.
+        off_policy_credit (`str`, *optional*, defaults to `"none"`):
+            `"turn_vtrace"` weighs turns that older weights or another engine sampled, in advantages and in the
+            critic's targets, by the newest actor (a further forward) and in place of
+            `vllm_importance_sampling_correction`.
+        vtrace_rho_max (`float`, *optional*, defaults to `1.0`):
+            Where V-trace truncates the weight of a turn's own error.
+        vtrace_c_max (`float`, *optional*, defaults to `1.0`):
+            Where V-trace truncates the weight with which later errors reach a turn.
+        gigpo_omega (`float`, *optional*, defaults to `1.0`):
+            Weight of a turn's advantage over the group's turns that began in the same state, used by `gigpo` only. At
+            0 it is `grpo`.
+        gigpo_gamma (`float`, *optional*, defaults to `0.95`):
+            Discount per turn of the returns that are compared there.
         critic_lr_multiplier (`float`, *optional*, defaults to `10.0`):
             The critic's learning rate is `learning_rate` times this.
         critic (`str`, *optional*, defaults to `"separate"`):
@@ -105,7 +122,7 @@ class TurnPPOConfig(BaseConfig):
             Optimizer steps at the start in which only the critic is trained.
         importance_sampling_level (`str`, *optional*):
             `"turn"` (product over the turn's tokens), `"turn_geometric"` (its length-normalised form) or `"token"`.
-            Defaults to `"turn"` for `turn_ppo`, else `"token"`.
+            Defaults to `"turn"` for `turn_ppo` without `token_advantage_coef`, else `"token"`.
         loss_aggregation (`str`, *optional*, defaults to `"trajectory_tokens"`):
             `"trajectory_tokens"` (sum over a trajectory divided by its sampled tokens, mean over trajectories),
             `"batch_tokens"` (sum divided by all sampled tokens) or `"turns"` (mean over turns).
@@ -113,7 +130,7 @@ class TurnPPOConfig(BaseConfig):
             `"turns"`, `"tokens"` or `"none"`: over what advantages are whitened, once per rollout batch on all ranks.
             Defaults to `"turns"` for `turn_ppo`, `"tokens"` for `token_ppo`, `"none"` for the group baselines.
         scale_rewards (`bool`, *optional*, defaults to `True`):
-            Divide GRPO's advantages by the group's standard deviation.
+            Divide advantages of `grpo` and `gigpo` by the group's standard deviation.
         epsilon (`float`, *optional*, defaults to `0.2`):
             Clip range below 1 of the ratio.
         epsilon_high (`float`, *optional*):
@@ -140,7 +157,7 @@ class TurnPPOConfig(BaseConfig):
             Episodes per rollout batch over all ranks. Defaults to `per_device_train_batch_size` x ranks x
             `gradient_accumulation_steps` x `num_minibatches`.
         num_generations (`int`, *optional*):
-            Episodes per task. Defaults to 1 for PPO (every task in a batch is another one), 8 for `grpo` and `rloo`.
+            Episodes per task. Defaults to 1 for PPO (every task in a batch is another one), 8 without a critic.
         max_tokens_per_micro_batch (`int`, *optional*, defaults to `16384`):
             Padded tokens of one forward and backward pass. Lower it when memory runs out: the gradient stays the same.
         shuffle_dataset (`bool`, *optional*, defaults to `True`):
@@ -252,6 +269,12 @@ class TurnPPOConfig(BaseConfig):
     lam: float = 0.9
     token_gamma: float = 1.0
     token_lam: float = 1.0
+    token_advantage_coef: float = 0.0
+    off_policy_credit: str = "none"
+    vtrace_rho_max: float = 1.0
+    vtrace_c_max: float = 1.0
+    gigpo_omega: float = 1.0
+    gigpo_gamma: float = 0.95
     critic_lr_multiplier: float = 10.0
     critic: str = "separate"
     critic_layers: int | None = None
@@ -340,6 +363,7 @@ class TurnPPOConfig(BaseConfig):
         self._fill_defaults_of_the_algorithm()
         check_choices(self)
         check_ranges(self)
+        check_credit(self)
         check_critic_kind(self)
         check_vllm(self)
         self._fold_batch_sizes()
@@ -371,6 +395,8 @@ class TurnPPOConfig(BaseConfig):
         return self.generation_batch_size // self.num_generations  # type: ignore[operator]  # filled in __post_init__
 
     def _fill_defaults_of_the_algorithm(self) -> None:
+        if self.importance_sampling_level is None and self.token_advantage_coef > 0.0:
+            self.importance_sampling_level = "token"
         for name in ("importance_sampling_level", "whiten_advantages", "num_generations"):
             if getattr(self, name) is None:
                 setattr(self, name, getattr(ALGORITHMS[self.algorithm], name))

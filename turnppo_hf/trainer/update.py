@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +17,7 @@ from turnppo_hf.models.actor_critic import sampled_logprobs
 from turnppo_hf.models.adapters import as_reference
 from turnppo_hf.ppo.algorithms import ALGORITHMS
 from turnppo_hf.ppo.batch import TurnBatch, stack
-from turnppo_hf.ppo.credit import Credit, critic_credit, decision_values, group_credit
+from turnppo_hf.ppo.credit import Credit, VTrace, critic_credit, decision_values, group_credit, response_credit
 from turnppo_hf.ppo.losses import (
     clip_fraction,
     clipped_policy_loss,
@@ -80,6 +81,7 @@ class Update:
         self.model = model
         self.config = config
         self.algorithm = ALGORITHMS[config.algorithm]
+        self.is_off_policy = config.off_policy_credit != "none"
         self.ref_model = ref_model
         self.backward = backward
         self.autocast = autocast
@@ -88,8 +90,14 @@ class Update:
 
     def credit_without_critic(self, batch: TurnBatch) -> Credit:
         """Compute the credit of group baselines, which takes no pass at all."""
-        batch = self._with_finite_rewards(batch)
-        credit = group_credit(batch, baseline=self.algorithm.baseline, scale_rewards=self.config.scale_rewards)
+        batch, config = self._with_finite_rewards(batch), self.config
+        credit = group_credit(
+            batch,
+            baseline=self.algorithm.baseline,
+            scale_rewards=config.scale_rewards,
+            state_omega=config.gigpo_omega if self.algorithm.credits_states else 0.0,
+            state_gamma=config.gigpo_gamma,
+        )
         return self._with_finite_credit(credit)
 
     def check_samples(self, batch: TurnBatch) -> None:
@@ -129,6 +137,8 @@ class Update:
                     cliprange_value=self.config.cliprange_value,
                     denominator=totals.num_turns if mine.per == "turn" else totals.num_tokens,
                 )
+                if mine.within is not None:
+                    loss = loss + self._value_loss_within(part, values, mine.within, totals)
                 self.backward(loss)
                 sums["value_loss"] += loss.detach()
             parts.append((group, mine))
@@ -138,6 +148,20 @@ class Update:
             decisions = decision_values(batch, values, self.algorithm.decision)
             return self._credit(batch, values, decisions, torch.arange(0)), sums
         return Credit.merge(parts, len(batch)), sums
+
+    def _value_loss_within(
+        self, part: TurnBatch, values: torch.Tensor, within: Credit, totals: Totals
+    ) -> torch.Tensor:
+        """Compute the value loss at the tokens of each response after the first, whose state is the turn's own."""
+        is_later = part.pack_tokens(part.completion_mask * ~part.first_tokens())
+        return value_loss(
+            decision_values(part, values, "token"),
+            within.values,
+            within.returns,
+            is_later,
+            cliprange_value=self.config.cliprange_value,
+            denominator=max(totals.num_tokens - totals.num_turns, 1.0),
+        )
 
     def actor_pass(self, batch: TurnBatch, credit: Credit, totals: Totals) -> tuple[Sums, torch.Tensor]:
         """
@@ -232,12 +256,14 @@ class Update:
             mask, weights = part.completion_mask, part.to_tokens(weights)
             spread = part.to_tokens if credit.per == "turn" else part.unpack_tokens
             ratio, advantages = log_ratio, spread(credit.whitened)
+            if credit.within is not None:
+                advantages = advantages + config.token_advantage_coef * part.unpack_tokens(credit.within.whitened)
         else:
             mask, advantages = part.turn_mask, credit.whitened
             ratio = part.sum_per_turn(log_ratio)
             if level == "turn_geometric":
                 ratio = ratio / part.turn_lengths.clamp(min=1)
-        if config.vllm_importance_sampling_correction:
+        if config.vllm_importance_sampling_correction and not self.is_off_policy:  # V-trace has weighed each turn
             weights = weights * self._correction(part, old_logprobs)
         high = config.epsilon if config.epsilon_high is None else config.epsilon_high
         clip = {"epsilon": config.epsilon, "epsilon_high": high}
@@ -281,19 +307,35 @@ class Update:
 
     def _credit(self, part: TurnBatch, values: torch.Tensor, decisions: torch.Tensor, group: torch.Tensor) -> Credit:
         """Compute credit from the critic's values at every token, and from these where decisions are made."""
-        gamma, lam = (getattr(self.config, name) for name in self.algorithm.discounts)
+        config, decision = self.config, self.algorithm.decision
+        gamma, lam = (getattr(config, name) for name in self.algorithm.discounts)
         bootstraps = part.at_bootstrap(values)
         self.findings.check("values", bootstraps.isfinite(), group)
         part = self._with_finite_rewards(part, group)
+        vtrace = None
+        if self.is_off_policy:
+            vtrace = VTrace(self.turn_weights(part), config.vtrace_rho_max, config.vtrace_c_max)
         credit = critic_credit(
             part,
             _finite(decisions),
             _finite(bootstraps),
-            decision=self.algorithm.decision,
+            decision=decision,
             gamma=gamma,
             lam=lam,
+            vtrace=vtrace,
         )
+        if config.token_advantage_coef > 0.0:
+            tokens, (gamma, lam) = decision_values(part, values, "token"), (config.token_gamma, config.token_lam)
+            within = response_credit(part, _finite(tokens), credit.returns, gamma=gamma, lam=lam)
+            credit = replace(credit, within=within)
         return self._with_finite_credit(credit, group)
+
+    def turn_weights(self, batch: TurnBatch) -> torch.Tensor:
+        """Return how much likelier each turn is by `old_logprobs` than it was at sampling, `(B, N)`."""
+        gaps = batch.sum_per_turn((batch.old_logprobs - batch.sampling_logprobs) * batch.completion_mask)
+        if self.config.importance_sampling_level == "turn_geometric":
+            gaps = gaps / batch.turn_lengths.clamp(min=1)
+        return importance_weights(gaps, clip_max=math.inf)
 
     # a step whose numbers are not finite is skipped by all ranks together; until then each rank makes the passes that
     # the others wait for, with zeros in place of such numbers
@@ -305,8 +347,9 @@ class Update:
     def _with_finite_credit(self, credit: Credit, group: torch.Tensor | None = None) -> Credit:
         for name in ("returns", "advantages"):  # squares, because the value loss and the whitening square them
             self.findings.check(f"squared {name}", finite_rows(getattr(credit, name).square()), group)
-        tables = {name: _finite(getattr(credit, name)) for name in Credit.TABLES}
-        return Credit(**tables, per=credit.per)
+        tables: dict[str, Any] = {name: _finite(getattr(credit, name)) for name in Credit.TABLES}
+        within = None if credit.within is None else self._with_finite_credit(credit.within, group)
+        return replace(credit, **tables, within=within)
 
     def _check_rows(self, name: str, batch: TurnBatch, table: torch.Tensor, group: torch.Tensor | None = None) -> None:
         """Note the trajectories whose sampled tokens have numbers, `(R, T)`, that are not finite."""

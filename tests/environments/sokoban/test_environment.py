@@ -48,6 +48,7 @@ def test_tags_observation_is_the_whole_user_message() -> None:
         "num_actions": 0,
         "action": "",
         "actions": [],
+        "state": "#####\n#@$.#\n#  *#\n#####",
         "level": "#####\n#@$.#\n#  *#\n#####",
     }
     observation, *_ = environment.step("<answer>Down || Left</answer>")
@@ -68,10 +69,12 @@ def test_solving_terminates_with_the_sum_of_primitive_rewards() -> None:
     environment = start()
     _, reward, terminated, truncated, info = environment.step("<answer>Right || Right || Right</answer>")
     assert reward == pytest.approx(-0.3) and (terminated, truncated) == (False, False)
+    assert info.pop("state") == "#########\n#   @$ .#\n#########"
     assert info == {"solved": False, "num_actions": 3, "action": "Right || Right || Right", "actions": [4, 4, 4]}
     observation, reward, terminated, truncated, info = environment.step("<answer>Right || Right || Up</answer>")
     assert reward == pytest.approx(-0.1 + 10.9) and (terminated, truncated) == (True, False)
     # What follows the solving action is not carried out.
+    assert info.pop("state") == "#########\n#     @*#\n#########"
     assert info == {"solved": True, "num_actions": 5, "action": "Right || Right", "actions": [4, 4]}
     assert observation == "Reward:\n10.8\n\nState:\n#########\n#_____P√#\n#########\nThe episode is solved."
 

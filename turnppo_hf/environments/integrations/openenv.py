@@ -65,8 +65,8 @@ class OpenEnvSession(gymnasium.Env[str, str]):
     the server if it has to.
 
     ## Information
-    The metadata of the server's observation. `solved`, `penalty`, `action` and `truncation` mean what they mean in
-    the environments of this package, which `turnppo openenv-serve` serves with them.
+    The metadata of the server's observation. `solved`, `penalty`, `action`, `state` and `truncation` mean what they
+    mean in the environments of this package, which `turnppo openenv-serve` serves with them.
 
     ## Arguments
         server (`str` or `openenv.core.EnvClient`):

@@ -58,8 +58,8 @@ class TextArenaGame(gymnasium.Env[str, str]):
     Terminated when the game ends, by its own limit of turns too: its reward counts what was reached by then.
 
     ## Information
-    At the end `solved` (`bool`, the reward is at least 1), `reason` (`str`), and what the game records of the player,
-    such as `turn_count` and `invalid_move`.
+    `state` (`str`), what the game records of its position. At the end `solved` (`bool`, the reward is at least 1),
+    `reason` (`str`), and what the game records of the player, such as `turn_count` and `invalid_move`.
 
     ## Arguments
         game (`str` or `textarena.Env`):
@@ -112,7 +112,7 @@ class TextArenaGame(gymnasium.Env[str, str]):
                 f"{type(self._plain).__name__} was over before the player's first turn (seed {seed}). There is "
                 "nothing to learn from. Change the opponent or the options."
             )
-        return self._observe(), {}
+        return self._observe(), {"state": self._state()}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """
@@ -127,11 +127,11 @@ class TextArenaGame(gymnasium.Env[str, str]):
             is_over, _ = self._game.step(action)
             self._is_over = is_over or self._let_opponent_play()
         if not self._is_over:
-            return self._observe(), 0.0, False, False, {}
+            return self._observe(), 0.0, False, False, {"state": self._state()}
         rewards, players = self._game.close()
         reward = float((rewards or {}).get(_PLAYER, 0.0))
         outcome = dict((players or {}).get(_PLAYER, {}))
-        info = {**outcome, "reason": str(outcome.get("reason") or ""), "solved": reward >= 1}
+        info = {**outcome, "reason": str(outcome.get("reason") or ""), "solved": reward >= 1, "state": self._state()}
         return self._observe(), reward, True, False, info
 
     def _let_opponent_play(self) -> bool:
@@ -142,6 +142,9 @@ class TextArenaGame(gymnasium.Env[str, str]):
             self._heard += "".join(f"\n{line}" for line in self._lines(messages, player))
             is_over, _ = self._game.step(self._opponent(self._heard))
         return is_over
+
+    def _state(self) -> str:
+        return repr(self._plain.state.game_state)
 
     def _observe(self) -> str:
         messages = self._plain.state.observations[_PLAYER]

@@ -29,7 +29,7 @@ class ToolEnvironment(Conversation):
 
     Beyond what TRL asks of an environment, these are used where they exist: a list `rewards` that grows, or
     `_turn_reward`, a number or a method, rewards single turns; `done`, `finished` or `terminated` ends the episode
-    after a round of tool calls.
+    after a round of tool calls; `state` is a text for the state that it is in.
 
     Args:
         environment (`Any`, *optional*):
@@ -74,6 +74,12 @@ class ToolEnvironment(Conversation):
     def has_final_reward(self) -> bool:
         """Whether the environment has a reward for the whole episode."""
         return "get_reward" in _methods(self.environment) and not self.rewards_turns
+
+    @property
+    def state(self) -> Any:  # read where the environment keeps it
+        """The environment's own `state`; a method of this name is a tool."""
+        state = getattr(self.environment, "state", None)
+        return None if callable(state) else state
 
     def open(self, task: Mapping[str, Any], seed: int) -> Opening:
         """

@@ -17,6 +17,7 @@ class _Played:
         self._environment = environment
         self.rewards: list[float] = []  # of each tool call so far, format penalties included
         self.done = False
+        self.state = ""  # the environment's own text for the state
 
     def get_reward(self) -> float:
         """Return what the episode has earned so far, for TRL's trainers; ours reads `rewards` turn by turn."""
@@ -24,8 +25,8 @@ class _Played:
 
     def _start(self, seed: int | None, **options: Any) -> str:
         given = {name: value for name, value in options.items() if value is not None}
-        observation, _ = self._environment.reset(seed=seed, options=given)
-        self.rewards, self.done = [], False
+        observation, info = self._environment.reset(seed=seed, options=given)
+        self.rewards, self.done, self.state = [], False, info["state"]
         return observation
 
     def _act(self, answer: str) -> str:
@@ -33,7 +34,7 @@ class _Played:
             raise ValueError("The episode is over. No further call counts.")
         observation, reward, terminated, truncated, info = self._environment.step(answer)
         self.rewards.append(float(reward) + float(info.get("penalty", 0.0)))
-        self.done = terminated or truncated
+        self.done, self.state = terminated or truncated, info["state"]
         return observation
 
 

@@ -84,8 +84,9 @@ class Sokoban(gymnasium.Env[str, str]):
 
     ## Information
     `solved` (`bool`), `num_actions` (`int`, of the episode so far), `action` (`str`, what was carried out this turn,
-    empty if nothing), `actions` (`list[int]`, the same as numbers), `penalty` (`float`, only where it is not 0),
-    `truncation` (only where truncated); after `reset` also `level` (`str`, XSB text).
+    empty if nothing), `actions` (`list[int]`, the same as numbers), `state` (`str`, the board as XSB text, without
+    turn and actions left), `penalty` (`float`, only where it is not 0), `truncation` (only where truncated); after
+    `reset` also `level` (`str`, XSB text).
 
     ## Arguments
         size (`int` or `tuple[int, int]`, *optional*, defaults to `6`):
@@ -174,7 +175,8 @@ class Sokoban(gymnasium.Env[str, str]):
         self._state = self._next_level() if level is None else self._read_level(level)
         self._num_turns = self._num_actions = 0
         self._ending = None
-        info = {"solved": False, "num_actions": 0, "action": "", "actions": [], "level": self._state.to_text()}
+        board = self._state.to_text()
+        info = {"solved": False, "num_actions": 0, "action": "", "actions": [], "state": board, "level": board}
         return self._observe(None), info
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -212,6 +214,7 @@ class Sokoban(gymnasium.Env[str, str]):
             "num_actions": self._num_actions,
             "action": self._join(executed),
             "actions": executed,
+            "state": self.state.to_text(),
         }
         if not is_readable and self.format_penalty:
             info["penalty"] = self.format_penalty

@@ -83,11 +83,11 @@ class WebShop(gymnasium.Env[str, str]):
     Terminated by the purchase. Truncated after `max_turns`; `info["truncation"]` is `"task_budget"` in the mode
     `"prompt"`, which shows the turns left, else `"time_limit"`.
 
-    ## Information
-    `clickables` (`list[str]`), `has_search_bar` (`bool`), `synthetic` (`bool`: the catalogue is generated), `action`
-    (`str`, what was carried out, empty if nothing), `penalty` (`float`, only where it is not 0), `truncation` (only
-    where truncated), `solved` (`bool`, whether the score is 1); after `reset` also `goal` (`dict`) and `world`
-    (`str`); after the purchase also `terms` (`dict`), the terms of the reward, and each of them by its own name.
+    ## Information `clickables` (`list[str]`), `has_search_bar` (`bool`), `state` (`str`, the page, without the turn),
+    `synthetic` (`bool`: the catalogue is generated), `action` (`str`, what was carried out, empty if nothing),
+    `penalty` (`float`, only where it is not 0), `truncation` (only where truncated), `solved` (`bool`, whether the
+    score is 1); after `reset` also `goal` (`dict`) and `world` (`str`); after the purchase also `terms` (`dict`), the
+    terms of the reward, and each of them by its own name.
 
     ## Arguments
         data (`str` or `Path`, *optional*):
@@ -256,6 +256,7 @@ class WebShop(gymnasium.Env[str, str]):
         return {
             "clickables": list(session.clickables()),
             "has_search_bar": session.place == "start",
+            "state": page_text_rich(session),
             "synthetic": self.world.data.synthetic,
             "solved": session.reward is not None and session.reward >= 1,
             **({"terms": session.terms, **session.terms} if session.terms else {}),

@@ -109,6 +109,7 @@ def test_what_only_looks_like_a_secret_stays() -> None:
         ("Login(user='me', password='hunter22')", f"Login(user='me', password='{MASK}')"),
         ("{'password': 'hunter22'}", f"{{'password': '{MASK}'}}"),
         ('--kwargs={"token": "hunter22"}', f'--kwargs={{"token": "{MASK}"}}'),
+        ("args = my_token='hunter22'", f"args = my_token='{MASK}'"),
         ("x --token hunter22 --size 5", f"x --token {MASK} --size 5"),
         ("HF_TOKEN=hunter22 python x.py", f"HF_TOKEN={MASK} python x.py"),
         ("Authorization: Bearer abc.defg1", f"Authorization: {MASK}"),

@@ -67,7 +67,11 @@ _PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----[^-]*(?:-----
 _USER_INFO = re.compile(r"://([^\s/\"'<>`\\]+)@")
 _QUERY = re.compile(r"([?&;#])([\w.-]{1,64})=([^&;\s#\"'<>`\\]+)")
 _QUOTED = re.compile(r"(\\{0,8}[\"'])([\w. -]{1,64})\1(\s{0,4}:\s{0,4})(\\{0,8}[\"'])([^\s\"'\\]{6,})(?=[\\\"'])")
-_ASSIGNED = re.compile(r"(?<![\w.-])(-{0,2}[\w-]{1,64})(\s{0,2}=\s{0,2})(\\{0,8}[\"']?)([^\s\"'`\\,;&()]{6,})")
+_ASSIGNED = re.compile(
+    r"(?<![\w.-])([\w-]{0,64}?(?:pass|pwd?|secret|token|key|cred|auth|jwt|bearer|cookie)[\w-]{0,24})"
+    r"(\s{0,2}=\s{0,2})(\\{0,8}[\"']?)([^\s\"'`\\,;&()]{6,})",
+    re.IGNORECASE,
+)
 _FLAG = re.compile(r"(?<![\w-])(--[\w-]{1,64})(\s)([\"']?)([^\s\"'`\\]{6,})")
 _PLAIN_WORD = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*[\][(){}:.]*")
 _PLACEHOLDER = re.compile(

@@ -250,12 +250,16 @@ def test_tools_run_in_the_thread_that_collects(tiny_tokenizer):
     assert trajectory.turns[0].reward == 2.0
     # control: Gymnasium's run in threads of their own
     threads = []
-    environment = ScriptedEnvironment([("end", 0.0, True, False, {})])
-    environment.step, step = (
-        lambda action: threads.append(threading.current_thread()) or step(action),
-        environment.step,
-    )
-    play(tiny_tokenizer, lambda: environment, ["Up"])
+
+    def make():
+        environment = ScriptedEnvironment([("end", 0.0, True, False, {})])
+        environment.step, step = (
+            lambda action: threads.append(threading.current_thread()) or step(action),
+            environment.step,
+        )
+        return environment
+
+    play(tiny_tokenizer, make, ["Up"])
     assert threads and threads[0] is not threading.main_thread()
 
 

@@ -132,7 +132,7 @@ def test_first_prompt_longer_than_the_context_is_refused(tiny_tokenizer):
         (("obs", 0.0, False, False, None), r"NoneType"),
         (("obs", 0.0, False, False, {"penalty": 0.1}), r"penalty.* is 0\.1.*at most 0"),
         (("obs", 0.0, False, False, {"penalty": float("nan")}), r"penalty.* is nan"),
-        (("obs", 0.0, False, False, {"penalty": None}), "TypeError"),
+        (("obs", 0.0, False, False, {"penalty": None}), r"penalty.* is None"),
         (None, "got NoneType"),
     ],
 )

@@ -11,6 +11,7 @@ from transformers import AutoModelForTokenClassification
 
 from tests.helpers.families import FAMILIES, family_actor
 from tests.helpers.tiny import config_for, tiny_actor
+from turnppo_hf import TurnPPOAgent
 from turnppo_hf.hub.agent_record import AgentRecord
 from turnppo_hf.models.actor_critic import ActorCritic, critic_from_actor
 from turnppo_hf.models.checkpoint import load_networks, save_networks
@@ -118,7 +119,8 @@ def test_shallow_critic_has_its_own_weights_and_the_whole_ones_requires_grad():
 @pytest.mark.parametrize("kind", ["separate", "lora"])
 def test_shallow_critic_of_adapters_is_loaded_by_peft_as_what_it_is(tmp_path, kind, tiny_tokenizer):
     base = tmp_path / "base"
-    tiny_actor("olmo2", num_hidden_layers=3).save_pretrained(base)
+    family_actor("olmo3").save_pretrained(base)
+    tiny_tokenizer.save_pretrained(base)
     lora = peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM")
     networks, _ = build_networks(str(base), None, config_for(critic=kind, critic_layers=1), lora)
     for name, parameter in networks.critic.named_parameters():
@@ -131,6 +133,11 @@ def test_shallow_critic_of_adapters_is_loaded_by_peft_as_what_it_is(tmp_path, ki
     for loaded in (critic, plain):
         assert len(loaded.get_base_model().model.layers) == 1
         torch.testing.assert_close(loaded(input_ids=IDS).logits, expected)
+    # merged, it is a network of its depth
+    TurnPPOAgent.from_pretrained(tmp_path / "run").merge_and_unload().save_pretrained(tmp_path / "merged")
+    merged = AutoModelForTokenClassification.from_pretrained(tmp_path / "merged" / "critic")
+    assert depth_of(merged.config) == 1 and len(merged.config.layer_types) == 1
+    torch.testing.assert_close(merged(input_ids=IDS).logits, expected, rtol=1e-4, atol=1e-5)
     # it goes on where it was
     again, _ = build_networks(str(base), None, config_for(critic=kind, critic_layers=1), lora)
     load_networks(again, str(tmp_path / "run"))
@@ -138,6 +145,16 @@ def test_shallow_critic_of_adapters_is_loaded_by_peft_as_what_it_is(tmp_path, ki
     other, _ = build_networks(str(base), None, config_for(critic=kind, critic_layers=2), lora)
     with pytest.raises(ValueError, match="`critic_layers` that it was trained with"):
         load_networks(other, str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("opt", "Could not locate the layers.*Leave `critic_layers` out"), ("gemma4_text", "has a share for each block")],
+)
+def test_blocks_that_peft_does_not_take_are_refused_beside_adapters(name, words):
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    with pytest.raises(ValueError, match=words):
+        build_networks(family_actor(name), None, config_for(critic_layers=2), lora)
 
 
 def test_adapters_that_cannot_record_a_depth_are_refused():

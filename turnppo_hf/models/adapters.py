@@ -107,10 +107,11 @@ def add_adapter(model: Any, peft_config: Any) -> Any:
     try:
         adapted = peft.get_peft_model(model, copy.deepcopy(peft_config))
     except ValueError as error:
-        raise ValueError(
-            f"`peft_config` does not fit {type(model).__name__}: {str(error).splitlines()[0]} Name layers that it "
-            'has, such as `target_modules="all-linear"`.'
-        ) from error
+        cure = 'Name layers that it has, such as `target_modules="all-linear"`.'
+        if getattr(peft_config, "layer_replication", None):
+            cure = "Leave `critic_layers` out, or train whole networks: PEFT takes parts of some architectures only."
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"`peft_config` does not fit {type(model).__name__}: {reason} {cure}") from error
     return in_float32(adapted)
 
 
@@ -163,6 +164,13 @@ def critic_config(actor: Any, critic: nn.Module, layers: int | None = None) -> A
                 "a saved critic would be loaded with other ones. Use a peft.LoraConfig without `layer_replication`, "
                 "or leave `critic_layers` out."
             )
+        whole = dict(unadapted(actor).base_model.named_parameters())
+        for name, weight in critic.base_model.named_parameters():  # type: ignore[union-attr, operator]
+            if name in whole and whole[name].shape != weight.shape:
+                raise ValueError(
+                    f"`critic_layers` is {layers} beside adapters, but {name!r} has a share for each block, which "
+                    "PEFT does not cut when it loads the critic. Leave `critic_layers` out, or train whole networks."
+                )
         config.layer_replication = [(0, layers)]
     config.task_type, config.inference_mode = peft.TaskType.TOKEN_CLS, False
     names = [name for name, _ in critic.named_modules()]

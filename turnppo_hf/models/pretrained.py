@@ -12,8 +12,9 @@ from transformers.utils import logging
 
 from turnppo_hf.hub.client import fetch
 from turnppo_hf.hub.exceptions import ReleaseError
-from turnppo_hf.hub.files import CRITIC_FOLDER, check_is_model
+from turnppo_hf.hub.files import CRITIC_FOLDER, check_is_model, read_json
 from turnppo_hf.models.adapters import ADAPTER_CONFIG, load_adapted
+from turnppo_hf.models.critic_layers import first_layers
 
 # name -> folder in turnppo_hf/models
 EMBEDDED_MODELS = {"tiny": "sokoban_tiny", "tiny-webshop": "webshop_tiny", "tiny-trained": "sokoban_turnppo"}
@@ -90,13 +91,17 @@ def _load_critic(folder: Path, dtype: Any) -> PreTrainedModel | None:
         return None
     if not (part / ADAPTER_CONFIG).exists():
         return _load_network(AutoModelForTokenClassification, part, dtype)
-    critic: PreTrainedModel = load_adapted(part, partial(_load_critic_base, dtype=dtype))
+    blocks = read_json(part / ADAPTER_CONFIG).get("layer_replication") or [[0, None]]
+    layers = blocks[0][1] if len(blocks) == 1 and blocks[0][0] == 0 else None
+    critic: PreTrainedModel = load_adapted(part, partial(_load_critic_base, dtype=dtype, layers=layers))
     return critic
 
 
-def _load_critic_base(base: str, dtype: Any) -> PreTrainedModel:
+def _load_critic_base(base: str, dtype: Any, layers: int | None) -> PreTrainedModel:
     # transformers would look for the base model's configuration in a folder `critic` of the base, with two labels
     config = AutoConfig.from_pretrained(base, num_labels=1)
+    if layers is not None:  # PEFT takes the blocks, and leaves the lists of the configuration as long as they were
+        config = first_layers(config, layers)
     config.classifier_dropout = 0.0
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it would warn of a head without weights, which the adapter brings

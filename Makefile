@@ -30,11 +30,12 @@ bench:
 
 # that every benchmark works, at its smallest; no figure is looked at
 bench-smoke:
-	for name in startup gae environments flops memory critics depths step short_rows; do \
+	for name in startup gae environments flops memory critics depths step; do \
 	  python benchmarks/$$name.py --smoke --json > smoke.json && python -m json.tool smoke.json > /dev/null \
     || { echo "benchmarks/$$name.py failed"; exit 1; }; done
 	rm smoke.json
 	python benchmarks/custom_run.py > /dev/null
+	python benchmarks/short_rows.py --smoke > /dev/null
 	python benchmarks/gpu.py --smoke --minutes 5 --out smoke.json > /dev/null && rm smoke.json
 
 # what an accelerator computes and how fast, in at most nine minutes; writes gpu.json

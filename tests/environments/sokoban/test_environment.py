@@ -334,3 +334,26 @@ def test_optimal_completions_by_hand_and_within_what_is_left() -> None:
 def test_ansi_rendering_is_the_board() -> None:
     assert start(render_mode="ansi").render() == "#########\n#P_X___O#\n#########"
     assert start().render() is None
+
+
+@pytest.mark.parametrize("max_actions", [12, 20])
+def test_levels_are_the_same_at_any_number_of_moves_a_turn(max_actions: int) -> None:
+    levels = []
+    for per_turn in (5, 2, 1):
+        turns = -(-max_actions // per_turn)
+        environment = Sokoban(max_actions_per_turn=per_turn, max_turns=turns, max_actions=max_actions)
+        levels.append([environment.reset(seed=seed)[1]["level"] for seed in range(20)])
+        # the horizon alone changes: a shortest solution is as long in moves, and longer in turns
+        assert len(environment.optimal_completions()) <= turns
+    assert levels[0] == levels[1] == levels[2]
+    # control: with fewer actions than a level may need, the seeds give others
+    short = Sokoban(max_actions_per_turn=1, max_turns=4, max_actions=max_actions)
+    assert [short.reset(seed=seed)[1]["level"] for seed in range(20)] != levels[0]
+
+
+def test_one_move_a_turn_is_as_many_turns_as_moves() -> None:
+    environment = start(max_actions_per_turn=1, max_turns=9, max_actions=9, action_format="bare")
+    plan = environment.optimal_completions()
+    assert plan == ["Right"] * 5
+    assert [environment.step(move)[2] for move in plan] == [False] * 4 + [True]
+    assert environment.parse("Right Left") == ([4], True)

@@ -134,7 +134,7 @@ def test_it_is_sound(folder):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"game": "coin"}, "Unknown `game` 'coin'. Did you mean 'coin_collector'"),
+        ({"game": "coins_collector"}, "Unknown `game` 'coins_collector'. Did you mean 'coin_collector'"),
         ({"settings": {"levle": 3}}, "has no setting 'levle'. Did you mean 'level'"),
         ({"max_turns": 0}, "`max_turns` must be an integer"),
         ({"split": "dev"}, "Unknown `split`"),

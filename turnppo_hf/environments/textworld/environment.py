@@ -23,15 +23,16 @@ from turnppo_hf.environments.textworld.games import (
     default_folder,
     game_file,
     game_split,
+    import_textworld,
+    open_game,
     read_settings,
-    textworld,
 )
 
 MAX_TEXT_LENGTH = 1 << 15  # characters of an observation and of a sampled completion
 _CHARACTERS = frozenset(chr(code) for code in (9, 10, 13, *range(32, 127), *range(160, 0x2100)))
 
 _RULES = """\
-You are playing a text game. Each answer is one command, such as: go east, take coin from table, open wooden door, look.
+You are playing a text game. Each answer is one command, such as: go east, take coin, open wooden door, look.
 
 """
 _TURN = """\
@@ -49,7 +50,8 @@ class TextWorld(gymnasium.Env[str, str]):
 
     ## Action Space
     `Text`: what the model wrote, as it is; any string is accepted. In the format `"tags"` the command stands between
-    `<answer>` and `</answer>`, in the format `"bare"` the completion is the command. Of several lines the first counts.
+    `<answer>` and `</answer>`, in the format `"bare"` the completion is the command. Of several lines the first one
+    counts.
     A turn without a command gets the format penalty and reaches no game. A command that the game does not understand
     is answered by the game.
 
@@ -112,6 +114,7 @@ class TextWorld(gymnasium.Env[str, str]):
         split: Split | None = None,
         folder: str | Path | None = None,
     ) -> None:
+        import_textworld()  # so that its absence is named here
         self.game = read_choice("game", game, tuple(SETTINGS))
         self.settings = read_settings(self.game, settings)
         self.max_turns = read_count("max_turns", max_turns)
@@ -229,11 +232,7 @@ class TextWorld(gymnasium.Env[str, str]):
     def _open(self, path: Path) -> None:
         if path != self._path:
             self.close()
-            wanted = dict.fromkeys(
-                ("feedback", "description", "facts", "won", "lost", "score", "max_score", "objective"), True
-            )
-            infos = textworld.EnvInfos(**wanted, admissible_commands=True, policy_commands=True)
-            self._player, self._path = textworld.start(str(path), infos), path
+            self._player, self._path = open_game(path), path
         self._now = self._player.reset()
 
     def _seeds(self, seed: int | None) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""The settings of a game of TextWorld and a seed go in; the file of the compiled game, made once and kept, comes out."""
+"""The settings of a game of TextWorld and a seed go in; its file, made once and kept, comes out, and is opened."""
 
 from __future__ import annotations
 
@@ -14,17 +14,6 @@ from typing import Any, Literal
 
 from turnppo_hf.environments.names import did_you_mean
 
-try:
-    import textworld
-    from textworld.challenges import CHALLENGES
-    from textworld.generator import compile_game
-    from textworld.generator.game import GameOptions
-except ImportError as error:
-    raise ImportError(
-        f"TextWorld cannot be imported ({error}), so its games cannot be played. Install it with "
-        '`pip install "turnppo-hf[textworld]"`; its interpreter jericho is built from source, with gcc and make.'
-    ) from error
-
 Split = Literal["train", "test"]
 
 # game -> its settings in TextWorld, with their defaults
@@ -38,6 +27,25 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 MAX_GAMES = 500  # tried before a split is called empty
 _ONE_AT_A_TIME = threading.Lock()  # the generator and its parser keep state of the process
+
+
+def import_textworld() -> Any:
+    """
+    Return the package, which is in no other extra and builds its interpreter from source.
+
+    Raises:
+        `ImportError`: it is not installed.
+    """
+    try:
+        import textworld
+        import textworld.challenges
+        import textworld.generator
+    except ImportError as error:
+        raise ImportError(
+            f"TextWorld cannot be imported ({error}), so its games cannot be played. Install it with "
+            '`pip install "turnppo-hf[textworld]"`; its interpreter jericho is built from source, with gcc and make.'
+        ) from error
+    return textworld
 
 
 def read_settings(game: str, settings: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -81,6 +89,7 @@ def game_file(game: str, settings: Mapping[str, Any], seed: int, folder: Path) -
     Raises:
         `ValueError`: TextWorld refuses the settings.
     """
+    textworld = import_textworld()
     recipe = json.dumps([textworld.__version__, game, dict(settings), seed], sort_keys=True)
     path = folder / f"{game}-{hashlib.sha256(recipe.encode()).hexdigest()[:24]}.z8"
     if path.exists() and path.with_suffix(".json").exists():
@@ -88,21 +97,29 @@ def game_file(game: str, settings: Mapping[str, Any], seed: int, folder: Path) -
     folder.mkdir(parents=True, exist_ok=True)
     # made beside its place and moved there whole: other processes may want the same game
     with _ONE_AT_A_TIME, tempfile.TemporaryDirectory(dir=folder) as scratch:
-        options = GameOptions()
+        options = textworld.GameOptions()
         options.seeds, options.path, options.force_recompile = seed, str(Path(scratch) / path.name), True
         # else the goal of a chain of rooms is the whole way to its coin
         options.grammar.only_last_action = game == "coin_collector"
         try:
-            made = CHALLENGES[f"tw-{game}"][1](dict(settings), options)
+            made = textworld.challenges.CHALLENGES[f"tw-{game}"][1](dict(settings), options)
         except (ValueError, AssertionError, KeyError) as error:
             raise ValueError(
                 f"TextWorld makes no {game!r} of the settings {dict(settings)} ({type(error).__name__}: {error}). "
                 "There is nothing to play. Correct the settings."
             ) from error
-        compile_game(made, options)
+        textworld.generator.compile_game(made, options)
         for suffix in (".json", ".z8"):  # the game last: where it is, the other one is
             os.replace((Path(scratch) / path.name).with_suffix(suffix), path.with_suffix(suffix))
     return path
+
+
+def open_game(path: Path) -> Any:
+    """Open a compiled game as TextWorld's environment, with all that `TextWorld` reads of it."""
+    names = ("feedback", "description", "facts", "won", "lost", "score", "max_score", "objective")
+    wanted = dict.fromkeys((*names, "admissible_commands", "policy_commands"), True)
+    textworld = import_textworld()
+    return textworld.start(str(path), textworld.EnvInfos(**wanted))
 
 
 def game_split(facts: list[str], goal: str) -> Split:

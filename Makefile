@@ -30,7 +30,7 @@ bench:
 
 # that every benchmark works, at its smallest; no figure is looked at
 bench-smoke:
-	for name in startup gae environments flops memory critics depths step; do \
+	for name in startup gae environments flops memory critics depths step reliability; do \
 	  python benchmarks/$$name.py --smoke --json > smoke.json && python -m json.tool smoke.json > /dev/null \
     || { echo "benchmarks/$$name.py failed"; exit 1; }; done
 	rm smoke.json

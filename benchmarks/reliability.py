@@ -78,13 +78,14 @@ class Lift(gymnasium.Env[str, str]):
         return reply, float(is_there), is_there, self.left == 0 and not is_there, {"solved": is_there}
 
 
-def train(folder: Path, resume: str | bool | None) -> None:
+def train(folder: Path, resume: str | bool | None, seed: int = 42) -> None:
     """Train in this process as its launch says, and write what came out."""
     worker.ThreadPoolExecutor = InOrder  # type: ignore[attr-defined]
     trainer = TurnPPOTrainer(
         model=str(find_model("tiny")),
         args=TurnPPOConfig(
             str(folder),
+            seed=seed,
             max_steps=MAX_STEPS,
             generation_batch_size=8,
             num_minibatches=2,
@@ -97,6 +98,7 @@ def train(folder: Path, resume: str | bool | None) -> None:
             save_total_limit=2,
             eval_strategy="steps",
             eval_steps=1,
+            eval_temperature=1.0,
             load_best_model_at_end=True,
             metric_for_best_model="eval_reward",
             use_cpu=True,
@@ -143,7 +145,7 @@ def _digest(state: Any) -> str:
     return hashed.hexdigest()
 
 
-def start(folder: Path, processes: int, resume: str | bool | None) -> list[int]:
+def start(folder: Path, processes: int, resume: str | bool | None, seed: int = 42) -> list[int]:
     """Train in processes forked from this one, which has imported everything; return their ids."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -162,7 +164,7 @@ def start(folder: Path, processes: int, resume: str | bool | None) -> list[int]:
                 os.environ.update({name: str(value) for name, value in places.items()})
                 os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
             try:
-                train(folder, resume)
+                train(folder, resume, seed)
                 os._exit(0)
             except CheckpointError as error:
                 print(f"REFUSED {error}", flush=True)
@@ -258,6 +260,16 @@ def damages(root: Path) -> dict[str, str]:
     return outcomes
 
 
+def control(root: Path) -> list[str]:
+    """Name what differs in a run of another seed: what the comparison of the others would find."""
+    folder = root / "control" / "run"
+    folder.mkdir(parents=True)
+    if any(end(start(folder, 1, None, seed=1))):
+        raise RuntimeError((folder.parent / "output.txt").read_text()[-3000:])
+    other, whole = read(folder), read(root / "whole_1" / "run")
+    return [name for name in whole if json.dumps(other[name]) != json.dumps(whole[name])]
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Make the figures."""
     number = 1 if options.smoke else options.kills
@@ -267,6 +279,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "kills": {f"{count} process{'es' * (count > 1)}": kills(root, count, number, options.seed) for count in counts}
     }
     found["damages"] = damages(root)
+    found["differs with another seed"] = control(root)
     kept = [item for count in found["kills"].values() for item in count["differing"]]
     wrong = [name for name, outcome in found["damages"].items() if outcome.isupper()]
     if kept or wrong:

@@ -235,7 +235,7 @@ def page(results: dict[str, Any]) -> str:
     blocks = [step(results[name], threads) for name, threads in steps if name in results]
     blocks += [flops(results["flops"]), memory(results["memory"])]
     blocks += [critics(results["critics"], results["depths"]), rest(results)]
-    other = "`generation.py` (vLLM), `webshop.py` and `space.py` have pages of their own in `docs/`."
+    other = "`generation.py` (vLLM), `reliability.py`, `webshop.py` and `space.py` have pages of their own in `docs/`."
     return HEAD + "".join("\n" + "\n".join(block) + "\n" for block in [*blocks, [other]])
 
 

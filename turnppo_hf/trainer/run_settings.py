@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from turnppo_hf.hub.http_errors import redact
 from turnppo_hf.models.actor_critic import ActorCritic
+from turnppo_hf.models.adapters import is_adapted
 from turnppo_hf.trainer.checkpoints import CheckpointError
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 
@@ -30,6 +31,8 @@ _LAUNCH = (
     *("train_sampling", "_n_gpu", "num_processes", "use_cpu"),
 )
 
+_UNNAMED = "<lambda>"  # of an environment's factory
+
 logger = logging.get_logger(__name__)
 
 
@@ -47,12 +50,14 @@ def run_settings(
         record (`Mapping`): Of the default environment, as
             [`~turnppo_hf.environments.factory.open_environments`] returns it.
     """
-    sizes = {name: sum(item.numel() for item in network.parameters()) for name, network in networks.networks.items()}
+    adapted = is_adapted(networks.actor)  # adapters are compared where they are loaded
+    base = [item for item in networks.actor.parameters() if not (adapted and item.requires_grad)]
+    is_named = _UNNAMED not in environments
     settings = {
         **args.to_dict(),
-        "model": f"{model} ({', '.join(f'{name} of {size} numbers' for name, size in sizes.items())})",
-        "environments": list(environments),
-        "environment": record.get("environment") or record.get("environment_name"),
+        "model": f"{model} of {sum(item.numel() for item in base)} numbers",
+        "environments": list(environments) if is_named else None,
+        "environment": record.get("environment") or (record.get("environment_name") if is_named else None),
         "environment_kwargs": record.get("environment_kwargs"),
         "num_processes": args.world_size,
     }
@@ -73,6 +78,9 @@ def check_same_run(now: Mapping[str, Any], then: Mapping[str, Any], checkpoint: 
             environment, seed or size of batches.
     """
     changed = {name: (then.get(name), now.get(name)) for name in {**then, **now} if then.get(name) != now.get(name)}
+    for name in ("environments", "environment"):
+        if None in changed.get(name, ()):
+            del changed[name]  # one of the two has no name
     if fixed := [name for name in FIXED if name in changed]:
         listed = ", ".join(f"`{name}` is {changed[name][1]!r}, there {changed[name][0]!r}" for name in fixed)
         raise CheckpointError(

@@ -124,8 +124,8 @@ def critic_credit(
         if vtrace is None:
             advantages = turn_gae(*tables, gamma=gamma, lam=lam)
         else:
-            bounds = {"rho_max": vtrace.rho_max, "c_max": vtrace.c_max}
-            advantages = turn_vtrace(*tables, vtrace.turn_weights, gamma=gamma, lam=lam, **bounds)
+            weights, rho_max, c_max = vtrace.turn_weights, vtrace.rho_max, vtrace.c_max
+            advantages = turn_vtrace(*tables, weights, gamma=gamma, lam=lam, rho_max=rho_max, c_max=c_max)
     else:
         mask = batch.pack_tokens(batch.completion_mask)
         rewards = batch.pack_tokens(_rewards_at_last_tokens(batch))

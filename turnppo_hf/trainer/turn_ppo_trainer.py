@@ -37,6 +37,7 @@ from turnppo_hf.trainer.optimizer_step import pick_minibatch, update_again, upda
 from turnppo_hf.trainer.record import agent_record, find_example
 from turnppo_hf.trainer.rollout_batch import RolloutBatch, check_failures, pending_file
 from turnppo_hf.trainer.saving import checkpoint_on_error, save_run
+from turnppo_hf.trainer.task_values import TaskValues, judge
 from turnppo_hf.trainer.tasks import check_eval_tasks, check_tasks, load_rows
 from turnppo_hf.trainer.training_log import TrainingLog
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
@@ -131,6 +132,7 @@ class TurnPPOTrainer(BaseTrainer):
             self.chat.offer_tools(offered)
         self.rewards = Rewards(reward_funcs, args.reward_weights, state=lambda: self.state)
         train_dataset = check_tasks(train_dataset, args, self.environment_names)
+        self._task_values = TaskValues(train_dataset, args.seed) if args.task_sampling == "value" else None
         check_eval_tasks(eval_dataset, self.environment_names)
         self.held_out: HeldOut | None = None  # the episodes that the agent is judged on; set before training
         self._example: Example | None = None
@@ -216,8 +218,10 @@ class TurnPPOTrainer(BaseTrainer):
         batch_number, update_number = divmod(self.state.global_step, args.updates_per_batch)
         if update_number > 0 and self._rollout is None and self._pending_file is not None:
             self._rollout = RolloutBatch.load_on_all_ranks(self._pending_file, device)
-        if update_number == 0 or self._rollout is None:
-            played = self._play_rollout_batch(inputs, batch_number)  # 1. collect
+        is_new = update_number == 0 or self._rollout is None
+        if is_new:
+            rows = inputs if self._task_values is None else self._draw_tasks(self._task_values, batch_number)
+            played = self._play_rollout_batch(rows, batch_number)  # 1. collect
             batch = stack(played, bootstrap_truncated=args.bootstrap_truncated)  # 2. stack
             self._rollout = RolloutBatch(batch.to(device))
             here = self.sharding.sum(batch.attention_mask.sum().double())
@@ -234,10 +238,21 @@ class TurnPPOTrainer(BaseTrainer):
                 figures = update_again(
                     update, rollout, minibatch, self.sharding, rescores_logprobs=rescores, critic_only=critic_only
                 )
+        if is_new and self._task_values is not None and rollout.credit is not None:
+            found = judge(played, rollout.credit.values, rollout.credit.returns)
+            self._task_values.add(gather_object(found))
+            self._log.add({"tasks/decided_share": self._task_values.decided_share})
         # 7. step: `Trainer` clips each network with `_clip_grad_norm` and steps the optimizer
         # 8. log
         self._log.add({**figures.metrics(with_critic=args.uses_critic), "time/update_s": time.perf_counter() - start})
         return torch.tensor(figures.loss, device=device)
+
+    def _draw_tasks(self, task_values: TaskValues, batch_number: int) -> list[dict[str, Any]]:
+        """Draw the tasks of a rollout batch and return this rank's rows."""
+        rows = task_values.draw(batch_number, self.args.tasks_per_batch)
+        repeated = [row for row in rows for _ in range(int(self.args.num_generations or 1))]
+        size = len(repeated) // self.args.world_size
+        return repeated[self.args.process_index * size : (self.args.process_index + 1) * size]
 
     def _passes(self, model: torch.nn.Module) -> Update:
         """Put the networks into training mode and return the passes that an optimizer step makes over them."""
@@ -317,6 +332,8 @@ class TurnPPOTrainer(BaseTrainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         if self._rollout is not None and self.state.global_step % self.args.updates_per_batch:
             self._rollout.save(pending_file(f"{self.args.output_dir}/checkpoint-{self.state.global_step}", self.args))
+        if self._task_values is not None and self.is_world_process_zero():
+            self._task_values.save(f"{self.args.output_dir}/checkpoint-{self.state.global_step}")
         super()._save_checkpoint(model, trial)  # pushes it, too
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
@@ -329,6 +346,8 @@ class TurnPPOTrainer(BaseTrainer):
         if checkpoint is not None:
             self.sharding.check_checkpoint(checkpoint)
             self._rollout, self._pending_file = None, pending_file(checkpoint, self.args)
+            if self._task_values is not None:
+                self._task_values.load(checkpoint)
         super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_best_model(self) -> None:

@@ -177,8 +177,8 @@ class RunningEpisode:
         if self._needs_states:
             raise TypeError(
                 f'The state (`info["state"]`) is of the type {type(state).__name__}, not text. Turns that began in '
-                "one state are compared, and states are told apart by their texts. Return a text that equal states share, "
-                'or leave "state" out: the observation counts then.'
+                "one state are compared, and texts tell states apart. Return a text that equal states share, or leave "
+                '"state" out: the observation counts then.'
             )
         return None
 

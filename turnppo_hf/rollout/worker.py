@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import count
 from typing import Any
@@ -75,6 +75,13 @@ class RolloutTiming:
     wait_s: float = 0.0  # waiting for environments with nothing to generate
     sync_s: float = 0.0  # handing the weights to the generator, before the rollout
     num_tokens: int = 0  # sampled
+    num_replaced: int = 0  # groups of equal returns whose place other groups took
+
+    def plus(self, other: RolloutTiming) -> RolloutTiming:
+        """Add what a further rollout took."""
+        return RolloutTiming(
+            **{item.name: getattr(self, item.name) + getattr(other, item.name) for item in fields(self)}
+        )
 
 
 class RolloutWorker:

@@ -60,6 +60,10 @@ def check_arguments(
                 f"`rollout_func` chooses itself what the model reads, so `context` ({args.context!r}) would have no "
                 "effect. Leave it out."
             )
+        if args.filter_groups:
+            raise ValueError(
+                "`rollout_func` plays whole batches, so `filter_groups` would have no effect. Leave it out."
+            )
     if (tools or rollout_func is not None) and environment_factory is None and reward_funcs is None:
         raise ValueError(
             "`reward_funcs` is missing, so what is sampled has no reward. Pass a function that returns one number "

@@ -26,8 +26,11 @@ from turnppo_hf.rollout.rewards import Rewards
 from turnppo_hf.rollout.rollout_func import RolloutFunction, play_with
 from turnppo_hf.rollout.worker import EpisodePlan, Limits, RolloutTiming, RolloutWorker, plan_episodes
 from turnppo_hf.trainer.generators import make_generator, open_engine
+from turnppo_hf.trainer.group_filter import replace_equal_groups
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 from turnppo_hf.trajectory import GenerationError, Trajectory
+
+FurtherGroups = Callable[[int, int], list[EpisodePlan]]  # attempt, number of groups -> plans
 
 
 class Collector:
@@ -95,7 +98,8 @@ class Collector:
             random = np.random.default_rng((seed, 3, batch_number, rank))
             extra = self.tasks.select(random.integers(len(self.tasks), size=more))
             plans += self._plan(extra, key=(seed, 4, batch_number), first=rank * wanted)
-        return self._play_on_all_ranks(self._worker, plans, len(rows), "rollout")
+        further = partial(self._further_groups, batch_number, len(rows)) if self.args.filter_groups else None
+        return self._play_on_all_ranks(self._worker, plans, len(rows), "rollout", further)
 
     def evaluate(self, dataset: Dataset, temperature: float) -> list[Trajectory]:
         """Play every task once, over all ranks; return all trajectories."""
@@ -142,23 +146,41 @@ class Collector:
         needs_states = ALGORITHMS[args.algorithm].credits_states
         return RolloutWorker(self.environments, generator, chat, limits, needs_states)
 
+    def _further_groups(self, batch_number: int, num_episodes: int, attempt: int, count: int) -> list[EpisodePlan]:
+        """Plan groups of further tasks for this rank, numbered after those of the batch and of earlier attempts."""
+        args, per_task = self.args, int(self.args.num_generations or 1)
+        random = np.random.default_rng((args.seed, 5, batch_number, args.process_index, attempt))
+        rows = self.tasks.select(random.integers(len(self.tasks), size=count).repeat(per_task))
+        first = int(args.generation_batch_size or 0) * (1 + attempt) + args.process_index * num_episodes
+        return self._plan(rows, key=(args.seed, 6, batch_number, attempt), first=first, per_task=per_task)
+
     def _play_on_all_ranks(
-        self, worker: RolloutWorker, plans: list[EpisodePlan], enough: int, label: str
+        self,
+        worker: RolloutWorker,
+        plans: list[EpisodePlan],
+        enough: int,
+        label: str,
+        further: FurtherGroups | None = None,
     ) -> tuple[list[Trajectory], list[Trajectory]]:
         """Play this rank's part; return its trajectories and all ranks', or raise on every rank what one raised."""
         try:
-            return self._play_and_gather(worker, plans, enough, label)
+            return self._play_and_gather(worker, plans, enough, label, further)
         except BaseException:
             self._give_up(worker)
             raise
 
     def _play_and_gather(
-        self, worker: RolloutWorker, plans: list[EpisodePlan], enough: int, label: str
+        self,
+        worker: RolloutWorker,
+        plans: list[EpisodePlan],
+        enough: int,
+        label: str,
+        further: FurtherGroups | None,
     ) -> tuple[list[Trajectory], list[Trajectory]]:
         mine: list[Trajectory] = []
         timing, problem = RolloutTiming(), None
         try:
-            mine, timing = self._play(worker, plans, enough, label)
+            mine, timing = self._play(worker, plans, enough, label, further)
         except GenerationError as error:
             problem = str(error)
         by_rank = gather_object([(mine, problem, asdict(timing))])
@@ -166,10 +188,11 @@ class Collector:
             raise GenerationError(problems[0])
         self.timing = RolloutTiming(**{name: max(times[name] for *_, times in by_rank) for name in by_rank[0][2]})
         self.timing.num_tokens = sum(times["num_tokens"] for *_, times in by_rank)
+        self.timing.num_replaced = sum(times["num_replaced"] for *_, times in by_rank)
         return mine, [trajectory for trajectories, *_ in by_rank for trajectory in trajectories]
 
     def _play(
-        self, worker: RolloutWorker, plans: list[EpisodePlan], enough: int, label: str
+        self, worker: RolloutWorker, plans: list[EpisodePlan], enough: int, label: str, further: FurtherGroups | None
     ) -> tuple[list[Trajectory], RolloutTiming]:
         """Sample with the actor's current weights, play until enough episodes have ended, and reward these."""
         sync_s = worker.sync()
@@ -189,15 +212,30 @@ class Collector:
 
             worker.start(plans)
             finished, timing = worker.play(enough, show)
-        try:
-            trajectories = self._rewarded(finished)
-        finally:
-            worker.give_back(finished)
+        trajectories = self._reward_and_return(worker, finished)
+        if further is not None:
+
+            def play_groups(attempt: int, count: int) -> list[Trajectory]:
+                nonlocal timing
+                worker.start(further(attempt, count))
+                others, spent = worker.play()
+                timing = timing.plus(spent)
+                return self._reward_and_return(worker, others)
+
+            trajectories, replaced = replace_equal_groups(trajectories, play_groups, self.args.filter_groups)
+            timing = replace(timing, num_replaced=replaced)
         if self.args.oversampling_rest == "drop":
             worker.give_up()
         # nothing computed with these weights is of use to the coming ones, and its memory is to the update
         worker.generator.reset()
         return trajectories, replace(timing, sync_s=sync_s)
+
+    def _reward_and_return(self, worker: RolloutWorker, finished: list[FinishedEpisode]) -> list[Trajectory]:
+        """Reward episodes, and return their environments to the pool, whatever a reward function raises."""
+        try:
+            return self._rewarded(finished)
+        finally:
+            worker.give_back(finished)
 
     def _check(self) -> None:
         """Measure once, before anything is played, that what is sampled with is what is trained."""

@@ -46,6 +46,7 @@ def check_choices(config: Any) -> None:
         ("vllm_importance_sampling_mode", CORRECTIONS),
         ("oversampling_rest", ("continue", "drop")),
         ("off_policy_credit", OFF_POLICY_CREDITS),
+        ("task_sampling", ("uniform", "value")),
     ):
         check_choice(config, name, choices)
     read_context(config.context)
@@ -102,6 +103,7 @@ def check_ranges(config: Any) -> None:
         ("eval_temperature", 0.0, math.inf, "0 is greedy"),
         ("cliprange_value", 1e-12, math.inf, "the value could not move"),
         ("oversampling_factor", 1.0, math.inf, "a batch would never be full"),
+        ("filter_groups", 0, math.inf, "it counts attempts"),
         ("vllm_gpu_memory_utilization", 1e-6, 1.0, "it is a share of memory"),
         ("vllm_max_model_length", 2, math.inf, "no prompt and response would fit"),
         ("vllm_server_port", 1, 65535, "it is a TCP port"),
@@ -138,6 +140,16 @@ def check_credit(config: Any) -> None:
                 f"`{name}` is {getattr(config, name)!r}, but {config.algorithm} has no critic of turns, whose values "
                 "it needs. Leave it out, or set the algorithm to one with GAE over turns."
             )
+    if config.task_sampling == "value" and not config.uses_critic:
+        raise ValueError(
+            f'`task_sampling` is "value", but {config.algorithm} has no critic that values tasks. Leave it out; '
+            "`filter_groups` replaces groups that teach nothing."
+        )
+    if config.filter_groups and config.uses_critic:
+        raise ValueError(
+            f"`filter_groups` is {config.filter_groups}, but {config.algorithm} compares no episodes of one task: a "
+            "critic tells what an episode teaches. Leave it out, or use an algorithm without a critic."
+        )
     if config.token_advantage_coef > 0.0 and config.importance_sampling_level != "token":
         raise ValueError(
             f"`token_advantage_coef` is {config.token_advantage_coef:g}, but `importance_sampling_level` is "

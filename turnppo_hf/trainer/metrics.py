@@ -54,6 +54,22 @@ METRICS = (
     Metric("episodes/bootstrapped_share", "share of episodes whose last turn was bootstrapped", "0 for task budgets"),
     Metric("episodes/failed", "episodes dropped because their environment failed", "0"),
     Metric("episodes/distinct_tasks", "distinct tasks in the rollout batch", "all of them, for PPO"),
+    Metric(
+        "groups/equal_share",
+        "share of groups whose episodes all have the same return, where tasks are played several times",
+        "below 0.5: relative to their mean such groups teach nothing",
+    ),
+    Metric(
+        "groups/replaced",
+        "groups of equal returns in whose place others were played (`filter_groups`); reward and success are those of "
+        "the episodes that are trained on",
+        "falls as tasks fit the agent",
+    ),
+    Metric(
+        "tasks/decided_share",
+        "share of tasks that the critic values as surely won or lost, and that are drawn less (`task_sampling: value`)",
+        "rises; near 1 the tasks are too easy or too hard",
+    ),
     Metric("synthetic", "share of episodes on generated stand-in data, where environments report it", "0 in a result"),
     Metric("stop/<reason>", "share of episodes that ended for that reason", "task-dependent"),
     Metric("value/mean", "mean V over decisions", "near the mean return"),

@@ -95,11 +95,16 @@ def check_tasks(
         batches = -(-args.max_steps // args.updates_per_batch)
         return Dataset.from_dict({"seed": range(batches * args.tasks_per_batch)})
     if isinstance(dataset, IterableDataset):
-        if args.max_steps <= 0 or args.oversampling_factor > 1.0:
+        if args.task_sampling != "uniform":
             raise ValueError(
-                f"`train_dataset` has no length, `max_steps` is {args.max_steps} and `oversampling_factor` "
-                f"{args.oversampling_factor:g}: the end of the run and further tasks to draw "
-                "are unknown. Set `max_steps` and leave oversampling out, or pass a datasets.Dataset."
+                f'`task_sampling` is "{args.task_sampling}", but `train_dataset` is a stream, whose tasks come once '
+                "and in their own order. Pass a datasets.Dataset, or leave it out."
+            )
+        if args.max_steps <= 0 or args.oversampling_factor > 1.0 or args.filter_groups:
+            raise ValueError(
+                f"`train_dataset` has no length, `max_steps` is {args.max_steps}, `oversampling_factor` "
+                f"{args.oversampling_factor:g} and `filter_groups` {args.filter_groups}: the end of the run and "
+                "further tasks are unknown. Set `max_steps` and leave the others out, or pass a datasets.Dataset."
             )
         return TaskStream(dataset, args, names)
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "column_names"):

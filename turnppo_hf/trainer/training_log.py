@@ -13,6 +13,7 @@ from turnppo_hf._trl import print_prompt_completions_sample
 from turnppo_hf.ppo.credit import Credit, record_credit
 from turnppo_hf.rollout.parquet import save_trajectories
 from turnppo_hf.rollout.worker import RolloutTiming
+from turnppo_hf.trainer.group_filter import equal_share
 from turnppo_hf.trainer.metrics import rollout_metrics
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 from turnppo_hf.trajectory import StopReason, Trajectory
@@ -55,6 +56,10 @@ class TrainingLog:
         """Add the numbers of a rollout batch: all ranks' trajectories, its times, and what reward functions log."""
         self.add(rollout_metrics(trajectories, bootstrap_truncated=self.args.bootstrap_truncated))
         self.add(of_rewards)
+        if int(self.args.num_generations or 1) > 1:
+            self.add({"groups/equal_share": equal_share(trajectories)})
+        if self.args.filter_groups:
+            self.add({"groups/replaced": float(timing.num_replaced)})
         self.add(
             {
                 "time/rollout_s": duration_s,

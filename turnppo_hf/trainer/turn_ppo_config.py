@@ -162,6 +162,9 @@ class TurnPPOConfig(BaseConfig):
             Padded tokens of one forward and backward pass. Lower it when memory runs out: the gradient stays the same.
         shuffle_dataset (`bool`, *optional*, defaults to `True`):
             Shuffle the tasks.
+        task_sampling (`str`, *optional*, defaults to `"uniform"`):
+            `"value"` draws tasks less, down to a tenth, whose first state the critic values as surely won or lost,
+            between the lowest and the highest returns of the newest episodes.
         reward_weights (`list[float]`, *optional*):
             Weight of each reward function. Unset: 1. An environment's own reward counts with weight 1.
         max_failed_share (`float`, *optional*, defaults to `0.5`):
@@ -198,6 +201,9 @@ class TurnPPOConfig(BaseConfig):
             Episodes under way per episode that a rollout batch takes: the batch is complete when enough have ended.
         oversampling_rest (`str`, *optional*, defaults to `"continue"`):
             What becomes of the others: `"continue"` plays them on in the next batch, `"drop"` ends them.
+        filter_groups (`int`, *optional*, defaults to `0`):
+            Times at most that groups whose episodes all have the same return are replaced, in a rollout batch, by
+            groups of further tasks. For the algorithms without a critic.
         generation_kwargs (`dict` or `str`, *optional*):
             Further sampling parameters of vLLM, such as `{"stop": ["</action>"], "include_stop_str_in_output": true}`.
 
@@ -298,6 +304,7 @@ class TurnPPOConfig(BaseConfig):
     num_generations: int | None = None
     max_tokens_per_micro_batch: int = 16384
     shuffle_dataset: bool = True
+    task_sampling: str = "uniform"
     reward_weights: list[float] | None = None
     max_failed_share: float = 0.5
     max_skipped_steps: int = 5
@@ -314,6 +321,7 @@ class TurnPPOConfig(BaseConfig):
     chat_template_kwargs: dict[str, Any] | str | None = None
     oversampling_factor: float = 1.0
     oversampling_rest: str = "continue"
+    filter_groups: int = 0
     generation_kwargs: dict[str, Any] | str | None = None
 
     use_vllm: bool = False

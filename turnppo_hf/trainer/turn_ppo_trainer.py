@@ -45,6 +45,7 @@ from turnppo_hf.trainer.run_folder import opened_run
 from turnppo_hf.trainer.run_settings import run_settings
 from turnppo_hf.trainer.saving import RunClock, check_weights, checkpoint_on_error, save_run, save_state
 from turnppo_hf.trainer.step_guard import StepGuard, describe_episodes
+from turnppo_hf.trainer.task_values import TaskValues, judge
 from turnppo_hf.trainer.tasks import check_eval_tasks, check_tasks, load_rows
 from turnppo_hf.trainer.training_log import TrainingLog
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
@@ -146,6 +147,7 @@ class TurnPPOTrainer(BaseTrainer):
         self._is_open = False  # whether the run's folder is this trainer's
         self.rewards = Rewards(reward_funcs, args.reward_weights, state=lambda: self.state)
         train_dataset = check_tasks(train_dataset, args, self.environment_names)
+        self._task_values = TaskValues(train_dataset, args.seed) if args.task_sampling == "value" else None
         check_eval_tasks(eval_dataset, self.environment_names)
         self.held_out: HeldOut | None = None  # the episodes that the agent is judged on; set before training
         self._example: Example | None = None
@@ -279,8 +281,10 @@ class TurnPPOTrainer(BaseTrainer):
         batch_number, update_number = divmod(self.state.global_step, args.updates_per_batch)
         if update_number > 0 and self._rollout is None and self._pending_file is not None:
             self._rollout = RolloutBatch.load_on_all_ranks(self._pending_file, device)
-        if update_number == 0 or self._rollout is None:
-            played = self._play_rollout_batch(inputs, batch_number)  # 1. collect
+        is_new = update_number == 0 or self._rollout is None
+        if is_new:
+            rows = inputs if self._task_values is None else self._task_values.rows(batch_number, args)
+            played = self._play_rollout_batch(rows, batch_number)  # 1. collect
             batch = stack(played, bootstrap_truncated=args.bootstrap_truncated)  # 2. stack
             self._rollout = RolloutBatch(batch.to(device), episodes=describe_episodes(played))
             here = self.sharding.sum(batch.attention_mask.sum().double())
@@ -297,6 +301,9 @@ class TurnPPOTrainer(BaseTrainer):
                 figures = update_again(
                     update, rollout, minibatch, self.sharding, rescores_logprobs=rescores, critic_only=critic_only
                 )
+        if is_new and self._task_values is not None and rollout.credit is not None:
+            self._task_values.add(gather_object(judge(played, rollout.credit.values, rollout.credit.returns)))
+            self._log.add({"tasks/decided_share": self._task_values.decided_share})
         # 7. step: `Trainer` clips each network with `_clip_grad_norm` and steps the optimizer, where the guard lets it
         self._guard.watch(figures.losses, figures.findings, rollout.episodes)
         self._figures = figures.metrics(with_critic=args.uses_critic)
@@ -399,6 +406,8 @@ class TurnPPOTrainer(BaseTrainer):
         with write_checkpoint(folder, args, self.settings, asdict(self.clock.read())) as beside:
             if self._rollout is not None and state.global_step % args.updates_per_batch:
                 self._rollout.save(pending_file(beside, args))
+            if self._task_values is not None and args.should_save:
+                self._task_values.save(beside)
             self.save_model(beside, _internal_call=True)
             note_best(state, folder)
             if not args.save_only_model:
@@ -419,6 +428,8 @@ class TurnPPOTrainer(BaseTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             self._pending_file = pending_file(checkpoint, self.args)
+            if self._task_values is not None:
+                self._task_values.load(checkpoint)
         super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_best_model(self) -> None:

@@ -76,7 +76,7 @@ class ToolEnvironment(Conversation):
         return "get_reward" in _methods(self.environment) and not self.rewards_turns
 
     @property
-    def state(self) -> Any:  # read where the environment keeps it
+    def state(self) -> Any:
         """The environment's own `state`; a method of this name is a tool."""
         state = getattr(self.environment, "state", None)
         return None if callable(state) else state

@@ -67,7 +67,7 @@ METRICS = (
     ),
     Metric(
         "tasks/decided_share",
-        "share of tasks that the critic values as surely won or lost, and that are drawn less (`task_sampling: value`)",
+        "share of tasks that the critic values as surely won or lost, drawn less (`task_sampling: value`)",
         "rises; near 1 the tasks are too easy or too hard",
     ),
     Metric("synthetic", "share of episodes on generated stand-in data, where environments report it", "0 in a result"),

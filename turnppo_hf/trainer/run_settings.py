@@ -8,10 +8,12 @@ from typing import Any
 
 from transformers.utils import logging
 
-from turnppo_hf.hub.http_errors import redact
+from turnppo_hf._trl import get_config_model_id
 from turnppo_hf.models.actor_critic import ActorCritic
 from turnppo_hf.models.adapters import is_adapted
+from turnppo_hf.redaction import redact
 from turnppo_hf.trainer.checkpoints import CheckpointError
+from turnppo_hf.trainer.record import public_name
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 
 # a run that goes on under another one of these is another run
@@ -37,7 +39,7 @@ logger = logging.get_logger(__name__)
 
 
 def run_settings(
-    args: TurnPPOConfig, networks: ActorCritic, model: str, environments: Sequence[str], record: Mapping[str, Any]
+    args: TurnPPOConfig, networks: ActorCritic, environments: Sequence[str], record: Mapping[str, Any]
 ) -> dict[str, Any]:
     """
     Describe a run as JSON does, without tokens.
@@ -45,13 +47,13 @@ def run_settings(
     Args:
         args ([`TurnPPOConfig`]): The configuration.
         networks ([`~turnppo_hf.models.actor_critic.ActorCritic`]): Before a launch cuts them: their sizes count.
-        model (`str`): Name of the model that training starts from.
         environments (`Sequence[str]`): Their names.
         record (`Mapping`): Of the default environment, as
             [`~turnppo_hf.environments.factory.open_environments`] returns it.
     """
     adapted = is_adapted(networks.actor)  # adapters are compared where they are loaded
     base = [item for item in networks.actor.parameters() if not (adapted and item.requires_grad)]
+    model = public_name(get_config_model_id(networks.actor.config))
     is_named = _UNNAMED not in environments
     settings = {
         **args.to_dict(),
@@ -61,7 +63,7 @@ def run_settings(
         "environment_kwargs": record.get("environment_kwargs"),
         "num_processes": args.world_size,
     }
-    described: dict[str, Any] = json.loads(redact(json.dumps(settings, default=str), args.hub_token))
+    described: dict[str, Any] = redact(json.loads(json.dumps(settings, default=str)))
     return described
 
 

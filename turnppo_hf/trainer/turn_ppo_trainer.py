@@ -39,7 +39,7 @@ from turnppo_hf.trainer.metrics import rollout_metrics
 from turnppo_hf.trainer.networks import build_networks, check_launch
 from turnppo_hf.trainer.optimizer import check_optimizer, parameter_groups
 from turnppo_hf.trainer.optimizer_step import pick_minibatch, update_again, update_once
-from turnppo_hf.trainer.record import agent_record, find_example, public_name
+from turnppo_hf.trainer.record import agent_record, find_example
 from turnppo_hf.trainer.rollout_batch import RolloutBatch, check_failures, pending_file
 from turnppo_hf.trainer.run_folder import opened_run
 from turnppo_hf.trainer.run_settings import run_settings
@@ -140,10 +140,7 @@ class TurnPPOTrainer(BaseTrainer):
         )
         if offered := self.environments.tools:
             self.chat.offer_tools(offered)
-        base_model = get_config_model_id(actor.config)
-        self.settings = run_settings(
-            args, networks, public_name(base_model), self.environment_names, self.environment_record
-        )
+        self.settings = run_settings(args, networks, self.environment_names, self.environment_record)
         self._is_open = False  # whether the run's folder is this trainer's
         self.rewards = Rewards(reward_funcs, args.reward_weights, state=lambda: self.state)
         train_dataset = check_tasks(train_dataset, args, self.environment_names)
@@ -281,8 +278,8 @@ class TurnPPOTrainer(BaseTrainer):
         batch_number, update_number = divmod(self.state.global_step, args.updates_per_batch)
         if update_number > 0 and self._rollout is None and self._pending_file is not None:
             self._rollout = RolloutBatch.load_on_all_ranks(self._pending_file, device)
-        is_new = update_number == 0 or self._rollout is None
-        if is_new:
+        played: list[Trajectory] | None = None
+        if update_number == 0 or self._rollout is None:
             rows = inputs if self._task_values is None else self._task_values.rows(batch_number, args)
             played = self._play_rollout_batch(rows, batch_number)  # 1. collect
             batch = stack(played, bootstrap_truncated=args.bootstrap_truncated)  # 2. stack
@@ -301,7 +298,7 @@ class TurnPPOTrainer(BaseTrainer):
                 figures = update_again(
                     update, rollout, minibatch, self.sharding, rescores_logprobs=rescores, critic_only=critic_only
                 )
-        if is_new and self._task_values is not None and rollout.credit is not None:
+        if played is not None and self._task_values is not None and rollout.credit is not None:
             self._task_values.add(gather_object(judge(played, rollout.credit.values, rollout.credit.returns)))
             self._log.add({"tasks/decided_share": self._task_values.decided_share})
         # 7. step: `Trainer` clips each network with `_clip_grad_norm` and steps the optimizer, where the guard lets it

@@ -215,3 +215,21 @@ def test_value_model_of_another_depth_is_refused():
     with pytest.raises(ValueError, match="`critic_layers` is 1, but `value_model` has 2 blocks"):
         build_networks(actor, critic, config_for(critic_layers=1))
     assert build_networks(actor, critic, config_for(critic_layers=2))[0].critic is critic
+
+
+def test_resume_from_a_critic_of_another_depth_is_one_sentence(make_trainer, tmp_path, tiny_actor):
+    make_trainer(save_strategy="steps", save_steps=1, max_steps=1).train()
+    trainer = make_trainer(critic_layers=1, max_steps=2)
+    with pytest.raises(ValueError, match=r"of 2 blocks, but this run's is a 'llama' of 1 blocks.*`critic_layers`"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+
+
+def test_shallow_critic_takes_the_step_of_its_own_blocks_only(make_trainer):
+    trainer = make_trainer(critic_layers=1)
+    trainer.train()
+    assert len(trainer.model.critic.base_model.layers) == 1 and len(trainer.model.actor.base_model.layers) == 2
+    trained = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
+    assert len(trained) == len(list(trainer.model.parameters()))
+    assert torch.isfinite(
+        torch.tensor([entry["value_loss"] for entry in trainer.state.log_history if "value_loss" in entry])
+    ).all()

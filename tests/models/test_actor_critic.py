@@ -287,12 +287,14 @@ def test_critic_from_actor_has_no_dropout_left_and_the_actor_keeps_its_own():
         assert torch.equal(model("actor", batch)[0], model("actor", batch)[0])
 
 
-def test_critic_from_actor_of_an_architecture_without_a_token_classifier_is_refused():
-    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": VOCABULARY}
+def test_critic_from_actor_stands_on_the_decoder_of_an_encoder_decoder():
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 3, "vocab_size": VOCABULARY}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 16, "encoder_ffn_dim": 16}
     actor = AutoModelForCausalLM.from_config(BartConfig(**sizes, **heads, is_decoder=True))
-    with pytest.raises(ValueError, match="no token classifier for 'bart'"):
-        critic_from_actor(actor)
+    for layers, blocks in ((None, 3), (2, 2)):
+        critic = critic_from_actor(actor, layers=layers)
+        assert len(critic.base_model.decoder.layers) == blocks
+        assert not ActorCritic(actor, critic)("critic", stack(draw_trajectories(1))).any()
 
 
 @pytest.mark.parametrize("mode", ["actor", "critic"])

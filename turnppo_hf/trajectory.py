@@ -74,10 +74,10 @@ class Turn:
     reward: float  # the environment's own reward for this turn, undiscounted
     penalty: float  # format penalty (zero or negative), kept apart from `reward`
     finish_reason: str  # "stop" or "length": why this one completion ended
-    state: str | None = None  # what the environment calls the state this turn starts from; None: by `observation`
     value: float | None = None  # the critic's V of the state before the turn; None where it was not scored
     advantage: float | None = None  # before whitening; None where it was not scored
     turn_return: float | None = None  # advantage + value, the critic's target; None where it was not scored
+    state: str | None = None  # what the environment calls the state this turn starts from; None: by `observation`
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def test_rows_hold_what_the_actor_reads_in_this_context(tiny_tokenizer, context)
         prompt = chat.start(row["messages"][0]["content"])
         for answer, reply in zip(row["messages"][1::2], [*row["messages"][2::2], None], strict=True):
             assert rows[number]["completion"] == [answer]
-            assert chat._render(rows[number]["prompt"]) == prompt.text
+            assert chat._render(rows[number]["prompt"]).text == prompt.text
             ids = tuple(tiny_tokenizer(answer["content"] + "<|end|>").input_ids)
             number += 1
             if reply is not None:

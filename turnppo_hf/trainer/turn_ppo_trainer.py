@@ -103,6 +103,7 @@ class TurnPPOTrainer(BaseTrainer):
     """
 
     _tag_names: ClassVar[list[str]] = ["trl", "turn-ppo"]
+    _is_open = False  # whether the run's folder is this trainer's
     # every loss is divided by the optimizer step's own totals
     loss_is_scaled_for_ga = True
 
@@ -141,7 +142,6 @@ class TurnPPOTrainer(BaseTrainer):
         if offered := self.environments.tools:
             self.chat.offer_tools(offered)
         self.settings = run_settings(args, networks, self.environment_names, self.environment_record)
-        self._is_open = False  # whether the run's folder is this trainer's
         self.rewards = Rewards(reward_funcs, args.reward_weights, state=lambda: self.state)
         train_dataset = check_tasks(train_dataset, args, self.environment_names)
         self._task_values = TaskValues(train_dataset, args.seed) if args.task_sampling == "value" else None
@@ -152,8 +152,7 @@ class TurnPPOTrainer(BaseTrainer):
         self._log = TrainingLog(args)
         self._last_trajectories: list[Trajectory] = []  # of all ranks
         self._rollout: RolloutBatch | None = None  # under way; the last one used, where none is
-        self._figures: dict[str, float] = {}  # of the optimizer step under way, as they are logged
-        self._norms: dict[str, float] = {}  # of its gradients, by network
+        self._figures, self._norms = dict[str, float](), dict[str, float]()  # logged of a step, and its gradients'
         self._pending_file: Path | None = None  # where a resumed run finds the one that was under way
         # a rank without episodes makes no forward in which it could answer another rank's broadcast
         args.ddp_broadcast_buffers = False
@@ -173,8 +172,8 @@ class TurnPPOTrainer(BaseTrainer):
         actor.add_model_tags(self._tag_names)
         if self.ref_model not in (None, actor):
             self.ref_model = self.sharding.shard_reference(self.ref_model)
-        self._last_checkpoint = partial(describe_newest, Path(args.output_dir))
-        self._guard = StepGuard(args.max_skipped_steps, self.sharding.sum, self._last_checkpoint)
+        last_checkpoint = partial(describe_newest, Path(args.output_dir))
+        self._guard = StepGuard(args.max_skipped_steps, self.sharding.sum, last_checkpoint)
         self._autocast = self.accelerator.autocast if args.bf16 else nullcontext
         whole_on = torch.device("cpu") if args.use_vllm else self.accelerator.device
         self._whole = WholeNetworks(self.model, whole_on) if self.sharding.is_split else None  # each rank holds a part
@@ -380,7 +379,7 @@ class TurnPPOTrainer(BaseTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save what plain transformers loads, however the launch shards the networks; every rank calls it."""
         networks, folder = self.accelerator.unwrap_model(self.model), output_dir or self.args.output_dir
-        check_weights(networks, self.sharding, self._last_checkpoint)
+        check_weights(networks, self.sharding, self._guard.last_checkpoint)
         save_run(folder, networks, self.processing_class, self.make_record(), self.args, self.sharding)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)

@@ -154,8 +154,7 @@ class TurnPPOTrainer(BaseTrainer):
         self._rollout: RolloutBatch | None = None  # under way; the last one used, where none is
         self._figures, self._norms = dict[str, float](), dict[str, float]()  # logged of a step, and its gradients'
         self._pending_file: Path | None = None  # where a resumed run finds the one that was under way
-        # a rank without episodes makes no forward in which it could answer another rank's broadcast
-        args.ddp_broadcast_buffers = False
+        args.ddp_broadcast_buffers = False  # a rank without episodes makes no forward that could answer a broadcast
         super().__init__(
             model=networks,
             args=args,

@@ -1,6 +1,7 @@
 """Train the tiny actor for some steps, case by case, and write what every step did: by one process or by several."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from turnppo_hf.trainer import collector
 from turnppo_hf.trainer.distributed import leave_together, whole, whole_gradient
 from turnppo_hf.trajectory import StopReason
 
+LOGGED = ("loss", "advantages/mean", "advantages/std", "grad_norm/actor", "grad_norm/critic", "updates/skipped")
 EMBEDDED = Path(__file__).parents[2] / "turnppo_hf" / "models" / "sokoban_tiny"
 
 
@@ -62,6 +64,24 @@ def in_chunks(number):
     return lambda batch, _: list(torch.arange(len(batch)).chunk(number)) if len(batch) else []
 
 
+def break_step(trainer, rank, step, what):
+    """Make a loss or a sampled log-prob NaN, on one rank and in one optimizer step, counted from 0."""
+    backward, collect = trainer.sharding.backward, trainer.collector.collect
+
+    def broken_backward(loss):
+        here = trainer.args.process_index == rank and trainer.state.global_step == step and what == "gradient"
+        backward(loss * math.nan if here else loss)
+
+    def broken_collect(rows, batch_number):
+        mine, everyone = collect(rows, batch_number)
+        if trainer.args.process_index == rank and batch_number == step and what == "samples":
+            turn = mine[0].turns[0]
+            object.__setattr__(turn, "sampling_logprobs", (math.nan, *turn.sampling_logprobs[1:]))
+        return mine, everyone
+
+    trainer.sharding.backward, trainer.collector.collect = broken_backward, broken_collect
+
+
 def run(
     folder,
     name,
@@ -73,6 +93,7 @@ def run(
     stream=False,
     lora=None,
     family=None,
+    poison=None,
     **fields,
 ):
     """Train one case, with plain SGD where it does not say otherwise, and return what was recorded on the way."""
@@ -108,6 +129,8 @@ def run(
         peft_config=LoraConfig(**lora) if lora else None,
         train_dataset=IterableDataset.from_generator(seeds) if stream else None,
     )
+    if poison is not None:
+        break_step(trainer, **poison)
     trainer.train(resume_from_checkpoint=None if resume is None else str(folder / resume))
     TurnBatch.micro_batches = cut
     tensors = recorder.tensors
@@ -118,7 +141,14 @@ def run(
     played = [item for item in trainer._last_trajectories if item.stop_reason is not StopReason.ERROR]
     tensors["played"] = torch.tensor([len(trainer._last_trajectories), len(played)])
     for entry in trainer.state.log_history:
-        for key in ("loss", "advantages/mean", "advantages/std", "grad_norm/actor", "grad_norm/critic"):
+        for key in (
+            "loss",
+            "advantages/mean",
+            "advantages/std",
+            "grad_norm/actor",
+            "grad_norm/critic",
+            "updates/skipped",
+        ):
             if key in entry:
                 tensors[f"log.{entry['step']}.{key}"] = torch.tensor(entry[key], dtype=torch.float64)
     trainer.save_model()

@@ -48,6 +48,7 @@ def measure(variant: str, model: str, rows: int, tokens: int) -> dict[str, float
     from turnppo_hf.ppo.batch import stack
     from turnppo_hf.ppo.credit import whiten_credit
     from turnppo_hf.trainer.networks import build_networks
+    from turnppo_hf.trainer.optimizer import parameter_groups
     from turnppo_hf.trainer.update import Totals, Update
     from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
@@ -57,7 +58,7 @@ def measure(variant: str, model: str, rows: int, tokens: int) -> dict[str, float
     before = peak_mb()
     torch.manual_seed(0)
     networks, _ = build_networks(str(find_model(model)), None, args, adapters)
-    groups = networks.parameter_groups(set(), 1e-5, args.critic_lr_multiplier, 0.0)
+    groups = parameter_groups(networks, set(), 1e-5, args.critic_lr_multiplier, 0.0)
     optimizer = torch.optim.AdamW(groups)
     ids = tuple(token % networks.actor.config.get_text_config().vocab_size for token in range(tokens))
     prompt, completion = ids[: tokens // 2], ids[tokens // 2 :]

@@ -13,7 +13,7 @@ from turnppo_hf.generation.vllm_server import ServerEngine
 if __name__ == "__main__":
     url, output = sys.argv[1:]
     state = PartialState(cpu=True)
-    engine = ServerEngine(url, make_model(), timeout_s=20, share=gather_object, is_main=state.is_main_process)
+    engine = ServerEngine(url, make_model(), timeout_s=20, gather=gather_object, is_main=state.is_main_process)
     generator = VLLMGenerator(engine, eos_token_ids=[])
     generator.sync()
     answers = {}

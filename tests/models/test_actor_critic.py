@@ -295,22 +295,6 @@ def test_critic_from_actor_of_an_architecture_without_a_token_classifier_is_refu
         critic_from_actor(actor)
 
 
-def test_parameter_groups_hold_every_trainable_parameter_once_at_its_networks_rate():
-    model = tiny_actor_critic()
-    model.actor.get_input_embeddings().weight.requires_grad_(False)
-    decays = {name for name, _ in model.named_parameters() if "norm" not in name}
-    groups = model.parameter_groups(decays, learning_rate=1e-6, critic_lr_multiplier=10.0, weight_decay=0.1)
-    grouped = [id(parameter) for group in groups for parameter in group["params"]]
-    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for group in groups:
-        for parameter in group["params"]:
-            name = names[id(parameter)]
-            assert group["lr"] == pytest.approx(1e-6 if name.startswith("actor.") else 1e-5)
-            assert group["weight_decay"] == (0.1 if name in decays else 0.0)
-    assert names[id(groups[0]["params"][0])].startswith("actor.")
-
-
 @pytest.mark.parametrize("mode", ["actor", "critic"])
 def test_forward_with_activation_checkpointing_has_the_same_gradient(mode):
     batch = stack(draw_trajectories(1))

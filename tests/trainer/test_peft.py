@@ -26,6 +26,7 @@ from turnppo_hf.models.adapters import as_reference, check_mergeable
 from turnppo_hf.ppo.batch import stack
 from turnppo_hf.ppo.credit import whiten_credit
 from turnppo_hf.trainer.networks import build_networks, check_launch, load_actor, load_reference
+from turnppo_hf.trainer.optimizer import parameter_groups
 from turnppo_hf.trainer.update import Totals, Update
 
 KINDS = ("separate", "lora", "shared")
@@ -238,7 +239,7 @@ def test_each_parameter_is_clipped_and_stepped_with_one_network() -> None:
         networks = networks_for(config)
         sets = networks.parameter_sets
         assert sum(map(len, sets.values())) == len(list(networks.parameters()))
-        groups = networks.parameter_groups(set(), 1.0, 5.0, 0.0)
+        groups = parameter_groups(networks, set(), 1.0, 5.0, 0.0)
         trained = [{id(p) for p in sets[name] if p.requires_grad} for name in ("actor", "critic")]
         assert [{id(p) for p in group["params"]} for group in groups] == trained
         assert [group["lr"] for group in groups] == [1.0, 5.0]

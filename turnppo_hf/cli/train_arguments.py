@@ -18,7 +18,7 @@ import yaml
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from turnppo_hf.environments.names import did_you_mean
-from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
+from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig, describe_fields
 
 HELD_OUT_SEED = 1_000_000  # the first held-out seed, far above any training seed
 
@@ -29,6 +29,7 @@ class RunConfigError(ValueError):
     """A config file or a flag that cannot be understood."""
 
 
+@describe_fields
 @dataclass
 class TaskArguments:
     """
@@ -55,18 +56,14 @@ class TaskArguments:
             options.
     """
 
-    model: str = field(metadata={"help": "Model id, folder, or `tiny` for the Sokoban actor in the package."})
-    environment: str = field(metadata={"help": "Gymnasium id of a text environment."})
-    environment_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Arguments of the environment, as JSON."}
-    )
-    eval_environment_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "What changes in them for held-out episodes, as JSON."}
-    )
-    num_tasks: int = field(default=4096, metadata={"help": "Training tasks: seeds 0 to num_tasks - 1."})
-    eval_episodes: int = field(default=256, metadata={"help": "Held-out episodes, before and after training."})
-    eval_seed_start: int = field(default=HELD_OUT_SEED, metadata={"help": "First held-out seed."})
-    dataset: str | None = field(default=None, metadata={"help": "Dataset with a row for each task, instead of seeds."})
+    model: str
+    environment: str
+    environment_kwargs: dict[str, Any] | str | None = None
+    eval_environment_kwargs: dict[str, Any] | str | None = None
+    num_tasks: int = 4096
+    eval_episodes: int = 256
+    eval_seed_start: int = HELD_OUT_SEED
+    dataset: str | None = None
 
     def __post_init__(self) -> None:
         self.environment_kwargs = read_json_object("environment_kwargs", self.environment_kwargs)

@@ -52,7 +52,7 @@ class ServerEngine:
             How long an answer, or a server that is gone, is waited for.
         max_parallel_requests (`int`, *optional*, defaults to `256`):
             Requests sent at a time.
-        share (`Callable`, *optional*):
+        gather (`Callable`, *optional*):
             Gives every rank's list the entries of all ranks'. The main rank sends the weights.
         is_main (`bool`, *optional*, defaults to `True`):
             Whether this is the main rank.
@@ -72,11 +72,11 @@ class ServerEngine:
         dtype: torch.dtype = torch.float32,
         timeout_s: float = 240.0,
         max_parallel_requests: int = 256,
-        share: Callable[[list[Any]], list[Any]] = list,
+        gather: Callable[[list[Any]], list[Any]] = list,
         is_main: bool = True,
     ) -> None:
         self.url, self.model, self.dtype, self.timeout_s = url, model, dtype, timeout_s
-        self.share, self.is_main = share, is_main
+        self.gather, self.is_main = gather, is_main
         self._senders = ThreadPoolExecutor(max_parallel_requests, thread_name_prefix="vllm-request")
         self._lock = threading.Lock()  # one sender at a time looks after the server
         self._open: dict[str, http.client.HTTPConnection | None] = {}  # requests that are wanted
@@ -135,7 +135,7 @@ class ServerEngine:
                 self._try(self._push)
             except GenerationError as error:
                 problem = str(error)
-        if problems := [text for text in self.share([problem]) if text]:
+        if problems := [text for text in self.gather([problem]) if text]:
             raise GenerationError(problems[0])
         self._instance = self._ask_instance()
 

@@ -98,45 +98,6 @@ class ActorCritic(nn.Module):
             sets[path.partition(".")[0]].append(parameter)
         return sets
 
-    def parameter_groups(
-        self, decays: set[str], learning_rate: float, critic_lr_multiplier: float, weight_decay: float
-    ) -> list[dict[str, Any]]:
-        """
-        Split the trainable parameters by network and by whether they decay; the actor's groups come first.
-
-        Args:
-            decays (`set[str]`): Names of the parameters that decay.
-            learning_rate (`float`): The actor's; the critic's is `critic_lr_multiplier` times it.
-            critic_lr_multiplier (`float`): See `learning_rate`.
-            weight_decay (`float`): Of the parameters in `decays`.
-        """
-        groups = []
-        for name, rate in (("actor", learning_rate), ("critic", learning_rate * critic_lr_multiplier)):
-            for decay in (True, False):
-                parameters = [
-                    parameter
-                    for path, parameter in self.named_parameters()
-                    if path.startswith(f"{name}.") and parameter.requires_grad and (path in decays) is decay
-                ]
-                if parameters:
-                    groups.append({"params": parameters, "lr": rate, "weight_decay": weight_decay if decay else 0.0})
-        return groups
-
-    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """
-        Check that an optimizer moves both networks.
-
-        Raises:
-            `ValueError`: it lacks a trainable parameter.
-        """
-        known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        forgotten = [name for name, item in self.named_parameters() if item.requires_grad and id(item) not in known]
-        if forgotten:
-            raise ValueError(
-                f"The optimizer passed in `optimizers` lacks {len(forgotten)} trainable parameters, such as "
-                f"{forgotten[0]!r}, which would never move. Build it on `trainer.model`, or leave it to the trainer."
-            )
-
     @property
     def is_activation_checkpointing(self) -> bool:
         """Whether any network recomputes its activations."""

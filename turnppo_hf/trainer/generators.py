@@ -46,7 +46,7 @@ def open_engine(
             dtype=dtype,
             timeout_s=args.vllm_server_timeout,
             max_parallel_requests=args.max_parallel_episodes,
-            share=gather,
+            gather=gather,
             is_main=args.process_index == 0,
         )
     return ColocatedEngine(

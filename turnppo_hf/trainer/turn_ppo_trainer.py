@@ -33,6 +33,7 @@ from turnppo_hf.trainer.distributed import Sharding, StepInDeepSpeed, WholeNetwo
 from turnppo_hf.trainer.hub_push import HubPusher
 from turnppo_hf.trainer.metrics import rollout_metrics
 from turnppo_hf.trainer.networks import build_networks, check_launch
+from turnppo_hf.trainer.optimizer import check_optimizer, parameter_groups
 from turnppo_hf.trainer.optimizer_step import pick_minibatch, update_again, update_once
 from turnppo_hf.trainer.record import agent_record, find_example
 from turnppo_hf.trainer.rollout_batch import RolloutBatch, check_failures, pending_file
@@ -264,11 +265,11 @@ class TurnPPOTrainer(BaseTrainer):
         if self.optimizer is None:  # type: ignore[has-type]  # of `Trainer`, which mypy does not follow
             decays = set(self.get_decay_parameter_names(self.model))
             optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            groups = self.model.parameter_groups(
-                decays, self.args.learning_rate, self.args.critic_lr_multiplier, self.args.weight_decay
+            groups = parameter_groups(
+                self.model, decays, self.args.learning_rate, self.args.critic_lr_multiplier, self.args.weight_decay
             )
             self.optimizer = optimizer_class(groups, **kwargs)
-        self.model.check_optimizer(self.optimizer)
+        check_optimizer(self.model, self.optimizer)
         return self.optimizer
 
     def evaluate(

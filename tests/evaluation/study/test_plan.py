@@ -7,6 +7,7 @@ import yaml
 
 from turnppo_hf.evaluation.study.plan import StudyError, merge, read_study
 
+STUDIES = Path(__file__).parents[3] / "trainer_configs" / "studies"
 STUDY = {
     "name": "trial",
     "protocol": "Written before the runs.",
@@ -124,3 +125,17 @@ def test_study_without_a_protocol_is_refused(tmp_path):
     file.write_text(yaml.safe_dump(found, sort_keys=False))
     with pytest.raises(StudyError, match="lacks `protocol`"):
         read_study(file)
+
+
+@pytest.mark.parametrize("file", sorted(STUDIES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_packaged_study_asks_for_runs_of_different_settings(file):
+    study = read_study(file)
+    for block in study.blocks:
+        best = {key: next(of.cells()) for key, (of, _) in study.best_requests(block).items()}
+        runs = study.runs(block, best)
+        assert len({run.name for run in runs}) == len(runs) == len(block.seeds) * len(list(block.cells()))
+        assert {run.settings["model"] for run in runs} <= set(study.starts)
+        limits = {run.cell.get("turns", "16"): run.settings["environment_kwargs"] for run in runs}
+        for turns, kwargs in limits.items():
+            assert kwargs["max_steps"] == int(turns) * kwargs["max_actions_per_turn"]
+            assert kwargs["split"] == "train" and kwargs["observation"] == "sentences"

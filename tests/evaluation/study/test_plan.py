@@ -138,4 +138,5 @@ def test_packaged_study_asks_for_runs_of_different_settings(file):
         limits = {run.cell.get("turns", "16"): run.settings["environment_kwargs"] for run in runs}
         for turns, kwargs in limits.items():
             assert kwargs["max_steps"] == int(turns) * kwargs["max_actions_per_turn"]
-            assert kwargs["split"] == "train" and kwargs["observation"] == "sentences"
+            assert kwargs["observation"] == "sentences"
+            assert kwargs["split"] == (None if "5x5" in kwargs["env_id"] else "train")  # 48 levels cannot be split

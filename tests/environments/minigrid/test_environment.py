@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -209,6 +210,16 @@ def test_splits_share_no_level(env_id):
     # control: by their seeds alone, two sides of a small world share levels
     sides = [{start(env_id=FIVE, seed=seed).state for seed in seeds} for seeds in (range(150), range(150, 300))]
     assert sides[0] & sides[1]
+
+
+def test_smallest_doorkey_has_few_levels_as_its_page_says():
+    environment, sides = MiniGrid(env_id=FIVE), {}
+    for seed in range(600):
+        level = environment.reset(seed=seed)[1]["state"]
+        sides[level] = level_split(environment.world)
+    page = (Path(__file__).parents[3] / "docs" / "environments.md").read_text(encoding="utf-8")
+    assert "DoorKey 5x5 has 48 levels, of which six are held out" in page
+    assert len(sides) == 48 and list(sides.values()).count("test") == 6
 
 
 def test_level_of_a_split_is_the_packages_own_of_the_seed_that_is_told():

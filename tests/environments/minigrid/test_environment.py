@@ -215,7 +215,8 @@ def test_splits_share_no_level(env_id):
 def test_smallest_doorkey_has_few_levels_as_its_page_says():
     environment, sides = MiniGrid(env_id=FIVE), {}
     for seed in range(600):
-        sides[environment.reset(seed=seed)[1]["state"]] = level_split(environment.world)
+        level = environment.reset(seed=seed)[1]["state"]
+        sides[level] = level_split(environment.world)
     page = (Path(__file__).parents[3] / "docs" / "environments.md").read_text(encoding="utf-8")
     assert "DoorKey 5x5 has 48 levels, of which six are held out" in page
     assert len(sides) == 48 and list(sides.values()).count("test") == 6

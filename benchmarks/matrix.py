@@ -52,8 +52,8 @@ Written by `python benchmarks/matrix.py --page > docs/versions.md` from the file
 Python {pythons}, torch {torch} and transformers {transformers}. Each corner has an environment of its own with the
 newest patch release of torch and transformers and what pip chooses beside them.
 
-| Python | torch | transformers | passed | skipped | failed | minutes |
-|---|---|---|---|---|---|---|
+| Python | torch | transformers | passed | skipped | failed |
+|---|---|---|---|---|---|
 """
 _TAIL = """
 Continuous integration runs the whole suite with Python 3.11, torch 2.13 and the newest transformers, and the quick one
@@ -196,7 +196,7 @@ def page() -> str:
             continue
         versions = result["versions"]
         cells = [versions[name] for name in ("python", "torch", "transformers")]
-        rows.append(" | ".join(map(str, cells + [result[key] for key in ("passed", "skipped", "failed", "minutes")])))
+        rows.append(" | ".join(map(str, cells + [result[key] for key in ("passed", "skipped", "failed")])))
         failures += [
             f"- `{test}` with Python {cells[0]}, torch {cells[1]}, transformers {cells[2]}: {cause(result, test)}"
             for test in result["failures"]

@@ -294,7 +294,7 @@ def test_run_goes_on_from_a_saved_adapter_and_its_critic(make: Any) -> None:
     first.train()
     saved = Path(first.args.output_dir) / "checkpoint-4"
     for kind in KINDS:
-        again = make(model=str(saved), value_model=str(saved / "critic"), peft=None, critic=kind)
+        again = make(model=str(saved), value_model=str(saved / "critic"), peft=None, critic=kind, folder=kind)
         assert torch.equal(logits(again.model.actor), logits(first.model.actor))
         if kind != "shared":
             assert torch.equal(logits(again.model.critic), logits(first.model.critic))

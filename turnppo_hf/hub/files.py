@@ -17,7 +17,7 @@ CRITIC_FOLDER = "critic"
 # a pickle runs code where it is read; the rest is the trainer's own state, or other people's cache
 PRIVATE_FILES = (
     *("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt"),
-    *("_*", "checkpoint-*", "rollout_*.safetensors", "trajectories/*", ".cache/*", ".git/*"),
+    *("_*", "checkpoint-*", "checkpoint.json", "rollout_*.safetensors", "trajectories/*", ".cache/*", ".git/*"),
 )
 # what loading and republishing an agent read of a repository
 PUBLIC_FILES = (

@@ -33,6 +33,8 @@ _LAUNCH = (
     *("train_sampling", "_n_gpu", "num_processes", "use_cpu"),
 )
 
+_PLACES = ("output_dir", "logging_dir", "resume_from_checkpoint")  # of this machine: checkpoints are pushed
+
 _UNNAMED = "<lambda>"  # of an environment's factory
 
 logger = logging.get_logger(__name__)
@@ -56,7 +58,7 @@ def run_settings(
     model = public_name(get_config_model_id(networks.actor.config))
     is_named = _UNNAMED not in environments
     settings = {
-        **args.to_dict(),
+        **{name: value for name, value in args.to_dict().items() if name not in _PLACES},
         "model": f"{model} of {sum(item.numel() for item in base)} numbers",
         "environments": list(environments) if is_named else None,
         "environment": record.get("environment") or (record.get("environment_name") if is_named else None),

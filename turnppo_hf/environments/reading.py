@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TypeVar
 
+from gymnasium.error import ResetNeeded
+
 from turnppo_hf.environments.names import did_you_mean
 
 _Choice = TypeVar("_Choice", bound=str)
@@ -23,6 +25,30 @@ def read_answer(completion: str) -> str:
     _, _, rest = answer.partition("<answer>")  # no regular expression: it would look for the end from every beginning
     found, end, _ = rest.partition("</answer>")
     return found.strip() if end else ""
+
+
+def check_turn(action: object, ending: str | None, what: str, example: str, *, episode: str = "episode") -> None:
+    """
+    Check that `step` can play a turn.
+
+    Args:
+        action (`object`): What it was given.
+        ending (`str`, *optional*): How the episode ended, or that it has not begun; None while it runs.
+        what (`str`): What the environment reads from the text, such as "actions".
+        example (`str`): A completion.
+        episode (`str`, *optional*, defaults to `"episode"`): What an episode is called.
+
+    Raises:
+        `gymnasium.error.ResetNeeded`: the episode has ended or not begun.
+        `TypeError`: `action` is no string.
+    """
+    if ending is not None:
+        raise ResetNeeded(f"The {episode} is {ending}, so it takes no step. Call `reset()` to start another.")
+    if not isinstance(action, str):
+        raise TypeError(
+            f"`action` must be the completion as a string, got {type(action).__name__}. The environment reads the "
+            f'{what} from the text. Pass for example "{example}".'
+        )
 
 
 def read_count(name: str, value: object) -> int:

@@ -17,7 +17,7 @@ from gymnasium.error import ResetNeeded
 
 from turnppo_hf.environments.minigrid.observation import LEGEND, cell_text, grid_text, reasoning, sentences, state_text
 from turnppo_hf.environments.minigrid.rules import Split, action_names, make_world, reset_world
-from turnppo_hf.environments.reading import read_answer, read_choice, read_count, read_penalty
+from turnppo_hf.environments.reading import check_turn, read_answer, read_choice, read_count, read_penalty
 
 MAX_TEXT_LENGTH = 8192  # characters of an observation and of a sampled completion
 _SEPARATORS = {"tags": " || ", "bare": " ", "reasoned": " "}
@@ -198,13 +198,7 @@ class MiniGrid(gymnasium.Env[str, str]):
             `gymnasium.error.ResetNeeded`: the episode has ended or not begun.
             `TypeError`: `action` is no string.
         """
-        if self._ending is not None:
-            raise ResetNeeded(f"The episode is {self._ending}, so it takes no step. Call `reset()` to start another.")
-        if not isinstance(action, str):
-            raise TypeError(
-                f"`action` must be the completion as a string, got {type(action).__name__}. The environment reads "
-                'the actions from the text. Pass for example "<answer>forward || left</answer>".'
-            )
+        check_turn(action, self._ending, "actions", "<answer>forward || left</answer>")
         actions, is_readable = self.parse(action)
         reward, terminated, truncated = 0.0, False, False
         executed: list[int] = []

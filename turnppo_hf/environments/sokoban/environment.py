@@ -18,7 +18,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 
 from turnppo_hf.environments.names import did_you_mean
-from turnppo_hf.environments.reading import read_answer, read_choice, read_count, read_penalty
+from turnppo_hf.environments.reading import check_turn, read_answer, read_choice, read_count, read_penalty
 from turnppo_hf.environments.sokoban.levels import Split, generate_level, level_split, load_levels
 from turnppo_hf.environments.sokoban.rules import DOWN, LEFT, RIGHT, UP, SokobanState
 from turnppo_hf.environments.sokoban.solver import best_plan
@@ -190,13 +190,7 @@ class Sokoban(gymnasium.Env[str, str]):
             `gymnasium.error.ResetNeeded`: the episode has ended or not begun.
             `TypeError`: `action` is no string.
         """
-        if self._ending is not None:
-            raise ResetNeeded(f"The episode is {self._ending}, so it takes no step. Call `reset()` to start another.")
-        if not isinstance(action, str):
-            raise TypeError(
-                f"`action` must be the completion as a string, got {type(action).__name__}. The environment reads "
-                'the actions from the text. Pass for example "<answer>Right || Up</answer>".'
-            )
+        check_turn(action, self._ending, "actions", "<answer>Right || Up</answer>")
         actions, is_readable = self.parse(action)
         reward, solved = 0.0, False
         executed: list[int] = []

@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from turnppo_hf.environments.reading import read_answer, read_choice, read_count, read_penalty
+from turnppo_hf.environments.reading import check_turn, read_answer, read_choice, read_count, read_penalty
 from turnppo_hf.environments.textworld.games import (
     MAX_GAMES,
     SETTINGS,
@@ -174,13 +174,7 @@ class TextWorld(gymnasium.Env[str, str]):
             `gymnasium.error.ResetNeeded`: the episode has ended or not begun.
             `TypeError`: `action` is no string.
         """
-        if self._ending is not None:
-            raise ResetNeeded(f"The game is {self._ending}, so it takes no step. Call `reset()` to start another.")
-        if not isinstance(action, str):
-            raise TypeError(
-                f"`action` must be the completion as a string, got {type(action).__name__}. The command is read from "
-                'the text. Pass for example "<answer>go east</answer>".'
-            )
+        check_turn(action, self._ending, "command", "<answer>go east</answer>", episode="game")
         command, is_over, answer = self.parse(action), False, "Nothing was understood."
         if command:
             self._now, _, is_over = self._player.step(command)

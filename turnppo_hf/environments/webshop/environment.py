@@ -18,7 +18,7 @@ import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from turnppo_hf.environments.reading import read_answer, read_choice, read_count, read_penalty
+from turnppo_hf.environments.reading import check_turn, read_answer, read_choice, read_count, read_penalty
 from turnppo_hf.environments.webshop.pages import PAGE_SIZE, SUB_PAGES, ShoppingSession, page_text, page_text_rich
 from turnppo_hf.environments.webshop.rules import Split, SplitBy, World, shared_world
 from turnppo_hf.environments.webshop.shopper import next_action
@@ -191,13 +191,7 @@ class WebShop(gymnasium.Env[str, str]):
             `gymnasium.error.ResetNeeded`: the episode has ended or not begun.
             `TypeError`: `action` is no string.
         """
-        if self._ending is not None:
-            raise ResetNeeded(f"The episode is {self._ending}, so it takes no step. Call `reset()` to start another.")
-        if not isinstance(action, str):
-            raise TypeError(
-                f"`action` must be the completion as a string, got {type(action).__name__}. The environment reads the "
-                'command from the text. Pass for example "<answer>search[red shoes]</answer>".'
-            )
+        check_turn(action, self._ending, "command", "<answer>search[red shoes]</answer>")
         command = self.parse(action)
         done_something = self.session.act(command)
         self._num_turns += 1

@@ -18,8 +18,9 @@ from statistics import fmean
 import yaml
 
 from turnppo_hf.cli.train_arguments import parse_run
-from turnppo_hf.evaluation.study.plan import Block, PlannedRun, Study, StudyError
+from turnppo_hf.evaluation.study.plan import Block, PlannedRun, Study, StudyError, run_name
 from turnppo_hf.evaluation.study.result import StudyResult, read_results
+from turnppo_hf.hub.processes import end_process, left_by_signals
 
 _POLL_S = 0.5
 _STOP_S = 10.0  # that a process has to end in, before it is killed
@@ -62,9 +63,7 @@ class StudyRunner:
         self.study = study
         self.workers = workers or os.cpu_count() or 1
         self.only, self.minutes = only, minutes
-        self.results = {
-            (result.block, result.seed, tuple(result.cell.items())): result for result in read_results(study.results)
-        }
+        self.results = {result.name: result for result in read_results(study.results)}
         self.failed: dict[str, str] = {}  # run -> the last line that it printed
         self._seconds: list[float] = []
         if only is not None and not any(only in name for name in self._names()):
@@ -117,13 +116,10 @@ class StudyRunner:
             `bool`: whether every chosen run is finished.
         """
         end = None if self.minutes is None else time.monotonic() + 60 * self.minutes
-        previous = signal.signal(signal.SIGTERM, _exit_on_signal)
-        try:
+        with left_by_signals():
             for folder, words in self.study.starts.items():
                 self._make_start(Path(folder), words)
             complete = all([self._run_block(block, end) for block in self.study.blocks])
-        finally:
-            signal.signal(signal.SIGTERM, previous)
         for name, reason in self.failed.items():
             print(f"failed: {name}: {reason}")
         return complete and not self.failed
@@ -147,14 +143,14 @@ class StudyRunner:
                     jobs.remove(job)
         finally:
             for job in jobs:
-                _stop(job.process)
+                end_process(job.process, _STOP_S)
         return not waiting
 
     def _start(self, run: PlannedRun) -> _Job:
         folder = self.study.work / run.name
         config, log = folder.with_suffix(".yaml"), folder.with_suffix(".log")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove(folder)  # what a run that was stopped left
+        shutil.rmtree(folder, ignore_errors=True)  # what a run that was stopped left
         self._write_config(run, config, folder)
         command = [sys.executable, "-m", "turnppo_hf.cli", "train", str(config)]
         with log.open("wb") as output:
@@ -175,7 +171,7 @@ class StudyRunner:
         if pid == 0:
             if seconds < 60 * self.study.minutes_per_run:
                 return False
-            _stop(job.process)
+            end_process(job.process, _STOP_S)
             self._fail(job.run, f"it took more than {self.study.minutes_per_run:g} minutes")
             return True
         job.process.returncode = os.waitstatus_to_exitcode(status)
@@ -214,12 +210,12 @@ class StudyRunner:
         return False
 
     def _finished(self, run: PlannedRun) -> StudyResult | None:
-        result = self.results.get(_key(run))
+        result = self.results.get(run.name)
         return result if result is not None and result.settings_hash == run.settings_hash else None
 
     def _keep(self, run: PlannedRun, result: StudyResult) -> None:
         result.save(self.study.results / f"{run.name}.json")
-        self.results[_key(run)] = result
+        self.results[run.name] = result
 
     def _best(self, block: Block) -> dict[str, Mapping[str, str]] | None:
         """Return the cells that the block's `best_of` asks for, None while their block has no finished runs at all."""
@@ -232,7 +228,7 @@ class StudyRunner:
                     result = self._finished(run)
                     if result is None or result.score is None:
                         return None
-                    scores.setdefault(_cell(run), []).append(result.score)
+                    scores.setdefault(tuple(run.cell.items()), []).append(result.score)
             if not scores:
                 return None
             best[key] = dict(max(scores.items(), key=lambda item: fmean(item[1]))[0])
@@ -258,41 +254,16 @@ class StudyRunner:
         for block in self.study.blocks:
             for seed in block.seeds:
                 for cell in block.cells():
-                    yield PlannedRun(block.name, cell, seed, {}).name
-
-
-def _key(run: PlannedRun) -> tuple[str, int, tuple[tuple[str, str], ...]]:
-    return run.block, run.seed, _cell(run)
-
-
-def _cell(run: PlannedRun) -> tuple[tuple[str, str], ...]:
-    return tuple(run.cell.items())
+                    yield run_name(block.name, cell, seed)
 
 
 def _is_over(end: float | None) -> bool:
     return end is not None and time.monotonic() > end
 
 
-def _exit_on_signal(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)
-
-
 def _die_with_parent() -> None:
     """In a child: ask Linux to end it with the study, however that ends, so that no run is left on a core."""
     ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(_STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _last_line(log: Path) -> str:

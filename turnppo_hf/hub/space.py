@@ -8,10 +8,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
@@ -24,6 +22,7 @@ from huggingface_hub import CommitInfo, HfApi
 from turnppo_hf.distribution import declared
 from turnppo_hf.hub.client import create_repository, push_folder, with_retries
 from turnppo_hf.hub.exceptions import ReleaseError
+from turnppo_hf.hub.processes import end_process, left_by_signals
 from turnppo_hf.hub.wheel import build_wheel
 
 SpaceKind = Literal["zero_gpu", "cpu", "static"]
@@ -61,41 +60,14 @@ def run_space(*, agent: str | None = None, revision: str | None = None, port: in
         )
     named = {"AGENT_REPO": agent, "AGENT_REVISION": revision, "GRADIO_SERVER_PORT": port}
     variables = {name: str(value) for name, value in named.items() if value is not None}
-    with _ended_by_signals():
+    with left_by_signals():
         page = subprocess.Popen([sys.executable, str(find_space() / "app.py")], env={**os.environ, **variables})
         try:
             return page.wait()
         except KeyboardInterrupt:
             return 128 + signal.SIGINT
         finally:
-            _end(page)
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Turn SIGTERM into an exit that passes through `finally`, as Ctrl-C does, in the thread that gets signals."""
-
-    def leave(number: int, _: Any) -> None:
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _end(page: subprocess.Popen[bytes]) -> None:
-    """End the page so that nothing serves on; it may have ended by itself."""
-    page.terminate()
-    try:
-        page.wait(timeout=_GRACE_S)
-    except subprocess.TimeoutExpired:
-        page.kill()
-        page.wait()
+            end_process(page, _GRACE_S)
 
 
 def push_space(

@@ -67,7 +67,7 @@ class PlannedRun:
     @property
     def name(self) -> str:
         """Block, values and seed, as a path below the folder of results."""
-        return "/".join([self.block, *self.cell.values(), f"seed_{self.seed}"])
+        return run_name(self.block, self.cell, self.seed)
 
     @property
     def settings_hash(self) -> str:
@@ -133,6 +133,11 @@ class Study:
         for axis, value in cell.items():
             settings = merge(settings, block.axes[axis][value])
         return settings
+
+
+def run_name(block: str, cell: Mapping[str, str], seed: int) -> str:
+    """Return block, values and seed, as a path below the folder of results."""
+    return "/".join([block, *cell.values(), f"seed_{seed}"])
 
 
 def read_study(path: str | Path) -> Study:

@@ -11,7 +11,7 @@ from typing import Any
 from turnppo_hf.evaluation.calibration import CriticJudgement
 from turnppo_hf.evaluation.json_fields import NULLABLE, FieldError, read_fields, write_fields
 from turnppo_hf.evaluation.results import LearningPoint, Package, RunResults
-from turnppo_hf.evaluation.study.plan import PlannedRun
+from turnppo_hf.evaluation.study.plan import PlannedRun, run_name
 from turnppo_hf.evaluation.summary import Summary
 
 # what is kept of the log, one list of numbers each; None where a step did not log it
@@ -104,6 +104,11 @@ class StudyResult:
         beside = file.with_suffix(".part")
         beside.write_text(json.dumps(write_fields(self), indent=1) + "\n", encoding="utf-8")
         beside.replace(file)
+
+    @property
+    def name(self) -> str:
+        """That of the run it is of."""
+        return run_name(self.block, self.cell, self.seed)
 
     @property
     def score(self) -> float | None:

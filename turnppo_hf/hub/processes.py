@@ -1,0 +1,43 @@
+"""A command that starts processes goes in; one that leaves none of them behind, however it is ended, comes out."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def left_by_signals() -> Iterator[None]:
+    """Turn SIGTERM into an exit that passes through `finally`, as Ctrl-C does, in the thread that gets signals."""
+
+    def leave(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def end_process(process: subprocess.Popen[bytes], grace_s: float) -> None:
+    """
+    End a process, which may have ended by itself.
+
+    Args:
+        process (`subprocess.Popen`): It.
+        grace_s (`float`): Seconds that it has after SIGTERM, before it is killed.
+    """
+    process.terminate()
+    try:
+        process.wait(timeout=grace_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -118,17 +118,17 @@ class Collector:
     @contextmanager
     def begun(self) -> Iterator[None]:
         """Begin and, where an exception ends it, leave a training without episodes under way."""
-        self._give_up(self._worker)
+        self._give_up()
         try:
             yield
         except BaseException:
-            self._give_up(self._worker)
+            self._give_up()
             raise
 
-    def _give_up(self, worker: RolloutWorker) -> None:
-        worker.give_up()
+    def _give_up(self) -> None:
+        self._worker.give_up()
         if self.engine is None:  # its cache is of no use any more; an engine's would be asked of a server
-            worker.generator.reset()
+            self.generator.reset()
 
     def _make_worker(self, temperature: float) -> RolloutWorker:
         args, actor, chat = self.args, self.actor, self.chat
@@ -163,20 +163,6 @@ class Collector:
         further: FurtherGroups | None = None,
     ) -> tuple[list[Trajectory], list[Trajectory]]:
         """Play this rank's part; return its trajectories and all ranks', or raise on every rank what one raised."""
-        try:
-            return self._play_and_gather(worker, plans, enough, label, further)
-        except BaseException:
-            self._give_up(worker)
-            raise
-
-    def _play_and_gather(
-        self,
-        worker: RolloutWorker,
-        plans: list[EpisodePlan],
-        enough: int,
-        label: str,
-        further: FurtherGroups | None,
-    ) -> tuple[list[Trajectory], list[Trajectory]]:
         mine: list[Trajectory] = []
         timing, problem = RolloutTiming(), None
         try:

@@ -14,10 +14,11 @@ from turnppo_hf.hub.exceptions import ReleaseError
 
 CRITIC_FOLDER = "critic"
 
+CHECKPOINT_FILE = "checkpoint.json"  # of a checkpoint, with settings and checksums of a run: for resuming alone
 # a pickle runs code where it is read; the rest is the trainer's own state, or other people's cache
 PRIVATE_FILES = (
     *("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt"),
-    *("_*", "checkpoint-*", "checkpoint.json", "rollout_*.safetensors", "trajectories/*", ".cache/*", ".git/*"),
+    *("_*", "checkpoint-*", CHECKPOINT_FILE, "rollout_*.safetensors", "trajectories/*", ".cache/*", ".git/*"),
 )
 # what loading and republishing an agent read of a repository
 PUBLIC_FILES = (

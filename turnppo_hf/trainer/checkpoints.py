@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from transformers import TrainerState
 from transformers.utils import logging
 
+from turnppo_hf.hub.files import CHECKPOINT_FILE
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 
-RECORD_FILE = "checkpoint.json"  # written last: a folder without it was interrupted
 _BESIDE, _REPLACED = "_saving-", "_replaced-"  # what a checkpoint is called before and after it has its name
 _OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer_0/", "latest")  # the last is DeepSpeed's, with its schedule
 
@@ -38,7 +38,7 @@ class CheckpointError(ValueError):
 @dataclass(frozen=True)
 class CheckpointRecord:
     """
-    What `checkpoint.json` holds.
+    What `checkpoint.json` holds; it is written last, so a folder without it was interrupted.
 
     Example: `CheckpointRecord(step=80, files={"optimizer.pt": [4312, "9f86..."]}, settings={"seed": 42})`.
     """
@@ -51,7 +51,7 @@ class CheckpointRecord:
     def save(self, folder: Path) -> None:
         """Write it into a checkpoint, with a checksum of its own."""
         content = asdict(self)
-        _write(folder / RECORD_FILE, json.dumps({"sha256": _digest(content), **content}, indent=2).encode())
+        _write(folder / CHECKPOINT_FILE, json.dumps({"sha256": _digest(content), **content}, indent=2).encode())
 
     @classmethod
     def load(cls, folder: Path) -> CheckpointRecord:
@@ -61,15 +61,15 @@ class CheckpointRecord:
         Raises:
             `CheckpointError`: there is none, or it is damaged; the message continues a sentence.
         """
-        if not (folder / RECORD_FILE).exists():
-            raise CheckpointError(f"holds no {RECORD_FILE}, which is written last, so it is incomplete")
+        if not (folder / CHECKPOINT_FILE).exists():
+            raise CheckpointError(f"holds no {CHECKPOINT_FILE}, which is written last, so it is incomplete")
         try:
-            content = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+            content = json.loads((folder / CHECKPOINT_FILE).read_text(encoding="utf-8"))
             if content.pop("sha256") != _digest(content):
                 raise ValueError("its checksum differs")
             return cls(**content)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"has a damaged {RECORD_FILE} ({error})") from error
+            raise CheckpointError(f"has a damaged {CHECKPOINT_FILE} ({error})") from error
 
 
 def verify(folder: Path, *, resumable: bool = True) -> CheckpointRecord:
@@ -85,7 +85,7 @@ def verify(folder: Path, *, resumable: bool = True) -> CheckpointRecord:
     """
     if not folder.is_dir():
         raise CheckpointError("does not exist" if not folder.exists() else "is a file, not a checkpoint's folder")
-    if not (folder / RECORD_FILE).exists() and any(folder.glob("checkpoint-*")):
+    if not (folder / CHECKPOINT_FILE).exists() and any(folder.glob("checkpoint-*")):
         raise CheckpointError("is a run's folder, not one of its checkpoints, and holds no optimizer to go on with")
     record = CheckpointRecord.load(folder)
     for name, (size, checksum) in record.files.items():

@@ -1,8 +1,8 @@
 """
 Runs the quick suite at the corners of the declared versions, each in an environment of its own, and prints what ran.
 
-    python benchmarks/matrix.py --folder /tmp/corners              every corner that has no result of this commit's yet
-    python benchmarks/matrix.py --folder /tmp/corners --only py3.13-torch2.15-transformers5.24 --again
+    python benchmarks/matrix.py --folder FOLDER                  every corner that has no result of this commit's yet
+    python benchmarks/matrix.py --folder FOLDER --only py3.13-torch2.15-transformers5.24 --again
     python benchmarks/matrix.py --page > docs/versions.md
 
 Needs uv, which makes the environments and finds (or fetches) the Pythons, and some 6 GB of disk for one environment

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from turnppo_hf.evaluation.study.plan import Study
+    from turnppo_hf.evaluation.study.plan import Block
     from turnppo_hf.evaluation.study.result import StudyResult
 
 _PAGES = (".md", ".html")
@@ -54,27 +54,24 @@ def _write_page(names: list[str], output: Path, *, is_study: bool) -> Path:
     from turnppo_hf.evaluation.study.report import study_sections
     from turnppo_hf.evaluation.study.result import read_results
 
-    study: Study
-    results: list[StudyResult]
     if is_study:
         study = read_study(names[0])
-        results = read_results(study.results)
+        blocks, results, protocol = study.blocks, read_results(study.results), study.protocol
         title = f"Study: {study.name.replace('_', ' ')}"
     else:
-        study, results = _study_of_runs(names)
-        title = "Runs"
-    sections = study_sections(study, results, every_scale=output.suffix == ".html")
+        blocks, results, protocol, title = *_read_runs(names), "", "Runs"
+    sections = study_sections(blocks, results, protocol, every_scale=output.suffix == ".html")
     command = shlex.join(["turnppo", "report", *names, "--output", str(output)])
     write = write_html if output.suffix == ".html" else write_markdown
     return write(title, sections, output, command)
 
 
-def _study_of_runs(names: list[str]) -> tuple[Study, list[StudyResult]]:
-    """Return folders of runs as the cells of a study that asks nothing."""
+def _read_runs(names: list[str]) -> tuple[tuple[Block, ...], list[StudyResult]]:
+    """Return folders of runs as the cells of a block that makes no claim."""
     import yaml
 
     from turnppo_hf.evaluation.results import RunResults
-    from turnppo_hf.evaluation.study.plan import Block, PlannedRun, Study
+    from turnppo_hf.evaluation.study.plan import Block, PlannedRun
     from turnppo_hf.evaluation.study.result import StudyResult
     from turnppo_hf.hub.run_record import TRAIN_CONFIG
 
@@ -89,6 +86,4 @@ def _study_of_runs(names: list[str]) -> tuple[Study, list[StudyResult]]:
         results.append(StudyResult.of_run(run, "runs", folder, wall_s=seconds, cpu_s=seconds))
     axes: dict[str, dict[str, dict[str, object]]] = {"run": {str(result.cell["run"]): {} for result in results}}
     seeds = tuple(dict.fromkeys(result.seed for result in results))
-    block = Block("runs", "Held-out scores of the runs named.", axes, seeds, {})
-    here = Path()
-    return Study(here, "runs", "", here, here, 0.0, {}, {}, (block,)), results
+    return (Block("runs", "Held-out scores of the runs named.", axes, seeds, {}),), results

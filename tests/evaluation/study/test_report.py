@@ -74,21 +74,23 @@ def test_table_of_cells_holds_means_over_seeds(study, results):
 
 
 def test_claims_are_judged_by_pairs_of_seeds(study, results):
-    (row,) = claims_table(study, results).rows
+    (row,) = claims_table(study.blocks, results).rows
     assert row[2:] == ("6 of 6", "+0.250 (+0.250 to +0.250)", "0.031", "**holds**")
-    (row,) = claims_table(study, results[:-1]).rows  # one run is missing
+    (row,) = claims_table(study.blocks, results[:-1]).rows  # one run is missing
     assert row[2] == "5 of 6" and row[-1] == "**not decided**"
-    (row,) = claims_table(study, []).rows
+    (row,) = claims_table(study.blocks, []).rows
     assert row[2:] == ("0 of 6", "-", "-", "**not decided**")
 
 
 def test_pages_hold_every_table_and_picture(study, results, tmp_path):
-    sections = study_sections(study, results, every_scale=True)
+    sections = study_sections(study.blocks, results, study.protocol, every_scale=True)
     page = write_html("Trial", sections, tmp_path / "page.html", "turnppo report").read_text()
     assert page.count("<img") == page.count("data:image/png;base64,") == 3  # one for each scale
     assert "http" not in re.sub(r"base64,[^\"]+", "", page)
     assert "<strong>holds</strong>" in page and "No run of it is finished." in page
-    target = write_markdown("Trial", study_sections(study, results), tmp_path / "docs" / "page.md", "turnppo report")
+    target = write_markdown(
+        "Trial", study_sections(study.blocks, results, study.protocol), tmp_path / "docs" / "page.md", "turnppo report"
+    )
     text = target.read_text()
     pictures = re.findall(r"!\[[^\]]+\]\((.+?)\)", text)
     assert pictures and all((target.parent / name).stat().st_size > 1000 for name in pictures)
@@ -97,9 +99,11 @@ def test_pages_hold_every_table_and_picture(study, results, tmp_path):
 
 def test_runs_with_cut_episodes_are_named(study, results):
     cut = replace(results[0], cut_share=0.02)
-    titles = [section.title for section in study_sections(study, [cut, *results[1:]])]
+    titles = [section.title for section in study_sections(study.blocks, [cut, *results[1:]], study.protocol)]
     assert "Runs with cut episodes" in titles
-    assert "Runs with cut episodes" not in [section.title for section in study_sections(study, results)]
+    assert "Runs with cut episodes" not in [
+        section.title for section in study_sections(study.blocks, results, study.protocol)
+    ]
 
 
 def test_result_file_is_read_back_and_a_damaged_one_is_named(results, tmp_path):

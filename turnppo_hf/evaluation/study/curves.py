@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -116,7 +116,10 @@ def _positions(result: StudyResult, scale: Scale) -> list[float]:
     steps = [point.step for point in result.curve]
     if scale == "episodes":
         return [step * result.episodes_per_step for step in steps]
-    logged: Callable[[str], list[float]] = lambda name: [value or 0.0 for value in result.log.get(name, [])]  # noqa: E731
+
+    def logged(name: str) -> list[float]:
+        return [value or 0.0 for value in result.log.get(name, [])]
+
     known = [0.0, *logged("step")]
     if scale == "tokens":
         totals = [0.0, *logged("num_tokens")]

@@ -10,7 +10,7 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 
 from turnppo_hf.evaluation.study.curves import SCALES, draw_curves, draw_levels
-from turnppo_hf.evaluation.study.plan import Block, Claim, Study
+from turnppo_hf.evaluation.study.plan import Block, Claim
 from turnppo_hf.evaluation.study.result import StudyResult
 from turnppo_hf.evaluation.study.statistics import Comparison, bootstrap_interval, compare
 
@@ -53,25 +53,28 @@ class Section:
     pictures: tuple[Picture, ...] = ()
 
 
-def study_sections(study: Study, results: Sequence[StudyResult], *, every_scale: bool = False) -> list[Section]:
+def study_sections(
+    blocks: Sequence[Block], results: Sequence[StudyResult], protocol: str = "", *, every_scale: bool = False
+) -> list[Section]:
     """
     Lay out what is known of a study.
 
     Args:
-        study ([`~turnppo_hf.evaluation.study.plan.Study`]): Its file.
+        blocks (`Sequence[Block]`): Its questions.
         results (`Sequence[StudyResult]`): What was finished, in any order.
+        protocol (`str`, *optional*): How its claims are judged; without one there are none.
         every_scale (`bool`, *optional*, defaults to `False`): Whether curves are drawn over episodes, tokens and CPU
             seconds, not over episodes alone.
     """
     sections = []
-    if study.protocol:
-        sections.append(Section("Claims", (study.protocol.strip(),), (claims_table(study, results),)))
+    if protocol:
+        sections.append(Section("Claims", (protocol.strip(),), (claims_table(blocks, results),)))
     if cut := cut_runs(results):
         names = ", ".join(sorted({f"{run.block} {' '.join(map(str, run.cell.values()))}" for run in cut}))
         sections.append(
             Section("Runs with cut episodes", (f"A token limit or a long prompt ended episodes of: {names}.",))
         )
-    for block in study.blocks:
+    for block in blocks:
         cells = cells_of(block, results)
         if not cells:
             sections.append(Section(_heading(block.name), (block.question, "No run of it is finished.")))
@@ -95,10 +98,10 @@ def cells_of(block: Block, results: Sequence[StudyResult]) -> dict[Cell, list[St
     return found
 
 
-def claims_table(study: Study, results: Sequence[StudyResult]) -> Table:
+def claims_table(blocks: Sequence[Block], results: Sequence[StudyResult]) -> Table:
     """Return one row a claim: what is compared, the difference of final scores over seeds, and the verdict."""
     rows = []
-    for block in study.blocks:
+    for block in blocks:
         for claim in block.claims:
             found = judge_claim(block, claim, results)
             setting = ", ".join([f"{claim.better} against {claim.than}", *(f"{n} {v}" for n, v in claim.at.items())])

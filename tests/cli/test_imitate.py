@@ -33,7 +33,6 @@ def config(tmp_path, **changes):
         "per_device_train_batch_size": 4,
         "use_cpu": True,
         "bf16": False,
-        "activation_checkpointing": False,
         **changes,
     }
     file = tmp_path / "imitate.yaml"

@@ -31,7 +31,7 @@ def demonstrate(num_episodes=4, noise=0.0):
 
 def sft(folder, **changes):
     defaults = {"max_steps": 4, "per_device_train_batch_size": 4, "report_to": "none", "save_strategy": "no"}
-    quiet = {"use_cpu": True, "bf16": False, "disable_tqdm": True, "activation_checkpointing": False}
+    quiet = {"use_cpu": True, "bf16": False, "disable_tqdm": True}
     return SFTConfig(str(folder), **{**defaults, **quiet, **changes})
 
 

@@ -84,7 +84,7 @@ def test_run_ends_where_that_is_asked_for(tmp_path, warnings):
     run = Guarded(tmp_path, "stop").feed(SICK[:-1])
     assert not run.control.should_training_stop
     run.feed(SICK[-1:])
-    assert run.control.should_training_stop and "Training ends (`collapse_action`)" in warnings[0]
+    assert run.control.should_training_stop and warnings[0].endswith("Training ends, as `collapse_action` asks.")
 
 
 def test_run_goes_back_to_the_newest_good_checkpoint_three_times_and_then_ends(tmp_path, warnings):
@@ -111,7 +111,7 @@ def test_run_without_a_good_checkpoint_ends(tmp_path, warnings):
     save(tmp_path, 12)
     run = Guarded(tmp_path, "rollback").feed(SICK)
     assert run.went_back == [] and run.control.should_training_stop
-    assert "no complete checkpoint from before is left" in warnings[0]
+    assert "no complete checkpoint of step 10 or before is left" in warnings[0]
 
 
 @pytest.mark.parametrize("stop", [3, 12, 14, 15, 17, 22, 30])

@@ -72,22 +72,35 @@ class CollapseGuard:
         logged: dict[str, float] = {}
         if fresh := self._find(judged, step):
             self.num_signs += len(fresh)
-            action, outcome = self.args.collapse_action, "Training goes on."
-            if action == "rollback" and (checkpoint := self._good_checkpoint(fresh)) is not None:
-                logged["collapse/back_to_step"] = float(good_step := int(checkpoint.name.rpartition("-")[2]))
+            outcome, checkpoint = self._decide(fresh)
+            if checkpoint is not None:
+                good_step = int(checkpoint.name.rpartition("-")[2])
                 self._count_rollback(good_step, step)
                 self.go_back(str(checkpoint), _RATE_SCALE)
                 control.should_save = True  # a run that is killed now goes on from here
-                share = _RATE_SCALE**self.num_rollbacks
-                outcome = f"Training goes back to {checkpoint}, with {share:g} of the learning rate."
-            elif action != "warn":
+                logged["collapse/back_to_step"] = float(good_step)
+            elif self.args.collapse_action != "warn":
                 control.should_training_stop = True
-                outcome = f"Training ends (`collapse_action`): {self._why_not_back(action)}."
             for sign in fresh if self.args.process_index == 0 else ():
                 logger.warning("Step %d: %s %s", step, sign.sentence, outcome)
         if self.num_signs:
             logged |= {"collapse/signs": float(self.num_signs), "collapse/rollbacks": float(self.num_rollbacks)}
         return logged
+
+    def _decide(self, signs: Sequence[Sign]) -> tuple[str, Path | None]:
+        """Return what is done, in a sentence, and the checkpoint to go back to: the newest from before the signs."""
+        if self.args.collapse_action == "warn":
+            return "Training goes on.", None
+        if self.args.collapse_action == "stop":
+            return "Training ends, as `collapse_action` asks.", None
+        if self.num_rollbacks == _MAX_ROLLBACKS:
+            return f"Training ends: it went back {_MAX_ROLLBACKS} times already.", None
+        run_folder, last_step = Path(str(self.args.output_dir)), min(sign.good_step for sign in signs)
+        checkpoint = on_first_rank(self.args, lambda: newest_complete(run_folder, last_step=last_step))
+        if checkpoint is None:
+            return f"Training ends: no complete checkpoint of step {last_step} or before is left to go back to.", None
+        share = _RATE_SCALE ** (self.num_rollbacks + 1)
+        return f"Training goes back to {checkpoint}, with {share:g} of the learning rate.", checkpoint
 
     def _find(self, entry: Mapping[str, float], step: int) -> list[Sign]:
         """Return the signs that an entry shows and that were not reported yet."""
@@ -101,20 +114,6 @@ class CollapseGuard:
         self.num_rollbacks += 1
         self._history.go_back(good_step, step)
         self._reported.clear()
-
-    def _good_checkpoint(self, signs: Sequence[Sign]) -> Path | None:
-        """Find the newest complete checkpoint from before the entries that show the signs."""
-        if self.num_rollbacks == _MAX_ROLLBACKS:
-            return None
-        last_step = min(sign.good_step for sign in signs)
-        return on_first_rank(self.args, lambda: newest_complete(Path(str(self.args.output_dir)), last_step=last_step))
-
-    def _why_not_back(self, action: str) -> str:
-        if action == "stop":
-            return "it is asked to"
-        if self.num_rollbacks == _MAX_ROLLBACKS:
-            return f"it went back {_MAX_ROLLBACKS} times already"
-        return "no complete checkpoint from before is left to go back to"
 
 
 def restore_optimizer(optimizer: Any, scheduler: Any, checkpoint: str, rate_scale: float) -> None:

@@ -1,9 +1,9 @@
 """
 What it brings to choose what is trained on: `filter_groups` and `task_sampling: value` on and off, two seeds each.
 
-`python benchmarks/task_choice.py --output docs/task_choice.json` trains `trainer_configs/sokoban_cpu.yaml`, shortened, in
-one process with one thread: groups with `grpo`, tasks with `turn_ppo` on a fixed set of 256 levels. Runs that the file
-holds are not made again. An episode that is replaced is played as well, so the episodes played are counted beside.
+`python benchmarks/task_choice.py --output docs/task_choice.json` trains `trainer_configs/sokoban_cpu.yaml`, shortened,
+in one process with one thread: groups with `grpo`, tasks with `turn_ppo` on a fixed set of 256 levels. Runs that the
+file holds are not made again. A group that is replaced was played as well, and its time is in the CPU seconds.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from turnppo_hf.cli.run_config import parse_run
 from turnppo_hf.cli.train import choose_tasks, make_trainer
+from turnppo_hf.cli.train_arguments import parse_run
 from turnppo_hf.environments import make_environment
 
 CONFIG = Path(__file__).parents[1] / "trainer_configs" / "sokoban_cpu.yaml"

@@ -47,6 +47,7 @@ OWN_FIELDS = {
     "algorithm",
     "bootstrap_truncated",
     "cliprange_value",
+    "collapse_action",
     "context",
     "critic",
     "critic_layers",

@@ -1,11 +1,13 @@
 """Train the tiny actor for some steps, case by case, and write what every step did: by one process or by several."""
 
+import hashlib
 import json
 import math
 import sys
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig
 from safetensors.torch import save_file
@@ -20,7 +22,10 @@ from turnppo_hf.trainer import collector
 from turnppo_hf.trainer.distributed import leave_together, whole, whole_gradient
 from turnppo_hf.trajectory import StopReason
 
-LOGGED = ("loss", "advantages/mean", "advantages/std", "grad_norm/actor", "grad_norm/critic", "updates/skipped")
+LOGGED = (
+    *("loss", "advantages/mean", "advantages/std", "grad_norm/actor", "grad_norm/critic", "updates/skipped"),
+    *("groups/equal_share", "groups/replaced", "tasks/decided_share", "collapse/rollbacks", "collapse/back_to_step"),
+)
 EMBEDDED = Path(__file__).parents[2] / "turnppo_hf" / "models" / "sokoban_tiny"
 
 
@@ -65,8 +70,16 @@ def in_chunks(number):
 
 
 def break_step(trainer, rank, step, what):
-    """Make a loss or a sampled log-prob NaN, on one rank and in one optimizer step, counted from 0."""
-    backward, collect = trainer.sharding.backward, trainer.collector.collect
+    """
+    Make a loss or a sampled log-prob NaN, on one rank and in one optimizer step, counted from 0, or the entries of a
+    collapse of what this rank logs in the five steps from that one on.
+    """
+    backward, collect, look = trainer.sharding.backward, trainer.collector.collect, trainer._collapse.look
+
+    def broken_look(entry, number, control):
+        if trainer.args.process_index == rank and what == "log" and step < number <= step + 5:
+            entry = {**entry, "reward_std": 0.0, "success": 0.0}
+        return look(entry, number, control)
 
     def broken_backward(loss):
         here = trainer.args.process_index == rank and trainer.state.global_step == step and what == "gradient"
@@ -80,6 +93,7 @@ def break_step(trainer, rank, step, what):
         return mine, everyone
 
     trainer.sharding.backward, trainer.collector.collect = broken_backward, broken_collect
+    trainer._collapse.look = broken_look
 
 
 def run(
@@ -137,18 +151,17 @@ def run(
     for path, parameter in trainer.model.named_parameters():
         with whole(parameter) as full:
             tensors[f"weight.{path}"] = full.detach().clone()
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        if name.startswith("weight."):
+            digest.update(tensors[name].numpy().tobytes())
+    of_ranks = gather_object([(digest.hexdigest(), trainer._collapse.num_rollbacks)])
+    tensors["ranks_agree"] = torch.tensor(len(set(of_ranks)) == 1)
     tensors["cut"] = torch.tensor(all(isinstance(p, DTensor) for p in trainer.model.parameters()))
     played = [item for item in trainer._last_trajectories if item.stop_reason is not StopReason.ERROR]
     tensors["played"] = torch.tensor([len(trainer._last_trajectories), len(played)])
     for entry in trainer.state.log_history:
-        for key in (
-            "loss",
-            "advantages/mean",
-            "advantages/std",
-            "grad_norm/actor",
-            "grad_norm/critic",
-            "updates/skipped",
-        ):
+        for key in LOGGED:
             if key in entry:
                 tensors[f"log.{entry['step']}.{key}"] = torch.tensor(entry[key], dtype=torch.float64)
     trainer.save_model()

@@ -12,6 +12,7 @@ from tests.helpers.launch import run_ranks
 pytestmark = pytest.mark.slow  # two processes
 
 UPDATES = {"failing": [0, 1, 2, 3], "num_minibatches": 2, "max_steps": 4}
+FILTERED = {"algorithm": "grpo", "generation_batch_size": 16, "temperature": 2.0}
 CASES = {
     "whole": {},
     "two": {"micro_batches": 2, "gradient_checkpointing": True},
@@ -21,6 +22,9 @@ CASES = {
     "grpo": {"algorithm": "grpo"},
     "gigpo": {"algorithm": "gigpo", "failing": [1]},
     "tokens": {"token_advantage_coef": 1.0, "token_lam": 0.9, "off_policy_credit": "turn_vtrace", "failing": [1, 2]},
+    "valued": {"task_sampling": "value", "generation_batch_size": 4, "learning_rate": 0.01},
+    "unfiltered": FILTERED,
+    "filtered": {**FILTERED, "filter_groups": 8},
     "lora": {"critic": "lora", "lora": {"r": 2, "target_modules": ["q_proj", "v_proj"]}, "beta": 0.1},
     "shared": {"critic": "shared", "critic_trunk_gradient": 0.5},
     # a critic of a class of this package, with half of the actor's blocks
@@ -30,7 +34,8 @@ CASES = {
     "updates": {**UPDATES, "save_strategy": "steps", "save_steps": 1},
     "continued": {**UPDATES, "resume": "updates/checkpoint-3"},  # in the middle of a rollout batch
 }
-SEVERAL_ONLY = {"resumed", "updates", "continued"}  # ranks cut minibatches of their own shares
+# ranks cut minibatches of their own shares, and replace groups by further tasks of their own
+SEVERAL_ONLY = {"resumed", "updates", "continued", "unfiltered", "filtered"}
 
 
 def distance(mine, expected, step, network):
@@ -93,3 +98,27 @@ def test_rank_without_episodes_takes_part_in_every_update_of_a_batch(two):
     weights = [value for name, value in two["updates"].items() if name.startswith("weight.")]
     assert all(bool(value.isfinite().all()) for value in weights)
     assert {name.split(".")[1] for name in two["updates"] if name.startswith("gradient.")} == set("0123")
+
+
+def test_ranks_hold_the_same_weights_after_every_case(two):
+    assert all(bool(found["ranks_agree"]) for found in two.values())
+
+
+def test_tasks_are_drawn_by_value_alike_on_every_rank(one, two):
+    for found in (one["valued"], two["valued"]):
+        assert [name for name in found if "decided_share" in name] == [
+            "log.1.tasks/decided_share",
+            "log.2.tasks/decided_share",
+        ]
+
+
+def test_each_rank_replaces_its_groups_of_equal_returns(two):
+    shares = {
+        name: [two[name][f"log.{step}.groups/equal_share"].item() for step in (1, 2)]
+        for name in CASES
+        if "filtered" in name
+    }
+    assert max(shares["unfiltered"]) > 0.0 and shares["filtered"] == [0.0, 0.0]
+    assert sum(two["filtered"][f"log.{step}.groups/replaced"].item() for step in (1, 2)) >= 2
+    assert two["filtered"]["played"].tolist() == [16, 16]
+    assert distance(two["filtered"], two["unfiltered"], 1, "actor") > 1e-3  # the control: it trains on others

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -114,15 +115,19 @@ def verify(folder: Path, *, resumable: bool = True) -> CheckpointRecord:
     return record
 
 
-def newest_complete(run_folder: Path, report: Callable[[str], object] = logger.warning) -> Path | None:
+def newest_complete(
+    run_folder: Path, report: Callable[[str], object] = logger.warning, last_step: float = math.inf
+) -> Path | None:
     """
     Find the newest checkpoint that a run can go on from; report each newer one that is skipped, in a sentence.
 
     Args:
         run_folder (`Path`): The run's `output_dir`.
         report (`Callable`, *optional*): Takes the sentences.
+        last_step (`int`, *optional*): Checkpoints of later steps are passed over. No limit by default.
     """
-    for folder in sorted(_checkpoints(run_folder), key=_step_of, reverse=True):
+    candidates = [folder for folder in _checkpoints(run_folder) if _step_of(folder) <= last_step]
+    for folder in sorted(candidates, key=_step_of, reverse=True):
         try:
             verify(folder)
         except CheckpointError as error:

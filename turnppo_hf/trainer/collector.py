@@ -118,14 +118,15 @@ class Collector:
     @contextmanager
     def begun(self) -> Iterator[None]:
         """Begin and, where an exception ends it, leave a training without episodes under way."""
-        self._give_up()
+        self.give_up()
         try:
             yield
         except BaseException:
-            self._give_up()
+            self.give_up()
             raise
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
+        """Leave the episodes under way."""
         self._worker.give_up()
         if self.engine is None:  # its cache is of no use any more; an engine's would be asked of a server
             self.generator.reset()

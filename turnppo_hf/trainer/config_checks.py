@@ -47,9 +47,16 @@ def check_choices(config: Any) -> None:
         ("oversampling_rest", ("continue", "drop")),
         ("off_policy_credit", OFF_POLICY_CREDITS),
         ("task_sampling", ("uniform", "value")),
+        ("collapse_action", ("warn", "stop", "rollback")),
     ):
         check_choice(config, name, choices)
     read_context(config.context)
+    if config.collapse_action == "rollback" and (config.save_strategy == "no" or config.save_only_model):
+        raise ValueError(
+            f'`collapse_action` is "rollback", but `save_strategy` is "{config.save_strategy}" and `save_only_model` '
+            f"{config.save_only_model}, so there would be no checkpoint with an optimizer to go back to. Set "
+            '`save_strategy` to "steps" and `save_only_model` to false, or `collapse_action` to "stop".'
+        )
     per_token = ALGORITHMS[config.algorithm].decision == "token"
     if per_token and config.importance_sampling_level != "token":
         raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
@@ -76,6 +77,13 @@ class TaskValues:
         for name, value, first_return in judgements:
             if (number := self._numbers.get(name)) is not None:
                 self.values[number], self.returns[number] = value, first_return
+
+    def learn(
+        self, trajectories: Sequence[Trajectory], values: torch.Tensor, returns: torch.Tensor
+    ) -> dict[str, float]:
+        """Keep what the critics of all ranks make of their episodes, see [`judge`]; return what is logged of it."""
+        self.add(gather_object(judge(trajectories, values, returns)))
+        return {"tasks/decided_share": self.decided_share}
 
     def save(self, folder: str | Path) -> None:
         """Save the state beside a checkpoint's other files."""

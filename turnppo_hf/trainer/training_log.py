@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from turnppo_hf._trl import print_prompt_completions_sample
-from turnppo_hf.ppo.credit import Credit, record_credit
+from turnppo_hf.ppo.credit import record_credit
 from turnppo_hf.rollout.parquet import save_trajectories
 from turnppo_hf.rollout.worker import RolloutTiming
 from turnppo_hf.trainer.group_filter import equal_share
 from turnppo_hf.trainer.metrics import rollout_metrics
+from turnppo_hf.trainer.rollout_batch import RolloutBatch
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 from turnppo_hf.trajectory import StopReason, Trajectory
 
@@ -101,11 +102,15 @@ class TrainingLog:
         self._numbers.clear()
         return entry
 
-    def show(self, trajectories: Sequence[Trajectory], credit: Credit | None, step: int) -> None:
-        """Print turns and save the trajectories beside the checkpoints, on one rank with their credit."""
+    def show(self, trajectories: Sequence[Trajectory], rollout: RolloutBatch | None, step: int) -> None:
+        """Where asked, print turns and save the trajectories beside the checkpoints, on one rank with their credit."""
+        # a run resumed in the middle of a rollout batch has its tensors, not its texts
+        if not self.args.log_completions or not trajectories or self.args.process_index > 0:
+            return
         played = [item for item in trajectories if item.stop_reason is not StopReason.ERROR]
-        if credit is not None and self.args.world_size == 1:  # the credit is a rank's, the trajectories are all ranks'
-            played = record_credit(played, credit)
+        # the credit is a rank's, the trajectories are all ranks'
+        if rollout is not None and rollout.credit is not None and self.args.world_size == 1:
+            played = record_credit(played, rollout.credit)
         _print_turns(played, step, self.args.num_completions_to_print)
         file = Path(str(self.args.output_dir)) / "trajectories" / f"trajectories_{step:05d}.parquet"
         save_trajectories(played, file)

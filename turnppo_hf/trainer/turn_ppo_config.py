@@ -172,6 +172,10 @@ class TurnPPOConfig(BaseConfig):
         max_skipped_steps (`int`, *optional*, defaults to `5`):
             Optimizer steps in a row whose loss, gradient or log-probs are not finite: each is skipped, and the last
             of them stops the training.
+        collapse_action (`str`, *optional*, defaults to `"warn"`):
+            What signs of a collapse in the log lead to: `"warn"` logs a sentence each, `"stop"` ends the training as
+            well, `"rollback"` goes back to the last checkpoint from before them, with half of the learning rate, three
+            times at most.
 
         > Parameters that control the rollout
 
@@ -308,6 +312,7 @@ class TurnPPOConfig(BaseConfig):
     reward_weights: list[float] | None = None
     max_failed_share: float = 0.5
     max_skipped_steps: int = 5
+    collapse_action: str = "warn"
 
     max_turns: int | None = None
     max_turn_length: int | None = None

@@ -32,6 +32,7 @@ from turnppo_hf.rollout.chat import Chat
 from turnppo_hf.rollout.rewards import Rewards
 from turnppo_hf.trainer.arguments import check_arguments, default_arguments
 from turnppo_hf.trainer.checkpoints import check_best, describe_newest, note_best, write_checkpoint
+from turnppo_hf.trainer.collapse_guard import CollapseGuard, restore_optimizer
 from turnppo_hf.trainer.collector import Collector
 from turnppo_hf.trainer.distributed import Sharding, StepInDeepSpeed, WholeNetworks, shard_on_cpu
 from turnppo_hf.trainer.hub_push import HubPusher
@@ -45,7 +46,7 @@ from turnppo_hf.trainer.run_folder import opened_run
 from turnppo_hf.trainer.run_settings import run_settings
 from turnppo_hf.trainer.saving import RunClock, check_weights, checkpoint_on_error, save_run, save_state
 from turnppo_hf.trainer.step_guard import StepGuard, describe_episodes
-from turnppo_hf.trainer.task_values import TaskValues, judge
+from turnppo_hf.trainer.task_values import TaskValues
 from turnppo_hf.trainer.tasks import check_eval_tasks, check_tasks, load_rows
 from turnppo_hf.trainer.training_log import TrainingLog
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
@@ -82,13 +83,11 @@ class TurnPPOTrainer(BaseTrainer):
         eval_dataset ([`~datasets.Dataset`], *optional*): Tasks of the evaluation during training.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*): Tokenizer with a chat template;
             loaded from the model's folder by default.
-        reward_processing_classes (*optional*): In `GRPOTrainer`'s place so that calls carry over; not supported yet,
-            and refused.
+        reward_processing_classes (*optional*): In `GRPOTrainer`'s place so that calls carry over; refused.
         callbacks (`list[TrainerCallback]`, *optional*): As in [`~transformers.Trainer`].
         optimizers (`tuple`, *optional*, defaults to `(None, None)`): Optimizer and scheduler. The default is the one
             of [`~transformers.Trainer`] with two learning rates.
-        quantization_config (*optional*): Passed to `from_pretrained` of a frozen model, such as a
-            `BitsAndBytesConfig`.
+        quantization_config (*optional*): Passed to `from_pretrained` of a frozen model: a `BitsAndBytesConfig`.
         peft_config (`peft.PeftConfig`, *optional*): Adapters to train instead of the model, in the critic as well (see
             `TurnPPOConfig.critic`).
         tools (`list[Callable]`, *optional*): Functions with type hints and a docstring that the model may call.
@@ -173,6 +172,7 @@ class TurnPPOTrainer(BaseTrainer):
             self.ref_model = self.sharding.shard_reference(self.ref_model)
         last_checkpoint = partial(describe_newest, Path(args.output_dir))
         self._guard = StepGuard(args.max_skipped_steps, self.sharding.sum, last_checkpoint)
+        self._collapse = CollapseGuard(args, self._go_back, is_cut=self.sharding.in_step)
         self._autocast = self.accelerator.autocast if args.bf16 else nullcontext
         whole_on = torch.device("cpu") if args.use_vllm else self.accelerator.device
         self._whole = WholeNetworks(self.model, whole_on) if self.sharding.is_split else None  # each rank holds a part
@@ -260,6 +260,7 @@ class TurnPPOTrainer(BaseTrainer):
         done = super()._init_training_state(max_steps, *args)
         # a checkpoint's state has the intervals of its own run, which would win over those that are set now
         self.state.compute_steps(self.args, max_steps)
+        self._collapse.begin(self.state.log_history)
         return done
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -297,8 +298,7 @@ class TurnPPOTrainer(BaseTrainer):
                     update, rollout, minibatch, self.sharding, rescores_logprobs=rescores, critic_only=critic_only
                 )
         if played is not None and self._task_values is not None and rollout.credit is not None:
-            self._task_values.add(gather_object(judge(played, rollout.credit.values, rollout.credit.returns)))
-            self._log.add({"tasks/decided_share": self._task_values.decided_share})
+            self._log.add(self._task_values.learn(played, rollout.credit.values, rollout.credit.returns))
         # 7. step: `Trainer` clips each network with `_clip_grad_norm` and steps the optimizer, where the guard lets it
         self._guard.watch(figures.losses, figures.findings, rollout.episodes)
         self._figures = figures.metrics(with_critic=args.uses_critic)
@@ -341,10 +341,8 @@ class TurnPPOTrainer(BaseTrainer):
         if self.optimizer is None:  # type: ignore[has-type]  # of `Trainer`, which mypy does not follow
             decays = set(self.get_decay_parameter_names(self.model))
             optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            groups = parameter_groups(
-                self.model, decays, self.args.learning_rate, self.args.critic_lr_multiplier, self.args.weight_decay
-            )
-            self.optimizer = optimizer_class(groups, **kwargs)
+            rates = self.args.learning_rate, self.args.critic_lr_multiplier, self.args.weight_decay
+            self.optimizer = optimizer_class(parameter_groups(self.model, decays, *rates), **kwargs)
         check_optimizer(self.model, self.optimizer)
         return self.optimizer
 
@@ -369,11 +367,16 @@ class TurnPPOTrainer(BaseTrainer):
             logs |= self._log.take()
             if self.optimizer is not None and self.args.uses_critic:
                 logs["learning_rate_critic"] = self.optimizer.param_groups[-1]["lr"]
-            # a run resumed in the middle of a rollout batch has its tensors, not its texts
-            if self.args.log_completions and self._last_trajectories and self.accelerator.is_main_process:
-                credit = None if self._rollout is None else self._rollout.credit
-                self._log.show(self._last_trajectories, credit, self.state.global_step)
+            self._log.show(self._last_trajectories, self._rollout, self.state.global_step)
+            logs |= self._collapse.look(logs, self.state.global_step, self.control)
         super().log(logs, start_time)
+
+    def _go_back(self, checkpoint: str, rate_scale: float) -> None:
+        """Take up a checkpoint's weights and moments, at a lower learning rate; nothing under way is played on."""
+        self._load_from_checkpoint(checkpoint, self.model)
+        restore_optimizer(self.optimizer, self.lr_scheduler, checkpoint, rate_scale)
+        self._rollout = self._pending_file = None
+        self.collector.give_up()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save what plain transformers loads, however the launch shards the networks; every rank calls it."""
@@ -385,12 +388,10 @@ class TurnPPOTrainer(BaseTrainer):
 
     def make_record(self) -> AgentRecord:
         """Return what `turnppo.json` holds: the environment, and how the actor is prompted, sampled and judged."""
-        environment, base_model = self.environment_record, get_config_model_id(self.model.config)
+        environment, base = self.environment_record, get_config_model_id(self.model.config)
         if self._example is None:
             self._example = find_example(self.chat, self._last_trajectories, uses_tools="tools" in environment)
-        return agent_record(
-            self.args, environment, base_model=base_model, evaluation=self.held_out, example=self._example
-        )
+        return agent_record(self.args, environment, base_model=base, evaluation=self.held_out, example=self._example)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Save what `Trainer` saves, and the rollout batch under way, in a folder that is complete or absent."""

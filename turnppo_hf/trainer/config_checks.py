@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
+from numbers import Integral, Real
 from typing import Any
 
 from turnppo_hf.ppo.algorithms import ALGORITHMS
@@ -53,9 +54,9 @@ def check_choices(config: Any) -> None:
     read_context(config.context)
     if config.collapse_action == "rollback" and (config.save_strategy == "no" or config.save_only_model):
         raise ValueError(
-            f'`collapse_action` is "rollback", but `save_strategy` is "{config.save_strategy}" and `save_only_model` '
-            f"{config.save_only_model}, so there would be no checkpoint with an optimizer to go back to. Set "
-            '`save_strategy` to "steps" and `save_only_model` to false, or `collapse_action` to "stop".'
+            f'`collapse_action` is "rollback", but `save_strategy` is "{config.save_strategy.value}" and '
+            f"`save_only_model` {config.save_only_model}, so there would be no checkpoint with an optimizer to return to. "
+            'Set `save_strategy` to "steps" and `save_only_model` to false, or `collapse_action` to "stop".'
         )
     per_token = ALGORITHMS[config.algorithm].decision == "token"
     if per_token and config.importance_sampling_level != "token":
@@ -117,11 +118,14 @@ def check_ranges(config: Any) -> None:
         ("vllm_server_timeout", 1e-6, math.inf, "no answer would be waited for"),
         ("vllm_importance_sampling_clip_max", 1.0, math.inf, "even exact samples would be weighed down"),
     ):
-        value = getattr(config, name)
-        if value is not None and not low <= value <= high:
-            raise ValueError(
-                f"`{name}` must be {_describe(low, high)}, got {value}: {why}. Set `{name}` in TurnPPOConfig."
-            )
+        value, counts = getattr(config, name), isinstance(low, int)
+        is_number = isinstance(value, Integral if counts else Real)
+        if value is None or (is_number and low <= value <= high):
+            continue
+        kind = "an integer, " if counts and not isinstance(value, Integral) else ""
+        raise ValueError(
+            f"`{name}` must be {kind}{_describe(low, high)}, got {value!r}: {why}. Set `{name}` in TurnPPOConfig."
+        )
     if not config.uses_critic and config.critic_warmup_steps:
         raise ValueError(
             f"`critic_warmup_steps` is {config.critic_warmup_steps}, but {config.algorithm} has no critic, so these "

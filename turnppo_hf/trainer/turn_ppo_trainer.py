@@ -172,7 +172,6 @@ class TurnPPOTrainer(BaseTrainer):
             self.ref_model = self.sharding.shard_reference(self.ref_model)
         last_checkpoint = partial(describe_newest, Path(args.output_dir))
         self._guard = StepGuard(args.max_skipped_steps, self.sharding.sum, last_checkpoint)
-        self._collapse = CollapseGuard(args, self._go_back, is_cut=self.sharding.in_step)
         self._autocast = self.accelerator.autocast if args.bf16 else nullcontext
         whole_on = torch.device("cpu") if args.use_vllm else self.accelerator.device
         self._whole = WholeNetworks(self.model, whole_on) if self.sharding.is_split else None  # each rank holds a part
@@ -194,6 +193,7 @@ class TurnPPOTrainer(BaseTrainer):
         if shard_on_cpu(self.accelerator) and self.accelerator.state.deepspeed_plugin is not None:
             propagate_args_to_deepspeed(self.accelerator, self.args)
         self.sharding = Sharding(self.accelerator)
+        self._collapse = CollapseGuard(self.args, self._go_back, is_cut=self.sharding.in_step)
         self.is_fsdp_enabled, self.is_deepspeed_enabled = self.sharding.is_fsdp, self.sharding.is_deepspeed
 
     def whole_networks(self, *names: str) -> AbstractContextManager[ActorCritic]:

@@ -3,7 +3,7 @@ Kill trainings at random moments, damage their checkpoints, and count the runs t
 
 Each trial trains the packaged agent for some steps in a process of its own, or in two, and is ended by SIGKILL: at a
 moment drawn between its first checkpoint and the end of an uninterrupted run, or, one time in three, some milliseconds
-after a checkpoint began to be written. The same command then goes on from `resume_from_checkpoint=True`, or starts anew
+after a checkpoint began to be written. The same command then goes on from `resume_from_checkpoint=True` or begins anew
 where no checkpoint is complete, and its weights, optimizer, log and evaluations are compared bit by bit with the
 uninterrupted run's. Environments reply one at a time, so that both collect the same.
 

@@ -55,8 +55,8 @@ def check_choices(config: Any) -> None:
     if config.collapse_action == "rollback" and (config.save_strategy == "no" or config.save_only_model):
         raise ValueError(
             f'`collapse_action` is "rollback", but `save_strategy` is "{config.save_strategy.value}" and '
-            f"`save_only_model` {config.save_only_model}, so there would be no checkpoint with an optimizer to return "
-            'to. Set `save_strategy` to "steps" and `save_only_model` to false, or `collapse_action` to "stop".'
+            f"`save_only_model` {config.save_only_model}: there would be no checkpoint with an optimizer to go to. "
+            'Set `save_strategy` to "steps" and `save_only_model` to false, or `collapse_action` to "stop".'
         )
     per_token = ALGORITHMS[config.algorithm].decision == "token"
     if per_token and config.importance_sampling_level != "token":

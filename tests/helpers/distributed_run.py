@@ -45,9 +45,11 @@ class Recorder(TrainerCallback):
     """Keeps each step's gradients, as the optimizer gets them."""
 
     def __init__(self):
-        self.tensors = {}
+        self.tensors, self.sharding = {}, None
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if self.sharding.skips_step:  # there is no gradient, and ZeRO-2's ranks do not agree on how to say so
+            return
         for name, parameter in model.named_parameters():
             gradient = whole_gradient(parameter)
             if gradient is not None:
@@ -145,6 +147,7 @@ def run(
         peft_config=LoraConfig(**lora) if lora else None,
         train_dataset=IterableDataset.from_generator(seeds) if stream else None,
     )
+    recorder.sharding = trainer.sharding
     if poison is not None:
         break_step(trainer, **poison)
     trainer.train(resume_from_checkpoint=None if resume is None else str(folder / resume))

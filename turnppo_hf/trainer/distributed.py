@@ -332,7 +332,7 @@ def whole(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def whole_gradient(parameter: nn.Parameter) -> torch.Tensor | None:
-    """Gather a gradient before the step that uses it, however the launch has cut it; all ranks call it."""
+    """Gather a gradient before the step that uses it, however it is cut; all ranks call it, of a step that is made."""
     if hasattr(parameter, "ds_id"):
         from deepspeed.utils import safe_get_local_grad
 
@@ -365,8 +365,7 @@ def _drop_gradients_of_deepspeed(zero: Any) -> None:
     zero.zero_grad(set_to_none=True)
     if getattr(zero, "cpu_offload", False) or getattr(zero, "offload_optimizer", False):
         zero.reset_cpu_buffers()
-    for group in zero.averaged_gradients:  # in place: what reads a parameter's gradient holds the same dictionary
-        zero.averaged_gradients[group] = None
+    zero.averaged_gradients.clear()  # in place: what reads a parameter's gradient holds the same dictionary
     zero.overflow = True  # what keeps `Trainer` from stepping the schedule; each step of ZeRO's sets it anew
 
 

@@ -152,9 +152,9 @@ def run(
         with whole(parameter) as full:
             tensors[f"weight.{path}"] = full.detach().clone()
     digest = hashlib.sha256()
-    for name in sorted(tensors):
-        if name.startswith("weight."):
-            digest.update(tensors[name].numpy().tobytes())
+    for path in sorted(tensors):
+        if path.startswith("weight."):
+            digest.update(tensors[path].numpy().tobytes())
     of_ranks = gather_object([(digest.hexdigest(), trainer._collapse.num_rollbacks)])
     tensors["ranks_agree"] = torch.tensor(len(set(of_ranks)) == 1)
     tensors["cut"] = torch.tensor(all(isinstance(p, DTensor) for p in trainer.model.parameters()))

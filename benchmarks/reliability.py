@@ -2,10 +2,10 @@
 Kill trainings at random moments, damage their checkpoints, and count the runs that end as if nothing had happened.
 
 Each trial trains the packaged agent for some steps in a process of its own, or in two, and is ended by SIGKILL: at a
-moment drawn over the length of an uninterrupted run, or, one time in three, some milliseconds after a checkpoint began
-to be written. The same command then goes on from `resume_from_checkpoint=True`, or starts anew where no checkpoint is
-complete, and its weights, optimizer, log and evaluations are compared bit by bit with the uninterrupted run's.
-Environments reply one at a time, so that both collect the same.
+moment drawn between its first checkpoint and the end of an uninterrupted run, or, one time in three, some milliseconds
+after a checkpoint began to be written. The same command then goes on from `resume_from_checkpoint=True` or begins anew
+where no checkpoint is complete, and its weights, optimizer, log and evaluations are compared bit by bit with the
+uninterrupted run's. Environments reply one at a time, so that both collect the same.
 
     python benchmarks/reliability.py --save
 """
@@ -186,11 +186,23 @@ def read(folder: Path) -> dict[str, Any]:
     return found
 
 
+def wait_for_checkpoint(folder: Path) -> None:
+    """Return when the first checkpoint is complete."""
+    began = time.monotonic()
+    while not any(folder.glob("checkpoint-*")):
+        if time.monotonic() - began > 600:
+            raise RuntimeError(f"{folder} has no checkpoint after ten minutes")
+        time.sleep(0.001)
+
+
 def kill_once(folder: Path, processes: int, length_s: float, chance: random.Random) -> str:
     """Start a training, kill all its processes, and return which kind of moment it was."""
     children = start(folder, processes, None)
     in_write = chance.random() < 1 / 3
-    began, moment, step = time.monotonic(), chance.random() * length_s, chance.randint(1, MAX_STEPS)
+    moment, step = chance.random() * length_s, chance.randint(1, MAX_STEPS)
+    if not in_write:
+        wait_for_checkpoint(folder)
+    began = time.monotonic()
     while time.monotonic() - began < (600 if in_write else moment):
         if in_write and (folder / f"_saving-checkpoint-{step}").exists():
             time.sleep(chance.random() * 0.02)
@@ -210,8 +222,10 @@ def kills(root: Path, processes: int, number: int, seed: int) -> dict[str, Any]:
     """Kill `number` trainings and compare each resumed one with the uninterrupted one."""
     whole = root / f"whole_{processes}" / "run"
     whole.mkdir(parents=True)
+    children = start(whole, processes, None)
+    wait_for_checkpoint(whole)
     began = time.monotonic()
-    if any(end(start(whole, processes, None))):
+    if any(end(children)):
         raise RuntimeError((whole.parent / "output.txt").read_text()[-3000:])
     length_s, expected, chance = time.monotonic() - began, read(whole), random.Random(f"{seed} {processes}")
     counts = {"equal": 0, "resumed": 0, "started_anew": 0, "torn_checkpoints_left": 0}

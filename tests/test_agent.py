@@ -239,6 +239,7 @@ def test_pushed_agent_is_loaded_by_everyone_at_its_revision(hub, agent):
     assert hub.saw_token(hub.token) == []
 
 
+@pytest.mark.slow
 def test_save_pretrained_pushes_as_every_model_does(hub, agent, tmp_path):
     agent.save_pretrained(tmp_path / "copy", push_to_hub=True, repo_id="alice/agent")
     assert "critic/model.safetensors" in hub.files("alice/agent")

@@ -473,6 +473,7 @@ def test_config_adds_only_the_listed_fields() -> None:
     assert len(OWN_FIELDS) <= MAX_OWN_FIELDS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "loads_torch"), [("turnppo_hf.environments", False), ("turnppo_hf.ppo.batch", True)]
 )

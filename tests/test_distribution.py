@@ -104,6 +104,7 @@ def test_pyproject_of_another_project_is_not_taken(monkeypatch: pytest.MonkeyPat
     assert declared.__wrapped__().version != "9.9"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [

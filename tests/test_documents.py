@@ -205,6 +205,7 @@ def test_readme_holds_the_two_commands_and_ci_ends_with_the_second() -> None:
         check_command(shlex.split(line))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_of_a_page_parse(page: str) -> None:
     for words in commands(read(page)):

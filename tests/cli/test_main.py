@@ -293,6 +293,7 @@ def test_debug_shows_the_traceback() -> None:
         main(["--debug", "train"])
 
 
+@pytest.mark.slow
 def test_train_takes_tasks_from_a_file(tmp_path: Path) -> None:
     rows = tmp_path / "tasks.jsonl"
     rows.write_text("".join(json.dumps({"seed": seed}) + "\n" for seed in range(100, 108)))

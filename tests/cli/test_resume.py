@@ -46,6 +46,7 @@ def results(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_resumed_run_has_the_results_of_the_whole_and_adds_its_time(
     config: Any, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,6 +62,7 @@ def test_resumed_run_has_the_results_of_the_whole_and_adds_its_time(
     assert all(resumed["duration_s"][name] > record[name] > 0 for name in ("training", "total"))
 
 
+@pytest.mark.slow
 def test_finished_run_only_evaluates_and_writes(config: Any, finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "results.json").unlink()
@@ -73,6 +75,7 @@ def test_finished_run_only_evaluates_and_writes(config: Any, finished: Path, tmp
     assert not (run / "checkpoint-3").exists()
 
 
+@pytest.mark.slow
 def test_same_command_may_be_repeated_and_another_may_not(
     config: Any, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

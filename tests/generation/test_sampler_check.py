@@ -67,6 +67,7 @@ FOREIGN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("kind", "changes"), EXACT)
 def test_exact_models_pass(kind, changes, dtype):
@@ -180,6 +181,7 @@ def test_measuring_changes_nothing(tiny_actor):
     assert all(item.grad is None for item in tiny_actor.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [

@@ -13,6 +13,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, TrainerCallback
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from tests.helpers.families import family_actor
 from tests.helpers.scripted import CountingEnvironment
@@ -61,6 +62,7 @@ def seeds():
 
 def actor_of(family, tokenizer):
     """A random actor that answers as the embedded one's tokenizer reads; the same on every rank."""
+    unset_hf_deepspeed_config()  # an earlier case's, which would have it made in ZeRO-3's partitions
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     return family_actor(family, vocab_size=len(tokenizer), max_position_embeddings=2048, **ids)
 
@@ -152,9 +154,9 @@ def run(
         with whole(parameter) as full:
             tensors[f"weight.{path}"] = full.detach().clone()
     digest = hashlib.sha256()
-    for path in sorted(tensors):
-        if path.startswith("weight."):
-            digest.update(tensors[path].numpy().tobytes())
+    for key in sorted(tensors):
+        if key.startswith("weight."):
+            digest.update(tensors[key].numpy().tobytes())
     of_ranks = gather_object([(digest.hexdigest(), trainer._collapse.num_rollbacks)])
     tensors["ranks_agree"] = torch.tensor(len(set(of_ranks)) == 1)
     tensors["cut"] = torch.tensor(all(isinstance(p, DTensor) for p in trainer.model.parameters()))

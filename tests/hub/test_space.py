@@ -35,6 +35,7 @@ def front_matter(card: bytes) -> dict[str, object]:
     return dict(yaml.safe_load(card.decode().split("---\n")[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["zero_gpu", "cpu"])
 def test_space_pushed_has_page_package_and_requirements(hub: Hub, kind: str) -> None:
     push_space("alice/playground", kind, agent="alice/agent", revision="v1")
@@ -67,6 +68,7 @@ def test_static_space_pushed_has_files_for_a_browser_only(hub: Hub) -> None:
         assert name in files
 
 
+@pytest.mark.slow
 def test_space_pushed_again_changes_only_what_changed(hub: Hub) -> None:
     push_space("alice/playground", "cpu")
     push_space("alice/playground", "cpu", agent="alice/agent")
@@ -131,6 +133,7 @@ print(app.endpoints.play(seed=1000001)["stop_reason"])
     assert done.stdout.split()[-1] in ("solved", "task_budget")
 
 
+@pytest.mark.slow
 def test_command_pushes_and_prints_the_commit(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["space", "push", "alice/replays", "--static"]) == 0
     assert "/spaces/alice/replays/commit/" in capsys.readouterr().out
@@ -172,7 +175,8 @@ print(server.server_port, flush=True)
 server.serve_forever()
 """
 PARENT = """
-import pathlib, sys
+import pathlib, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background hands down that it is ignored
 from turnppo_hf.hub import space
 space.find_space = lambda: pathlib.Path(sys.argv[1])
 space._GRACE_S = 0.5
@@ -180,6 +184,7 @@ sys.exit(space.run_space())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("is_stubborn", [False, True])
 def test_page_ends_with_the_command(tmp_path: Path, number: signal.Signals, is_stubborn: bool) -> None:

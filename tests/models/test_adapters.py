@@ -55,6 +55,7 @@ def test_agent_of_adapters_says_what_the_saved_networks_say(networks):
     assert agent.values(trajectory) == [turn.value for turn in trajectory.turns]
 
 
+@pytest.mark.slow
 def test_agent_of_adapters_is_saved_and_pushed_as_adapters(networks, tmp_path, hub):
     folder, _, _ = networks
     agent = TurnPPOAgent.from_pretrained(folder, device="cpu")

@@ -75,6 +75,7 @@ def test_critic_of_each_family_reads_what_the_actor_reads(name):
     assert not values(critic).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["", ALONE])
 def test_one_line_loads_a_critic_in_a_process_that_only_imported_the_package(tmp_path, before):
     critic_from_actor(family_actor("olmo2")).save_pretrained(tmp_path)
@@ -177,6 +178,7 @@ def test_family_trains_and_a_resumed_run_equals_the_one_that_went_on(
         assert not moved(final[network], resumed.model.networks[network])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [None, 2])
 def test_agent_of_a_family_without_a_class_in_transformers_plays_values_and_is_saved_again(
     make_trainer, tmp_path, tiny_tokenizer, layers

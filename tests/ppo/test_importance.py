@@ -69,6 +69,7 @@ def test_mismatch_by_hand():
     assert sampling_metrics(torch.zeros(0)) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("minibatches", [1, 2])
 def test_mismatch_is_logged_once_a_batch_also_where_it_is_nothing(make_trainer, minibatches):
     trainer = make_trainer(num_minibatches=minibatches, max_steps=2 * minibatches)
@@ -78,6 +79,7 @@ def test_mismatch_is_logged_once_a_batch_also_where_it_is_nothing(make_trainer, 
     assert max(value for value in logged if value is not None) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("minibatches", [1, 2])
 def test_sampler_that_reports_other_logprobs_is_seen_and_is_no_ratio(make_trainer, minibatches):
     def shifted(trajectory):

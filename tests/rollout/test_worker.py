@@ -138,11 +138,10 @@ def test_first_prompt_longer_than_the_context_is_refused(tiny_tokenizer):
 )
 def test_failing_step_ends_its_own_episode_with_the_message(tiny_tokenizer, reply, message):
     broken = ScriptedEnvironment([GO_ON, reply])
-    environments = iter([broken, ScriptedEnvironment([GO_ON, SOLVED])])
     generator = ScriptedGenerator(tiny_tokenizer, ["Up"])
     trajectories = collect_trajectories(
-        [EpisodePlan({}, "e", seed=0), EpisodePlan({}, "e", seed=1)],
-        EnvironmentPool({"e": lambda: next(environments)}),
+        [EpisodePlan({}, "broken", seed=0), EpisodePlan({}, "e", seed=1)],
+        EnvironmentPool({"broken": lambda: broken, "e": lambda: ScriptedEnvironment([GO_ON, SOLVED])}),
         generator,
         Chat(tiny_tokenizer),
         Limits(),

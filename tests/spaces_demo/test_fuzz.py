@@ -62,6 +62,7 @@ def kinds() -> list[Callable[[random.Random], Any]]:
     ]
 
 
+@pytest.mark.slow
 def test_random_events_are_answered_or_refused_with_a_message() -> None:
     outcomes = {"answered": 0, "refused": 0}
     app.load_agent("before training"), app.load_agent("Turn-PPO"), app.wishes()  # what takes its time once

@@ -57,6 +57,7 @@ def same_state(first, second):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 2, 3])
 def test_resumed_run_is_the_uninterrupted_one_in_weights_moments_and_log(make_trainer, run, step):
     # steps 1 and 3 lie in the middle of a rollout batch, all in the middle of a log entry
@@ -140,6 +141,7 @@ def test_path_that_is_no_checkpoint_is_refused_before_anything_is_played(make_tr
         trainer.train(resume_from_checkpoint=str(copy / name))
 
 
+@pytest.mark.slow
 def test_checkpoint_saved_without_its_optimizer_is_refused(make_trainer, run):
     make_trainer(**SAVING, save_only_model=True).train()
     with pytest.raises(CheckpointError, match=r"saved without its optimizer \(`save_only_model`\)"):
@@ -200,6 +202,7 @@ def test_checkpoint_of_a_past_that_is_left_is_moved_aside(make_trainer, copy, ca
     assert "3 checkpoints after step 1" in caplog.text
 
 
+@pytest.mark.slow
 def test_rotation_keeps_the_newest_and_the_best(make_trainer, run):
     fields = {"eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "eval_reward", "save_total_limit": 1}
     settings = {**SAVING, **fields, "load_best_model_at_end": True, "eval_dataset": Dataset.from_dict({"seed": [1]})}
@@ -236,6 +239,7 @@ class Full:
         resource.setrlimit(resource.RLIMIT_FSIZE, self.limit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [100, 3000, 30_000, 60_000])  # from the first small file to the largest one
 def test_full_disk_is_one_sentence_with_the_last_checkpoint_and_leaves_no_part(make_trainer, run, size):
     trainer = make_trainer(**SAVING)
@@ -258,6 +262,7 @@ def test_full_disk_is_one_sentence_with_the_last_checkpoint_and_leaves_no_part(m
     assert again.state.global_step == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["mkdir", "rename", "open"])
 def test_folder_that_turns_read_only_is_one_sentence(make_trainer, run, monkeypatch, call):
     trainer = make_trainer(**SAVING)

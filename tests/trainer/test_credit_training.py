@@ -28,6 +28,7 @@ def count_forwards(trainer):
     return read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fields", "of_actor"), [({}, 1), (VTRACE, 2), (TOKENS, 1), ({**VTRACE, **TOKENS}, 2)])
 def test_only_off_policy_credit_takes_a_further_forward(make_trainer, fields, of_actor):
     trainer = make_trainer(max_steps=1, **fields)
@@ -67,6 +68,7 @@ def test_oversampled_episodes_of_older_weights_have_other_weights(make_trainer):
     assert max(largest) > 1.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [TOKENS, VTRACE, {**TOKENS, **VTRACE}])
 def test_run_resumed_in_the_middle_of_a_batch_goes_on_as_if_it_had_not_stopped(make_trainer, tmp_path, fields):
     fields = {"num_iterations": 2, "max_steps": 4, "save_strategy": "steps", "save_steps": 1, **fields}

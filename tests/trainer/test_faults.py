@@ -44,6 +44,7 @@ def test_failed_episodes_are_counted_and_dropped(make_trainer, how):
     assert all(math.isfinite(value) for name, value in log.items() if "explained" not in name)
 
 
+@pytest.mark.slow
 def test_too_many_failures_stop_with_a_checkpoint_to_resume_from(make_trainer, tmp_path):
     switch = {"on": False}
     trainer = make_trainer(
@@ -65,6 +66,7 @@ def test_too_many_failures_stop_with_a_checkpoint_to_resume_from(make_trainer, t
     assert resumed.state.global_step == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["turn_ppo", "grpo"])
 @pytest.mark.parametrize("minibatches", [1, 2])
 def test_batch_of_failures_only_makes_no_update(make_trainer, algorithm, minibatches):

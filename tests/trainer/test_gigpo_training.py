@@ -55,6 +55,7 @@ def test_state_that_is_no_text_is_refused_where_states_are_compared_only(make_tr
     assert trainer.state.global_step == 1
 
 
+@pytest.mark.slow
 def test_run_resumed_in_the_middle_of_a_batch_goes_on_as_if_it_had_not_stopped(make_trainer, tmp_path):
     fields = {**FIELDS, "num_iterations": 2, "max_steps": 4, "save_strategy": "steps", "save_steps": 1}
     whole = make_trainer(Named, **fields)

@@ -108,6 +108,7 @@ PLACES = [  # and how often it is passed before the interrupt
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "place", "after", "error"), PLACES)
 def test_training_after_an_interrupted_first_rollout_equals_a_fresh_one(
     tmp_path, tiny_tokenizer, kind, place, after, error
@@ -135,6 +136,7 @@ class StopAt(TrainerCallback):
         self.step = 0 if control.should_training_stop else self.step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "error"),
     [("plain", KeyboardInterrupt()), ("several updates", RuntimeError("card")), ("groups", KeyboardInterrupt())],
@@ -165,6 +167,7 @@ def test_training_after_a_later_interrupt_equals_one_that_stopped_between_batche
     assert untimed(train_logs(interrupted)) == untimed(train_logs(stopped))
 
 
+@pytest.mark.slow
 def test_interrupted_evaluation_leaves_nothing(tmp_path, tiny_tokenizer):
     trainer = build(
         tmp_path, tiny_tokenizer, Bomb(KeyboardInterrupt(), 2), "step", eval_strategy="steps", eval_steps=1
@@ -177,6 +180,7 @@ def test_interrupted_evaluation_leaves_nothing(tmp_path, tiny_tokenizer):
     assert untimed(trainer.state.log_history) == untimed(fresh.state.log_history)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "rest"), [("step", "continue"), ("reward", "continue"), ("on_step_end", "continue"), ("step", "drop")]
 )

@@ -82,6 +82,7 @@ def logits(network: Any) -> torch.Tensor:
         return network.eval()(input_ids=IDS).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_adapters_and_head_move_and_both_networks_reload_exactly(kind: str, make: Any, base: Path) -> None:
     trainer = make(critic=kind, beta=0.01)
@@ -123,6 +124,7 @@ def test_resumed_run_equals_the_uninterrupted_one(kind: str, make: Any) -> None:
         assert torch.equal(mine, other), name
 
 
+@pytest.mark.slow
 def test_whole_actor_with_a_head_on_its_trunk_is_saved_and_resumed(make: Any) -> None:
     whole = make(critic="shared", peft=None, critic_trunk_gradient=0.5, folder="whole")
     start = copy.deepcopy(whole.model.actor.state_dict())
@@ -303,6 +305,7 @@ def test_run_goes_on_from_a_saved_adapter_and_its_critic(make: Any) -> None:
         assert not torch.equal(logits(again.model.actor), before)
 
 
+@pytest.mark.slow
 def test_merged_agent_is_saved_as_whole_networks(make: Any, tmp_path: Path) -> None:
     trainer = make(critic="lora")
     trainer.train()
@@ -330,6 +333,7 @@ def test_merging_a_trainers_own_networks_adds_each_adapter_to_its_own_base_once(
     assert all(torch.equal(value, before[name]) for name, value in networks.state_dict().items())
 
 
+@pytest.mark.slow
 def test_best_adapters_are_loaded_at_the_end(make: Any) -> None:
     trainer = make(
         critic="lora", eval_dataset=Dataset.from_list([{"seed": 0}]), eval_strategy="steps", eval_steps=2,
@@ -368,6 +372,7 @@ def test_command_line_trains_evaluates_plays_and_pushes(algorithm: str, kind: st
     assert (agent.critic is not None) is has_critic and agent.play(seed=1, options=None).turns
 
 
+@pytest.mark.slow
 def test_wrong_combinations_say_what_to_do(make: Any, base: Path, monkeypatch: Any) -> None:
     adapted = get_peft_model(tiny_actor(), LoraConfig(**LORA))
     frozen = get_peft_model(tiny_actor(), LoraConfig(**LORA, inference_mode=True))
@@ -405,6 +410,7 @@ def test_flag_of_adapters_without_use_peft_says_so(tmp_path: Path) -> None:
     assert status == 2 and "`lora_r` is set without `use_peft`" in wrong
 
 
+@pytest.mark.slow
 def test_checkpoint_of_other_adapters_is_refused(make: Any) -> None:
     make(max_steps=2, critic="lora").train()
     for changed in ({"r": 4}, {"target_modules": ["q_proj", "o_proj", "up_proj"]}):

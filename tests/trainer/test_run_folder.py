@@ -22,6 +22,7 @@ def run(tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -67,6 +68,7 @@ def test_agent_without_a_record_is_another_runs(make_trainer, run):
     make_trainer().train()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"logging_steps": 2, "save_steps": 2, "report_to": "none"}])
 def test_same_run_may_be_repeated(make_trainer, run, changes):
     first = make_trainer(**SAVING)
@@ -78,6 +80,7 @@ def test_same_run_may_be_repeated(make_trainer, run, changes):
     assert sorted(path.name for path in (run / "_earlier").iterdir()) == ["checkpoint-1", "checkpoint-2"]
 
 
+@pytest.mark.slow
 def test_folder_is_emptied_where_that_is_asked_for(make_trainer, run):
     first = make_trainer(**SAVING)
     first.train()
@@ -108,6 +111,7 @@ def test_folder_of_more_than_a_run_is_not_emptied(make_trainer, run, monkeypatch
     assert (inner / "file").exists()
 
 
+@pytest.mark.slow
 def test_emptying_and_resuming_exclude_each_other(make_trainer, run):
     make_trainer(**SAVING).train()
     with pytest.raises(RunFolderError, match="are both set"):
@@ -148,6 +152,7 @@ def test_second_run_is_refused_while_the_first_writes_and_not_afterwards(make_tr
     make_trainer(max_steps=1).train()
 
 
+@pytest.mark.slow
 def test_lock_is_given_back_by_a_run_that_fails(make_trainer):
     trainer = make_trainer()
     trainer.collector.collect = None
@@ -170,6 +175,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_killed_run_blocks_nobody_though_a_process_of_it_lives_on(run):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     holder = subprocess.Popen(

@@ -157,6 +157,7 @@ def weights_of(trainer: Any) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_strategy_end_pushes_at_the_end_only(hub: Hub, pushing: Any) -> None:
     trainer = pushing(hub_strategy="end", max_steps=1)
     trainer.train()
@@ -181,6 +182,7 @@ def test_rotation_during_a_slow_push_loses_no_revision(hub: Hub, pushing: Any, r
     assert len(set(saved)) == 3 and not list(run.glob("_push-*"))
 
 
+@pytest.mark.slow
 def test_save_during_a_push_is_left_out_and_says_so(hub: Hub, pushing: Any, caplog: Any) -> None:
     go = threading.Event()
     trainer = pushing(hub_always_push=False, max_steps=3)
@@ -193,6 +195,7 @@ def test_save_during_a_push_is_left_out_and_says_so(hub: Hub, pushing: Any, capl
     assert [line.split(" is not")[0] for line in left_out] == [f"The checkpoint of step {step}" for step in (2, 3)]
 
 
+@pytest.mark.slow
 def test_run_without_critic_pushes_none(hub: Hub, pushing: Any) -> None:
     trainer = pushing(algorithm="grpo", max_steps=1)
     trainer.train()
@@ -256,6 +259,7 @@ def test_faults_that_pass_cost_no_revision(hub: Hub, pushing: Any, caplog: Any, 
     assert not any("pushes failed" in line for line in said(caplog)) and hub.token not in caplog.text
 
 
+@pytest.mark.slow
 def test_training_starts_while_the_hub_is_down(
     hub: Hub, pushing: Any, caplog: Any, waits: list[float], run: Path
 ) -> None:
@@ -349,6 +353,7 @@ def test_sections_that_users_wrote_on_the_hub_survive_every_push(hub: Hub, pushi
     assert "Notes of a user" in hub.files(REPO)["README.md"].decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["stage", "prepare_release", "callback"])
 def test_trouble_on_this_side_stops_no_training(
     hub: Hub, pushing: Any, run: Path, caplog: Any, monkeypatch: Any, trouble: str

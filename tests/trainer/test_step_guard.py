@@ -86,6 +86,7 @@ def record_states(trainer):
     return kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("network", ["actor", "critic"])
 @pytest.mark.parametrize("number", [math.nan, -math.inf])
@@ -107,6 +108,7 @@ def train_logs_of_all(trainer):
     return [entry for entry in trainer.state.log_history if "updates/skipped" in entry]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS[:2])
 @pytest.mark.parametrize(
     ("algorithm", "number"),
@@ -129,6 +131,7 @@ def test_rewards_that_overflow_the_returns_skip_every_update_of_the_batch(
     assert len(lines) == sum(skipped) and "squared returns" in lines[0] and "Episodes: Huge seed 0" in lines[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [*PATHS, {"critic_warmup_steps": 4}, {"algorithm": "grpo", "num_generations": 4}])
 @pytest.mark.parametrize("number", [-math.inf])
 def test_log_prob_at_sampling_that_is_not_finite_names_its_episode(make_trainer, caplog, path, number):
@@ -144,6 +147,7 @@ def test_log_prob_at_sampling_that_is_not_finite_names_its_episode(make_trainer,
     assert "log-probs at sampling are not finite. Episodes: CountingEnvironment seed 0. Weights" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["critic", "actor"])
 @pytest.mark.parametrize("path", PATHS[:2])
 def test_output_of_a_network_that_is_not_finite_skips_the_step(make_trainer, caplog, where, path):
@@ -203,6 +207,7 @@ def test_steps_that_a_gradient_scaler_leaves_out_are_not_counted():
         guard.skips(1, {"actor": math.inf})
 
 
+@pytest.mark.slow
 def test_mean_of_a_log_entry_leaves_skipped_steps_out(make_trainer):
     trainer = make_trainer(max_steps=4, logging_steps=4)
     break_gradient(trainer, "actor", math.nan, steps=(2, 3))
@@ -214,6 +219,7 @@ def test_mean_of_a_log_entry_leaves_skipped_steps_out(make_trainer):
     assert math.isfinite(entry["grad_norm/actor"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["actor", "critic"])
 def test_weights_that_are_not_finite_are_neither_saved_nor_pushed(make_trainer, tmp_path, network, monkeypatch):
     trainer = make_trainer(max_steps=2, save_strategy="steps", save_steps=1)

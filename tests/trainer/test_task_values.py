@@ -82,6 +82,7 @@ def test_saved_values_are_read_and_those_of_other_tasks_refused(tmp_path):
 FIELDS = {"task_sampling": "value", "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "learning_rate": 0.01}
 
 
+@pytest.mark.slow
 def test_resumed_run_draws_the_tasks_of_the_one_that_was_not_stopped(make_trainer, tmp_path):
     tasks = Dataset.from_dict({"seed": range(16)})
     whole = make_trainer(train_dataset=tasks, **FIELDS)

@@ -120,6 +120,7 @@ def test_game_with_a_score_trains(make):
     assert logs(trainer)["tools/call_frequency"] == 3.0 and logs(trainer)["tools/failure_frequency"] == 0.0
 
 
+@pytest.mark.slow
 def test_sampled_responses_train_too(make):
     trainer = make(environment_factory=Tiles, reward_funcs=reward_score)
     trainer.args.max_turn_length = 8
@@ -168,6 +169,7 @@ async def evidence(completions, **kwargs):
     return [None if not found else 0.5 if found == [[(2,)]] else -1.0 for found in results]
 
 
+@pytest.mark.slow
 def test_agent_with_a_function_as_tool_trains_from_the_command_line(make, tmp_path, monkeypatch):
     command = ["--output_dir", str(tmp_path / "run"), "--reward_weights", "1.0", "2.0", "--model_name_or_path", "m"]
     for name, value in {**SMALL, "chat_template_kwargs": json.dumps(SMALL["chat_template_kwargs"])}.items():

@@ -250,6 +250,7 @@ def test_observation_that_does_not_fit_is_overlong_and_bootstraps_where_turns_ar
         assert len(item.bootstrap_ids) == len(item.turns[0].prompt_ids) + 250
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("late", [False, True])
 def test_environment_in_which_nothing_pays_is_told(train, answer, late):
     answer(LEFT)

@@ -116,6 +116,7 @@ def test_each_network_is_clipped_by_itself(make_trainer):
     assert float(0.5 * actor / joint) < 0.01
 
 
+@pytest.mark.slow
 def test_micro_batches_do_not_change_the_run(make_trainer, tiny_actor):
     start, finals = copy.deepcopy(tiny_actor.state_dict()), []
     for max_tokens in (100_000, 40):
@@ -173,6 +174,7 @@ def test_group_baselines_play_each_task_several_times(make_trainer):
     assert len({(t.group, t.seed) for t in trainer._last_trajectories}) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("passes", [1, 2])
 def test_with_one_update_per_batch_no_row_is_read_twice(make_trainer, passes):
     trainer = make_trainer(num_iterations=passes, max_steps=passes)
@@ -309,6 +311,7 @@ def test_completions_are_printed_and_saved_with_their_credit(make_trainer, tmp_p
     assert len(saved) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rest", ["continue", "drop"])
 def test_oversampled_batches_are_full_and_the_rest_goes_on_or_is_dropped(make_trainer, rest):
     trainer = make_trainer(max_steps=3, oversampling_factor=1.5, oversampling_rest=rest)

@@ -157,6 +157,7 @@ def test_oracle_of_the_whole_step_for_every_algorithm(capsys, record_property):
         print("\nlargest difference from the reference oracle (gradients: relative)\n" + "\n".join(lines))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "fields"),
     [
@@ -233,6 +234,7 @@ def test_invariant_18_order_and_padding_make_the_same_step(algorithm, order, pad
     assert_same_step(mine, run_step(config, batch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @settings(max_examples=6, deadline=None)
 @given(cuts=st.lists(st.integers(0, 3), min_size=6, max_size=6))
@@ -249,6 +251,7 @@ def test_invariant_22_the_micro_batches_that_the_limit_makes_are_the_same_step(m
     assert_same_step(mine, run_step(config_for(), batch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @settings(max_examples=6, deadline=None)
 @given(owners=st.lists(st.integers(0, 3), min_size=3, max_size=3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shlex
 import shutil
@@ -110,15 +111,13 @@ class StudyRunner:
 
     def run(self) -> bool:
         """
-        Make the folders that runs start from, then train block after block; stop where the time is over.
+        Train block after block, each after the folders that its runs start from; stop where the time is over.
 
         Returns:
             `bool`: whether every chosen run is finished.
         """
         end = None if self.minutes is None else time.monotonic() + 60 * self.minutes
         with left_by_signals():
-            for folder, words in self.study.starts.items():
-                self._make_start(Path(folder), words)
             complete = all([self._run_block(block, end) for block in self.study.blocks])
         for name, reason in self.failed.items():
             print(f"failed: {name}: {reason}")
@@ -133,6 +132,7 @@ class StudyRunner:
         waiting = [run for run in wanted if not self._take_over(run)]
         if waiting:
             print(f"{block.name}: {len(wanted) - len(waiting)} of {len(wanted)} runs are finished", flush=True)
+            self._make_starts(waiting)
         jobs: list[_Job] = []
         try:
             while jobs or (waiting and not _is_over(end)):
@@ -234,17 +234,19 @@ class StudyRunner:
             best[key] = dict(max(scores.items(), key=lambda item: fmean(item[1]))[0])
         return best
 
-    def _make_start(self, folder: Path, words: str) -> None:
-        if folder.exists():
-            return
-        print(f"turnppo {words}", flush=True)
-        command = [sys.executable, "-m", "turnppo_hf.cli", *shlex.split(words)]
-        done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
-        if done.returncode or not folder.exists():
-            raise StudyError(
-                f"`turnppo {words}` made no {folder} (exit {done.returncode}), which "
-                f"runs of {self.study.path} start from."
-            )
+    def _make_starts(self, runs: list[PlannedRun]) -> None:
+        named = json.dumps([run.settings for run in runs])
+        for folder, words in self.study.starts.items():
+            if json.dumps(folder) not in named or Path(folder).exists():
+                continue
+            print(f"turnppo {words}", flush=True)
+            command = [sys.executable, "-m", "turnppo_hf.cli", *shlex.split(words)]
+            done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+            if done.returncode or not Path(folder).exists():
+                raise StudyError(
+                    f"`turnppo {words}` made no {folder} (exit {done.returncode}), which "
+                    f"runs of {self.study.path} start from."
+                )
 
     def _write_config(self, run: PlannedRun, file: Path, folder: Path) -> None:
         settings = {**run.settings, "output_dir": str(folder)}

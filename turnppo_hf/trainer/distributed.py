@@ -365,7 +365,8 @@ def _drop_gradients_of_deepspeed(zero: Any) -> None:
     zero.zero_grad(set_to_none=True)
     if getattr(zero, "cpu_offload", False) or getattr(zero, "offload_optimizer", False):
         zero.reset_cpu_buffers()
-    zero.averaged_gradients = {}
+    for group in zero.averaged_gradients:  # in place: what reads a parameter's gradient holds the same dictionary
+        zero.averaged_gradients[group] = None
     zero.overflow = True  # what keeps `Trainer` from stepping the schedule; each step of ZeRO's sets it anew
 
 

@@ -82,6 +82,7 @@ def test_claims_are_judged_by_pairs_of_seeds(study, results):
     assert row[2:] == ("0 of 6", "-", "-", "**not decided**")
 
 
+@pytest.mark.slow
 def test_pages_hold_every_table_and_picture(study, results, tmp_path):
     sections = study_sections(study.blocks, results, study.protocol, every_scale=True)
     page = write_html("Trial", sections, tmp_path / "page.html", "turnppo report").read_text()

@@ -2,8 +2,8 @@
 What it brings to choose what is trained on: `filter_groups` and `task_sampling: value` on and off, two seeds each.
 
 `python benchmarks/task_choice.py --output docs/task_choice.json` trains `trainer_configs/sokoban_cpu.yaml`, shortened,
-in one process with one thread: groups with `grpo`, tasks with `turn_ppo` on a fixed set of 256 levels. Runs that the
-file holds are not made again. A group that is replaced was played as well, and its time is in the CPU seconds.
+in one process with one thread: groups of four with `grpo`, tasks with `turn_ppo` on a fixed set of 192 levels. Runs
+that the file holds are not made again. A group that is replaced was played as well: its time is in the CPU seconds.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from turnppo_hf.environments import make_environment
 
 CONFIG = Path(__file__).parents[1] / "trainer_configs" / "sokoban_cpu.yaml"
 COMPARISONS: dict[str, dict[str, Any]] = {
-    "filter_groups 0": {"algorithm": "grpo", "filter_groups": 0},
-    "filter_groups 4": {"algorithm": "grpo", "filter_groups": 4},
-    "task_sampling uniform": {"task_sampling": "uniform", "num_tasks": 256},
-    "task_sampling value": {"task_sampling": "value", "num_tasks": 256},
+    "filter_groups 0": {"algorithm": "grpo", "num_generations": 4, "filter_groups": 0},
+    "filter_groups 4": {"algorithm": "grpo", "num_generations": 4, "filter_groups": 4},
+    "task_sampling uniform": {"task_sampling": "uniform", "num_tasks": 192},
+    "task_sampling value": {"task_sampling": "value", "num_tasks": 192},
 }
 SEEDS = (0, 1)
 METRICS = ("success", "groups/equal_share", "groups/replaced", "tasks/decided_share", "episodes/distinct_tasks")
@@ -38,7 +38,7 @@ def train(fields: dict[str, Any], seed: int, *, steps: int, episodes: int) -> di
     """Train once; return the logged figures and what the agent does on held-out levels."""
     with tempfile.TemporaryDirectory() as folder:
         settings = {
-            **{"output_dir": folder, "seed": seed, "max_steps": steps, "generation_batch_size": 64, **fields},
+            **{"output_dir": folder, "seed": seed, "max_steps": steps, "generation_batch_size": 48, **fields},
             **{"eval_episodes": episodes, "eval_strategy": "no", "save_strategy": "no", "report_to": "none"},
             **{"logging_steps": 2, "disable_tqdm": True},  # an entry for each rollout batch
         }

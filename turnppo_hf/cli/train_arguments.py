@@ -20,8 +20,10 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from turnppo_hf.environments.names import did_you_mean
 from turnppo_hf.redaction import check_unmasked, redact, remember_secrets
+from turnppo_hf.trainer.inherited_fields import describe_lacking
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig, describe_fields
 
+MAX_TASKS = 10_000_000  # rows of a run; a dataset may be streamed
 HELD_OUT_SEED = 1_000_000  # the first held-out seed, far above any training seed
 
 _EXAMPLES = {"turnppo train": "sokoban_cpu.yaml", "turnppo imitate": "imitate/minigrid.yaml"}
@@ -73,10 +75,15 @@ class TaskArguments:
         self.environment_kwargs = read_json_object("environment_kwargs", self.environment_kwargs)
         self.eval_environment_kwargs = read_json_object("eval_environment_kwargs", self.eval_environment_kwargs)
         remember_secrets(vars(self))
-        for name in ("num_tasks", "eval_episodes"):
-            if getattr(self, name) < 1:
+        for name, low, high, why in (
+            ("num_tasks", 1, MAX_TASKS, "each task is a row in memory, and without one no episode would be played"),
+            ("eval_episodes", 1, MAX_TASKS, "each is a row in memory, and without one no episode would be played"),
+            ("eval_seed_start", 0, 2**32 - 1, "environments are seeded with it"),
+        ):
+            if not low <= getattr(self, name) <= high:
                 raise RunConfigError(
-                    f"`{name}` must be at least 1, got {getattr(self, name)}: no episode would be played."
+                    f"`{name}` must be between {low} and {high}, got {getattr(self, name)}: {why}. Set `{name}` to "
+                    "such a number."
                 )
         seeds_overlap = self.eval_seed_start < self.num_tasks and self.eval_seed_start + self.eval_episodes > 0
         if self.dataset is None and not self.eval_environment_kwargs and seeds_overlap:
@@ -333,7 +340,9 @@ def _checked_values(path: str, values: Mapping[str, Any], hints: Mapping[str, An
             if not isinstance(value, dict):
                 raise RunConfigError(f"{path}: `env` must be a mapping of variable names to values, got {value!r}.")
         elif name not in hints:
-            raise RunConfigError(f"{path}: `{name}` is no field.{_hint(name, hints, prog)}")
+            raise RunConfigError(
+                f"{path}: {describe_lacking(name) or f'`{name}` is no field.{_hint(name, hints, prog)}'}"
+            )
         elif not _fits(value, hints[name]):
             raise RunConfigError(
                 f"{path}: `{name}` must be {_describe(hints[name])}, got {value!r} ({type(value).__name__})."
@@ -357,7 +366,7 @@ def _checked_flags(flags: Sequence[str], hints: Mapping[str, Any], prog: str) ->
             name = _ALIASES.get(name, name)
             if name not in hints and name.removeprefix("no_") not in hints:
                 hint = _hint(name, hints, prog, form="`--{}`")
-                raise RunConfigError(f"`{flag.partition('=')[0]}` is no flag.{hint}")
+                raise RunConfigError(describe_lacking(name) or f"`{flag.partition('=')[0]}` is no flag.{hint}")
             flag = f"--{name}{equals}{value}"
         checked.append(flag)
     return checked

@@ -40,7 +40,7 @@ from turnppo_hf.trainer.networks import build_networks, check_launch
 from turnppo_hf.trainer.optimizer import check_optimizer, parameter_groups
 from turnppo_hf.trainer.optimizer_step import pick_minibatch, update_again, update_once
 from turnppo_hf.trainer.record import agent_record, find_example
-from turnppo_hf.trainer.rollout_batch import RolloutBatch, check_failures, pending_file
+from turnppo_hf.trainer.rollout_batch import RolloutBatch, check_failures, learned_from, pending_file
 from turnppo_hf.trainer.run_folder import opened_run
 from turnppo_hf.trainer.run_settings import run_settings
 from turnppo_hf.trainer.saving import RunClock, check_weights, checkpoint_on_error, save_run, save_state
@@ -50,7 +50,7 @@ from turnppo_hf.trainer.tasks import check_eval_tasks, check_tasks, load_rows
 from turnppo_hf.trainer.training_log import TrainingLog
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 from turnppo_hf.trainer.update import Update
-from turnppo_hf.trajectory import StopReason, Trajectory
+from turnppo_hf.trajectory import Trajectory
 
 
 class TurnPPOTrainer(BaseTrainer):
@@ -144,7 +144,7 @@ class TurnPPOTrainer(BaseTrainer):
         self.settings = run_settings(args, networks, self.environment_names, self.environment_record)
         self.rewards = Rewards(reward_funcs, args.reward_weights, state=lambda: self.state)
         train_dataset = check_tasks(train_dataset, args, self.environment_names)
-        self._task_values = TaskValues(train_dataset, args.seed) if args.task_sampling == "value" else None
+        self._task_values = TaskValues(train_dataset, args.task_seed) if args.task_sampling == "value" else None
         check_eval_tasks(eval_dataset, self.environment_names)
         self.held_out: HeldOut | None = None  # the episodes that the agent is judged on; set before training
         self._example: Example | None = None
@@ -215,7 +215,7 @@ class TurnPPOTrainer(BaseTrainer):
             duration_s, of_rewards = time.perf_counter() - start, self.rewards.take_metrics(gather_object)
             self._log.add_rollout(self._last_trajectories, self.collector.timing, duration_s, of_rewards)
             check_failures(self._last_trajectories, self.args.max_failed_share)
-        return [trajectory for trajectory in mine if trajectory.stop_reason is not StopReason.ERROR]
+        return learned_from(mine, self.args)
 
     def _checkpoint_now(self) -> str:
         """Save a checkpoint before the run ends with an error; return a sentence with its place."""

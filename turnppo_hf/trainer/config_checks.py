@@ -76,8 +76,8 @@ _RANGES = (
     ("num_generations_eval", 1, math.inf, "no episode would be played"),
     ("num_completions_to_print", 0, math.inf, "it counts rows of a table"),
     # of TrainingArguments
-    ("adam_beta1", 0.0, 1.0, "it is the weight of the past in a mean"),
-    ("adam_beta2", 0.0, 1.0, "it is the weight of the past in a mean"),
+    ("adam_beta1", 0.0, 1.0 - 1e-12, "it is the weight of the past in a mean"),
+    ("adam_beta2", 0.0, 1.0 - 1e-12, "it is the weight of the past in a mean"),
     ("adam_epsilon", 0.0, math.inf, "a step would be divided by less than nothing"),
     ("weight_decay", 0.0, math.inf, "weights would grow by themselves"),
     ("max_grad_norm", 0.0, math.inf, "it is a norm, 0 for no clipping"),

@@ -12,8 +12,8 @@ from typing import Any, get_args, get_type_hints
 
 import numpy as np
 from transformers import SchedulerType
-from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, trainer_log_levels
-from transformers.training_args import OptimizerNames
+from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy
+from transformers.training_args import OptimizerNames, trainer_log_levels
 
 from turnppo_hf.environments.names import did_you_mean
 from turnppo_hf.ppo.algorithms import ALGORITHMS
@@ -133,7 +133,7 @@ def check_kinds(config: Any) -> None:
         `TypeError`: a text for a number, a fraction for a count, a number for a switch, or None for either.
         `ValueError`: NaN, or infinity where it means nothing.
     """
-    defaults = {item.name: item.default for item in fields(config)}
+    defaults, ranged = {item.name: item.default for item in fields(config)}, {name for name, *_ in _RANGES}
     for name, hint in _type_hints(type(config)).items():
         kinds, value = set(get_args(hint)) or {hint}, getattr(config, name, None)
         if not kinds <= {bool, int, float, type(None)} or value is defaults.get(name):
@@ -148,7 +148,8 @@ def check_kinds(config: Any) -> None:
                 f"`{name}` must be {_KINDS[kind]}, got {value!r} ({type(value).__name__}), and what is computed with "
                 f"it would fail or be another number. Set `{name}` to such a value in TurnPPOConfig."
             )
-        if isinstance(value, float) and not math.isfinite(value) and not (value == math.inf and name in _UNBOUNDED):
+        is_limit = name in _UNBOUNDED and value == math.inf
+        if isinstance(value, float) and not (math.isfinite(value) or is_limit or (name in ranged and value != value)):
             raise ValueError(
                 f"`{name}` must be a finite number, got {value}: it is counted or computed with. Set `{name}` to one "
                 "in TurnPPOConfig."

@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any
 
-from accelerate.utils import AcceleratorConfig
 from transformers import Trainer
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 _CUTS = "micro-batches are cut by tokens here"
 _EVALUATION = "an evaluation plays episodes and returns their metrics"

@@ -89,7 +89,6 @@ ACTS: dict[str, Proof] = {
     "dataloader_multiprocessing_context": Proof("spawn", of_loader("multiprocessing_context"), WORKER, trains=False),
     "dataloader_num_workers": Proof(1, of_loader("num_workers"), trains=False),
     "dataloader_persistent_workers": Proof(True, of_loader("persistent_workers"), WORKER, trains=False),
-    "dataloader_pin_memory": Proof(True, of_loader("pin_memory"), trains=False),
     "dataloader_prefetch_factor": Proof(3, of_loader("prefetch_factor"), WORKER, trains=False),
     "debug": Proof("underflow_overflow", hooks),
     "disable_tqdm": Proof(False, callbacks),
@@ -167,6 +166,7 @@ HANDED_ON: dict[str, str] = {
 HARMLESS: dict[str, str] = {
     "average_tokens_across_devices": "losses are divided by the tokens of all ranks in any case",
     "dataloader_drop_last": "the sampler gives whole rollout batches only",
+    "dataloader_pin_memory": "rows are tasks, not tensors: there is nothing to pin",
     "do_eval": "for scripts: whether an evaluation is made is `eval_strategy`",
     "do_predict": "for scripts: the trainer does not read it",
     "do_train": "for scripts: the trainer does not read it",

@@ -106,6 +106,8 @@ def test_min_p_changes_what_is_drawn_and_not_what_is_scored():
         for sampler in (generator, plain):
             sampler.submit(number, PROMPTS[3], max_new_tokens=6, seed=number)
         kept, full = drain(generator, 1)[0], drain(plain, 1)[0]
+        generator.release(number)
+        plain.release(number)
         scored = logprobs_by_full_forward(model, PROMPTS[3], kept.completion_ids)
         torch.testing.assert_close(torch.tensor(kept.sampling_logprobs), scored, atol=2e-5, rtol=1e-5)
         for completion, allowed in ((kept, True), (full, False)):

@@ -39,7 +39,8 @@ from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 
 LIMIT_S = 60
 KINDS = (TaskArguments, TurnPPOConfig, AdapterArguments)
-HINTS = {item.name: get_type_hints(kind)[item.name] for kind in KINDS for item in fields(kind) if item.init}
+TYPES = [(kind, get_type_hints(kind)) for kind in KINDS]
+HINTS = {item.name: hints[item.name] for kind, hints in TYPES for item in fields(kind) if item.init}
 # of a launch, of this process's environment, or secrets, which later messages leave out
 LEFT_OUT = {
     "deepspeed",
@@ -118,6 +119,7 @@ class Case:
 
 
 def draw(rng: random.Random) -> Case:
+    """Draw a file of up to three fields, now and then a broken one, and up to two flags."""
     values: dict[str, Any] = {"model": "tiny", "environment": "turnppo_hf/Sokoban-v0", "use_cpu": True}
     for _ in range(rng.choice((0, 1, 1, 2, 3))):
         name = draw_name(rng)
@@ -140,6 +142,7 @@ def draw(rng: random.Random) -> Case:
 
 
 def draw_name(rng: random.Random) -> str:
+    """Draw a field, a field of TRL's that is lacking, or a misspelled one."""
     kind = rng.random()
     if kind < 0.85:
         return rng.choice(NAMES)
@@ -151,6 +154,7 @@ def draw_name(rng: random.Random) -> str:
 
 
 def draw_value(rng: random.Random, name: str) -> Any:
+    """Draw a value of the field's type, or any other."""
     if rng.random() < 0.5:
         return rng.choice(ODD)
     kinds = options_of(HINTS.get(name, float))
@@ -165,6 +169,7 @@ def draw_value(rng: random.Random, name: str) -> Any:
 
 
 def mangle(rng: random.Random, text: str) -> str:
+    """Break a file's text."""
     place = rng.randrange(len(text))
     return rng.choice(
         (text[:place], text + text, text[:place] + rng.choice("{}[]:\t\x00&*!%@`'\"-") + text[place:], "- " + text, "")
@@ -228,6 +233,7 @@ def compare(case: Case, run: RunConfig) -> str:
 
 
 def same(found: Any, given: Any) -> bool:
+    """Whether a field has the value that was given, or that its text stands for."""
     found = found.value if isinstance(found, Enum) else found
     if found == given or (found is None and given in (None, "None", "none", "null", "")):
         return True
@@ -251,6 +257,8 @@ def same(found: Any, given: Any) -> bool:
 
 @contextlib.contextmanager
 def limited() -> Iterator[None]:
+    """End what takes longer than `LIMIT_S`."""
+
     def stop(*_: Any) -> None:
         raise TimeoutError
 

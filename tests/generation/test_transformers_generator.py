@@ -105,7 +105,7 @@ def test_min_p_changes_what_is_drawn_and_not_what_is_scored():
     for number in range(8):
         for sampler in (generator, plain):
             sampler.submit(number, PROMPTS[3], max_new_tokens=6, seed=number)
-        kept, full = drain(generator, 1)[0], drain(plain, 1)[0]
+        kept, full = drain(generator, 1)[number], drain(plain, 1)[number]
         generator.release(number)
         plain.release(number)
         scored = logprobs_by_full_forward(model, PROMPTS[3], kept.completion_ids)

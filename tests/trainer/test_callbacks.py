@@ -81,7 +81,7 @@ def test_callback_of_a_tracker_works_where_its_library_is_there(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     try:
         callback = getattr(integration_utils, name)()
-    except (RuntimeError, ImportError, AssertionError) as error:
+    except (RuntimeError, ImportError, ValueError) as error:
         pytest.skip(f"{type(error).__name__}: {error}")
     trainer = make_trainer(use_cpu=True, max_steps=1)
     trainer.add_callback(callback)

@@ -22,7 +22,7 @@ from tests.helpers.inherited_fields import ACTS, ELSEWHERE, HANDED_ON, HARMLESS,
 from tests.helpers.tiny import tiny_actor
 from turnppo_hf import TurnPPOConfig
 from turnppo_hf.cli.main import main
-from turnppo_hf.trainer.inherited_fields import LACKING, REFUSED
+from turnppo_hf.trainer.inherited_fields import LACKING, OTHER_NAMES, REFUSED
 
 ROOT = Path(__file__).parents[2]
 INHERITED = {item.name: item for item in fields(TrainingArguments)}
@@ -92,6 +92,12 @@ def test_field_of_grpo_that_is_lacking_is_named_with_what_to_use(name: str) -> N
     assert str(caught.value) == f"TurnPPOConfig lacks GRPOConfig's `{name}`: {why}. {instead}."
     named = {word for word in instead.split("`") if word.isidentifier()}
     assert named <= OURS | {"trajectories"}, "it names a field that is not there"
+
+
+def test_name_of_another_library_comes_with_the_one_here() -> None:
+    assert set(OTHER_NAMES.values()) <= OURS and not set(OTHER_NAMES) & OURS
+    with pytest.raises(TypeError, match=r"`ppo_epochs` is no field.*no effect.*Set `num_iterations`"):
+        config(ppo_epochs=4)
 
 
 def test_lacking_field_in_a_file_and_as_a_flag_is_named_as_in_python(tmp_path: Path, capsys: Any) -> None:

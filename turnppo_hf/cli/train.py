@@ -269,6 +269,11 @@ def describe_run(run: RunConfig, tasks: Tasks, trainer: TurnPPOTrainer) -> str:
 
 
 def _load_splits(name: str) -> Mapping[str, datasets.Dataset]:
+    if Path(name).suffix in (".json", ".jsonl", ".parquet", ".csv") and not Path(name).exists():
+        raise RunConfigError(
+            f"`dataset` {name!r} looks like a file, and there is none here, so there are no tasks. Name a file with "
+            "one JSON row a line, a folder that load_dataset reads, or a dataset on the Hub."
+        )
     try:
         if Path(name).is_file():
             return datasets.load_dataset("json", data_files={"train": name})

@@ -304,6 +304,12 @@ class FieldParser(TrlParser):  # type: ignore[misc]
         if message.startswith("the following arguments are required: "):
             names = ", ".join(f"`{name.split('/')[0].lstrip('-')}`" for name in message.split(": ", 1)[1].split(", "))
             raise RunConfigError(f"The run lacks its {names}. Set it in the config file or by its flag.")
+        if match := re.fullmatch(r"argument (--\w+)\S*: (.*)", message, re.DOTALL):
+            flag, problem = match[1], " ".join(match[2].split())
+            raise RunConfigError(
+                f"`{flag}`: {problem}, so it is open what the run should do. Give it a value that "
+                f"`{self.prog} --help` names for it."
+            )
         raise RunConfigError(f"{message[:1].upper()}{message[1:]}.")
 
 
@@ -324,7 +330,8 @@ def _split_path(arguments: Sequence[str], prog: str) -> tuple[str, list[str]]:
 
 
 def _field_types(kinds: Iterable[Any]) -> dict[str, Any]:
-    return {item.name: get_type_hints(kind)[item.name] for kind in kinds for item in fields(kind) if item.init}
+    known = [(kind, get_type_hints(kind)) for kind in kinds]
+    return {item.name: hints[item.name] for kind, hints in known for item in fields(kind) if item.init}
 
 
 def _checked_values(path: str, values: Mapping[str, Any], hints: Mapping[str, Any], prog: str) -> dict[str, Any]:

@@ -159,6 +159,26 @@ LACKING: Mapping[str, tuple[str, str]] = {
     ),
 }
 
+# what others call a field, TRL's former PPOConfig among them -> its name here
+OTHER_NAMES: Mapping[str, str] = {
+    "batch_size": "generation_batch_size",
+    "clip_range": "epsilon",
+    "cliprange": "epsilon",
+    "ent_coef": "entropy_coef",
+    "epochs": "num_train_epochs",
+    "gae_lambda": "lam",
+    "kl_coef": "beta",
+    "lr": "learning_rate",
+    "lr_scheduler": "lr_scheduler_type",
+    "max_new_tokens": "max_turn_length",
+    "mini_batch_size": "num_minibatches",
+    "num_mini_batches": "num_minibatches",
+    "num_ppo_epochs": "num_iterations",
+    "ppo_epochs": "num_iterations",
+    "response_length": "max_turn_length",
+    "steps": "max_steps",
+}
+
 # optimizers that are made of the model's layers instead of the groups of actor and critic
 _OF_LAYERS = ("galore", "apollo", "lomo", "adalomo")
 
@@ -222,7 +242,10 @@ def _name_of(choice: Any) -> str:
 
 
 def describe_lacking(name: str) -> str | None:
-    """Return why `TurnPPOConfig` lacks a field of `GRPOConfig`, and what to use; None for any other name."""
+    """Return why `TurnPPOConfig` lacks a name that others have, and what to use; None where nobody is known to."""
+    if name in OTHER_NAMES:
+        here = OTHER_NAMES[name]
+        return f"`{name}` is no field, so it would have no effect: it is called `{here}` here. Set `{here}`."
     if name not in LACKING:
         return None
     why, instead = LACKING[name]

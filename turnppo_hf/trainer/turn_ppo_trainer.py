@@ -72,8 +72,8 @@ class TurnPPOTrainer(BaseTrainer):
     ```
 
     Args:
-        model (`str` or [`~transformers.PreTrainedModel`]): The actor: model id, path, or a causal language model. Of a
-            `PeftModel` the adapter is trained.
+        model (`str` or [`~transformers.PreTrainedModel`]): The actor: model id, path, `"tiny"`, or a causal language
+            model. Of a `PeftModel` the adapter is trained.
         reward_funcs (`Callable` or `list[Callable]`, *optional*): Reward functions of TRL; what they return is added
             to an episode's last turn. See [`~turnppo_hf.rollout.rewards.Rewards`].
         args ([`TurnPPOConfig`], *optional*): Configuration; defaults to one that writes to `<model name>-TurnPPO`.

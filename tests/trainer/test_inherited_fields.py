@@ -133,6 +133,7 @@ def test_optimizers_of_layers_are_refused(optimizer: str) -> None:
         ({"logging_steps": float("nan")}, "`logging_steps` must be at least 0"),
         ({"warmup_steps": float("-inf")}, "finite number"),
         ({"save_steps": 0}, "`save_steps` must be positive"),
+        ({"load_best_model_at_end": True}, "not every checkpoint has a score"),
         ({"max_steps": 10**30}, "`max_steps` must be between"),
         ({"adam_beta1": 1.5}, "`adam_beta1` must be between 0 and 1"),
         ({"weight_decay": -0.1}, "weights would grow"),

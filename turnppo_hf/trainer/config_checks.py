@@ -106,8 +106,12 @@ _KINDS = {float: "a number", int: "an integer", bool: "True or False"}
 def check_choice(config: Any, name: str, choices: Iterable[str]) -> None:
     """Refuse a value outside a list."""
     value, known = getattr(config, name), list(choices)
-    if getattr(value, "value", value) not in known:
+    if _value(value) not in known:
         raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {value!r}.{did_you_mean(value, known)}")
+
+
+def _value(choice: Any) -> Any:
+    return getattr(choice, "value", choice)  # of an enumeration's member
 
 
 def check_inherited_choices(config: Any) -> None:
@@ -122,7 +126,13 @@ def check_inherited_choices(config: Any) -> None:
         ("save_strategy", SaveStrategy),
         ("hub_strategy", HubStrategy),
     ):
-        check_choice(config, name, [getattr(choice, "value", choice) for choice in choices])
+        check_choice(config, name, [_value(choice) for choice in choices])
+    evaluates, saves = (_value(getattr(config, f"{name}_strategy")) for name in ("eval", "save"))
+    if config.load_best_model_at_end and saves not in ("best", evaluates):
+        raise ValueError(
+            f"`load_best_model_at_end` is True, but `eval_strategy` is {evaluates!r} and `save_strategy` {saves!r}, so "
+            'not every checkpoint has a score. Set both to the same, or `save_strategy` to "best".'
+        )
 
 
 def check_kinds(config: Any) -> None:

@@ -384,7 +384,10 @@ class TurnPPOConfig(BaseConfig):
             self.bf16 = not self.fp16 and on_accelerator and _supports_bf16()
         check_unmasked({item.name: getattr(self, item.name) for item in fields(self)}, "in its argument or flag")
         check_json(self, self._VALID_DICT_FIELDS)
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except ValueError as error:  # some of its messages have several lines
+            raise ValueError(" ".join(str(error).split())) from error
         remember_secrets({item.name: getattr(self, item.name) for item in fields(self)})
         check_choice(self, "algorithm", ALGORITHMS)
         self._fill_defaults_of_the_algorithm()

@@ -136,8 +136,7 @@ class TurnPPOTrainer(BaseTrainer):
         networks, self.ref_model = build_networks(model, value_model, args, peft_config, quantization_config)
         actor = networks.actor
         tokenizer = processing_class or AutoTokenizer.from_pretrained(get_config_model_id(actor.config))
-        template_kwargs: Any = args.chat_template_kwargs  # a dict after __post_init__
-        self.chat = Chat(tokenizer, template_kwargs, args.context)
+        self.chat = Chat(tokenizer, args.chat_template_kwargs, args.context)  # type: ignore[arg-type]  # a dict by now
         self.environments, self.environment_names, self.environment_record = open_environments(
             environment_factory, tools or (), needs_environment=reward_funcs is None
         )

@@ -1,4 +1,4 @@
-"""Random config files and flags are refused in one line or mean what they say; a few of benchmarks/config_fuzz.py's."""
+"""Random config files and flags are refused in one line, or mean what they say: benchmarks/config_fuzz.py."""
 
 from __future__ import annotations
 

@@ -130,8 +130,8 @@ def check_inherited_choices(config: Any) -> None:
     evaluates, saves = (_value(getattr(config, f"{name}_strategy")) for name in ("eval", "save"))
     if config.load_best_model_at_end and saves not in ("best", evaluates):
         raise ValueError(
-            f"`load_best_model_at_end` is True, but `eval_strategy` is {evaluates!r} and `save_strategy` {saves!r}, so "
-            'not every checkpoint has a score. Set both to the same, or `save_strategy` to "best".'
+            f"`load_best_model_at_end` is True, but `eval_strategy` is {evaluates!r} and `save_strategy` {saves!r}, "
+            'so not every checkpoint has a score. Set both to the same, or `save_strategy` to "best".'
         )
 
 
@@ -144,7 +144,7 @@ def check_kinds(config: Any) -> None:
         `ValueError`: NaN, or infinity where it means nothing.
     """
     defaults, ranged = {item.name: item.default for item in fields(config)}, {name for name, *_ in _RANGES}
-    for name, hint in _type_hints(type(config)).items():
+    for name, hint in _type_hints(type(config)).items():  # type: ignore[arg-type]
         kinds, value = set(get_args(hint)) or {hint}, getattr(config, name, None)
         if not kinds <= {bool, int, float, type(None)} or value is defaults.get(name):
             continue

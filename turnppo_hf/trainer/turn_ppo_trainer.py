@@ -257,7 +257,7 @@ class TurnPPOTrainer(BaseTrainer):
                 return super().train(checkpoint, *args, **kwargs)
             finally:
                 self.is_in_train = False
-                judge_weights(self.optimizer)
+                judge_weights(self.optimizer)  # type: ignore[has-type]  # of `Trainer`
 
     def _init_training_state(self, max_steps: int, *args: Any) -> tuple[int, int]:
         done = super()._init_training_state(max_steps, *args)

@@ -1,5 +1,7 @@
 """The transformers generator: exact log-probs, each token processed once, responses that do not depend on company."""
 
+import math
+
 import pytest
 import torch
 
@@ -94,3 +96,25 @@ def test_attention_that_takes_no_dense_mask_is_refused():
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="'flash_attention_2' attention"):
         make_generator(model)
+
+
+def test_min_p_changes_what_is_drawn_and_not_what_is_scored():
+    model, share = make_model(), 0.3
+    generator, plain = make_generator(model, min_p=share), make_generator(model)
+    left_out = 0
+    for number in range(8):
+        for sampler in (generator, plain):
+            sampler.submit(number, PROMPTS[3], max_new_tokens=6, seed=number)
+        kept, full = drain(generator, 1)[number], drain(plain, 1)[number]
+        generator.release(number)
+        plain.release(number)
+        scored = logprobs_by_full_forward(model, PROMPTS[3], kept.completion_ids)
+        torch.testing.assert_close(torch.tensor(kept.sampling_logprobs), scored, atol=2e-5, rtol=1e-5)
+        for completion, allowed in ((kept, True), (full, False)):
+            ids = torch.tensor([[*PROMPTS[3], *completion.completion_ids]])
+            with torch.no_grad():
+                best = model(ids).logits[0, len(PROMPTS[3]) - 1 : -1].log_softmax(-1).amax(-1)
+            unlikely = torch.tensor(completion.sampling_logprobs) < best + math.log(share) - 1e-4
+            assert not (allowed and unlikely.any())
+            left_out += int(unlikely.sum())
+    assert left_out > 0

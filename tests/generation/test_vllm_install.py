@@ -91,7 +91,8 @@ def test_parameters_that_the_rollout_sets_are_refused():
         ({}, {"top_p": 0.9}, True),  # raw log-probs are those before top-p
         ({"logprobs_are_raw": False}, {"temperature": 0.7}, True),
         ({"logprobs_are_raw": False}, {"temperature": 0.7, "top_p": 0.9}, False),
-        ({"logprobs_are_raw": False}, {"generation_kwargs": {"min_p": 0.1}}, False),
+        ({"logprobs_are_raw": False}, {"min_p": 0.1}, False),
+        ({"logprobs_are_raw": False}, {"generation_kwargs": {"presence_penalty": 0.1}}, False),
         ({"logprobs_are_raw": False}, {"generation_kwargs": {"stop": ["a"]}}, True),
         ({}, {"structured_outputs": {"regex": "a"}}, False),
     ],

@@ -1,5 +1,7 @@
 """Chat: sampled ids are kept, only what the template adds is encoded, and a rewritten history is noticed."""
 
+import threading
+
 import pytest
 
 from tests.helpers.tools import CHAT_TEMPLATES
@@ -111,3 +113,17 @@ def test_content_leaves_special_tokens_out(chat):
 def test_template_kwargs_reach_the_template(tiny_tokenizer):
     tiny_tokenizer.chat_template = "{{ mode }}{{ messages[0].content }}"
     assert Chat(tiny_tokenizer, {"mode": "X"}).start("P").text == "XP"
+
+
+def test_template_that_never_ends_is_refused(tiny_tokenizer, monkeypatch):
+    ends = threading.Event()
+    monkeypatch.setattr("turnppo_hf.rollout.chat.MAX_TEMPLATE_S", 0.01)
+    monkeypatch.setattr(type(tiny_tokenizer), "apply_chat_template", lambda *_, **__: ends.wait() and "")
+    with pytest.raises(ValueError, match=r"did not end within 0.01 seconds.*no episode would begin.*Look for a loop"):
+        Chat(tiny_tokenizer)
+    ends.set()
+
+
+def test_template_that_refuses_the_first_conversation_gets_its_error_where_it_is_used(tiny_tokenizer):
+    tiny_tokenizer.chat_template = "{{ raise_exception('no') if messages|length > 2 }}<|user|>"
+    assert Chat(tiny_tokenizer).start("P").text == "<|user|>"

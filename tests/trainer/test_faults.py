@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from datasets import Dataset
 
 from tests.helpers.scripted import CountingEnvironment
 from tests.trainer.test_turn_ppo_trainer import train_logs
@@ -77,3 +78,55 @@ def test_batch_of_failures_only_makes_no_update(make_trainer, algorithm, minibat
     before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
     trainer.train()
     assert all((old == new).all() for old, new in zip(before, trainer.model.parameters(), strict=True))
+
+
+def of_evaluation(fails):
+    """Fails for tasks of the evaluation, whose seeds begin at 100, that `fails` picks."""
+    return lambda: Failing(lambda seed: seed >= 100 and fails(seed), "raises")
+
+
+CUT = (StopReason.TOKEN_LIMIT, StopReason.OVERLONG, StopReason.CUT_RESPONSE)
+EVALUATED = Dataset.from_dict({"seed": range(100, 108)})
+
+
+def test_evaluation_in_which_half_fail_judges_the_other_half(make_trainer):
+    factory = of_evaluation(lambda seed: seed % 2 == 0)
+    metrics = make_trainer(factory, eval_dataset=EVALUATED, use_cpu=True).evaluate()
+    assert metrics["eval_episodes/failed"] == 4
+    others = make_trainer(factory, eval_dataset=EVALUATED.select(range(1, 8, 2)), use_cpu=True).evaluate()
+    for name in ("eval_reward", "eval_success", "eval_turns/mean"):
+        assert metrics[name] == others[name] and math.isfinite(metrics[name])
+
+
+@pytest.mark.parametrize("in_training", [True, False])
+def test_evaluation_in_which_all_fail_is_no_score(make_trainer, tmp_path, in_training):
+    trainer = make_trainer(
+        of_evaluation(lambda seed: True), eval_dataset=EVALUATED, use_cpu=True, eval_strategy="steps", eval_steps=1
+    )
+    words = "8 of 8 episodes failed.*boom" + (".*checkpoint of step 1" if in_training else "")
+    with pytest.raises(FailedEpisodesError, match=words):
+        trainer.train() if in_training else trainer.evaluate()
+    assert (tmp_path / "run" / "checkpoint-1").is_dir() is in_training
+
+
+def test_episodes_that_a_limit_of_tokens_cut_are_left_out_where_asked(make_trainer):
+    sizes = []
+    for masks in (False, True):
+        trainer = make_trainer(
+            max_completion_length=12, max_turn_length=None, mask_truncated_completions=masks, max_steps=1, use_cpu=True
+        )
+        trainer.train()
+        cut = [item for item in trainer._last_trajectories if item.stop_reason in CUT]
+        assert len(cut) > 0
+        sizes.append((len(trainer._rollout.batch), len(trainer._last_trajectories) - len(cut)))
+    assert sizes[0][0] == 8 and sizes[1][0] == sizes[1][1]
+
+
+def test_num_generations_eval_plays_each_task_as_often(make_trainer):
+    settings = {"eval_dataset": EVALUATED, "use_cpu": True, "eval_temperature": 1.0}
+    trainer = make_trainer(num_generations_eval=3, **settings)
+    played = trainer.collector.evaluate(EVALUATED, 1.0)
+    assert [item.seed for item in played] == [seed for seed in range(100, 108) for _ in range(3)]
+    assert len({item.turns[0].completion_ids for item in played[:3]}) > 1
+    once = make_trainer(**settings).collector.evaluate(EVALUATED, 1.0)
+    assert [item.seed for item in once] == list(range(100, 108))

@@ -443,3 +443,23 @@ def test_adapter_of_tied_words_is_neither_merged_nor_sent(make: Any) -> None:
     check_mergeable(get_peft_model(tiny_actor(tie_word_embeddings=False), LoraConfig(**target)))
     with pytest.raises(ValueError, match=r"cannot be merged"):
         load_actor(tied, config_for(use_vllm=True))
+
+
+def test_config_that_was_loaded_for_inference_trains(make: Any) -> None:
+    config = {**LORA, "inference_mode": True}
+    trainer = make(peft=config, max_steps=1, save_strategy="no")
+    before = [item.detach().clone() for item in trainer.model.actor.parameters() if item.requires_grad]
+    assert before
+    trainer.train()
+    after = [item for item in trainer.model.actor.parameters() if item.requires_grad]
+    assert any(not a.equal(b) for a, b in zip(before, after, strict=True))
+
+
+def test_adapters_that_need_more_than_gradients_are_refused(base: Path) -> None:
+    budget = peft.AdaLoraConfig(total_step=10, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    with pytest.raises(ValueError, match=r"AdaLoraConfig, whose budget.*Use peft\.LoraConfig"):
+        load_actor(str(base), config_for(), budget)
+    with pytest.raises(ValueError, match=r"AdaLoraConfig, whose budget"):
+        load_actor(get_peft_model(tiny_actor(), budget), config_for())
+    with pytest.raises(ValueError, match=r"'eva', which is computed from data"):
+        load_actor(str(base), config_for(), LoraConfig(**{**LORA, "init_lora_weights": "eva"}))

@@ -79,3 +79,27 @@ def test_stream_that_fills_no_batch_and_an_unknown_environment_in_it_are_refused
         shares([{"seed": 0, "environment": "z"}], 1)
     with pytest.raises(ValueError, match="`oversampling_factor` 1"):
         shares([], 1, oversampling_factor=1.5)
+
+
+def test_tasks_of_a_run_that_is_extended_are_new(make_trainer):
+    played = []
+
+    def train(resume, **settings):
+        trainer = make_trainer(use_cpu=True, save_strategy="steps", save_steps=1, **settings)
+        collect = trainer.collector.collect
+
+        def note(rows, number):
+            played.append([row["seed"] for row in rows])
+            return collect(rows, number)
+
+        trainer.collector.collect = note
+        trainer.train(resume_from_checkpoint=resume)
+
+    train(None, max_steps=2)
+    train(True, max_steps=4)
+    assert sorted(seed for batch in played for seed in batch) == list(range(4 * 8))
+
+
+def test_more_seeds_than_memory_holds_are_refused():
+    with pytest.raises(ValueError, match=r"`max_steps` is 1000000000, which takes .* tasks.*pass a dataset"):
+        check_tasks(None, config_for(max_steps=10**9), ["x"])

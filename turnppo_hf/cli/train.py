@@ -35,6 +35,8 @@ from turnppo_hf.models.pretrained import EMBEDDED_MODELS, find_model
 from turnppo_hf.ppo.algorithms import ALGORITHMS
 from turnppo_hf.redaction import redact, redact_text
 from turnppo_hf.rollout.parquet import save_trajectories
+from turnppo_hf.trainer.rollout_batch import check_failures
+from turnppo_hf.trainer.schedule_free import judged_weights
 from turnppo_hf.trainer.turn_ppo_trainer import TurnPPOTrainer
 from turnppo_hf.trajectory import Trajectory
 
@@ -118,7 +120,8 @@ def _train_and_judge(
             print(f"  {'resumed':<12}{checkpoint}", flush=True)
 
     play = partial(_play_held_out, trainer, held_out_environment, tasks.held_out)
-    before, references = summarize(play()), {}
+    check_failures(untrained := play(), args.max_failed_share)
+    before, references = summarize(untrained), {}
     if is_main:
         references = reference_players(held_out_environment, tasks.held_out)
         print(f"\nHeld out, before training\n{comparison_table({'before': before, **references})}\n", flush=True)
@@ -266,6 +269,11 @@ def describe_run(run: RunConfig, tasks: Tasks, trainer: TurnPPOTrainer) -> str:
 
 
 def _load_splits(name: str) -> Mapping[str, datasets.Dataset]:
+    if Path(name).suffix in (".json", ".jsonl", ".parquet", ".csv") and not Path(name).exists():
+        raise RunConfigError(
+            f"`dataset` {name!r} looks like a file, and there is none here, so there are no tasks. Name a file with "
+            "one JSON row a line, a folder that load_dataset reads, or a dataset on the Hub."
+        )
     try:
         if Path(name).is_file():
             return datasets.load_dataset("json", data_files={"train": name})
@@ -294,7 +302,7 @@ def _play_held_out(
 ) -> list[Trajectory]:
     """Play the held-out tasks with the trainer's networks as they are, shared out over the ranks, and score them."""
     args = trainer.args
-    with trainer.whole_networks(*trainer.model.networks) as networks:
+    with judged_weights(trainer.optimizer), trainer.whole_networks(*trainer.model.networks) as networks:
         record = trainer.make_record()
         agent = TurnPPOAgent(networks.actor, trainer.processing_class, networks.critic, record)
         mine = agent.play_tasks(

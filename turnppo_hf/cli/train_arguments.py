@@ -20,8 +20,10 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from turnppo_hf.environments.names import did_you_mean
 from turnppo_hf.redaction import check_unmasked, redact, remember_secrets
+from turnppo_hf.trainer.inherited_fields import describe_lacking
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig, describe_fields
 
+MAX_TASKS = 10_000_000  # rows of a run; a dataset may be streamed
 HELD_OUT_SEED = 1_000_000  # the first held-out seed, far above any training seed
 
 _EXAMPLES = {"turnppo train": "sokoban_cpu.yaml", "turnppo imitate": "imitate/minigrid.yaml"}
@@ -73,10 +75,15 @@ class TaskArguments:
         self.environment_kwargs = read_json_object("environment_kwargs", self.environment_kwargs)
         self.eval_environment_kwargs = read_json_object("eval_environment_kwargs", self.eval_environment_kwargs)
         remember_secrets(vars(self))
-        for name in ("num_tasks", "eval_episodes"):
-            if getattr(self, name) < 1:
+        for name, low, high, why in (
+            ("num_tasks", 1, MAX_TASKS, "each task is a row in memory, and without one no episode would be played"),
+            ("eval_episodes", 1, MAX_TASKS, "each is a row in memory, and without one no episode would be played"),
+            ("eval_seed_start", 0, 2**32 - 1, "environments are seeded with it"),
+        ):
+            if not low <= getattr(self, name) <= high:
                 raise RunConfigError(
-                    f"`{name}` must be at least 1, got {getattr(self, name)}: no episode would be played."
+                    f"`{name}` must be between {low} and {high}, got {getattr(self, name)}: {why}. Set `{name}` to "
+                    "such a number."
                 )
         seeds_overlap = self.eval_seed_start < self.num_tasks and self.eval_seed_start + self.eval_episodes > 0
         if self.dataset is None and not self.eval_environment_kwargs and seeds_overlap:
@@ -297,6 +304,12 @@ class FieldParser(TrlParser):  # type: ignore[misc]
         if message.startswith("the following arguments are required: "):
             names = ", ".join(f"`{name.split('/')[0].lstrip('-')}`" for name in message.split(": ", 1)[1].split(", "))
             raise RunConfigError(f"The run lacks its {names}. Set it in the config file or by its flag.")
+        if match := re.fullmatch(r"argument (--\w+)\S*: (.*)", message, re.DOTALL):
+            flag, problem = match[1], " ".join(match[2].split())
+            raise RunConfigError(
+                f"`{flag}`: {problem}, so it is open what the run should do. Give it a value that "
+                f"`{self.prog} --help` names for it."
+            )
         raise RunConfigError(f"{message[:1].upper()}{message[1:]}.")
 
 
@@ -317,7 +330,8 @@ def _split_path(arguments: Sequence[str], prog: str) -> tuple[str, list[str]]:
 
 
 def _field_types(kinds: Iterable[Any]) -> dict[str, Any]:
-    return {item.name: get_type_hints(kind)[item.name] for kind in kinds for item in fields(kind) if item.init}
+    known = [(kind, get_type_hints(kind)) for kind in kinds]
+    return {item.name: hints[item.name] for kind, hints in known for item in fields(kind) if item.init}
 
 
 def _checked_values(path: str, values: Mapping[str, Any], hints: Mapping[str, Any], prog: str) -> dict[str, Any]:
@@ -333,7 +347,9 @@ def _checked_values(path: str, values: Mapping[str, Any], hints: Mapping[str, An
             if not isinstance(value, dict):
                 raise RunConfigError(f"{path}: `env` must be a mapping of variable names to values, got {value!r}.")
         elif name not in hints:
-            raise RunConfigError(f"{path}: `{name}` is no field.{_hint(name, hints, prog)}")
+            raise RunConfigError(
+                f"{path}: {describe_lacking(name) or f'`{name}` is no field.{_hint(name, hints, prog)}'}"
+            )
         elif not _fits(value, hints[name]):
             raise RunConfigError(
                 f"{path}: `{name}` must be {_describe(hints[name])}, got {value!r} ({type(value).__name__})."
@@ -357,7 +373,7 @@ def _checked_flags(flags: Sequence[str], hints: Mapping[str, Any], prog: str) ->
             name = _ALIASES.get(name, name)
             if name not in hints and name.removeprefix("no_") not in hints:
                 hint = _hint(name, hints, prog, form="`--{}`")
-                raise RunConfigError(f"`{flag.partition('=')[0]}` is no flag.{hint}")
+                raise RunConfigError(describe_lacking(name) or f"`{flag.partition('=')[0]}` is no flag.{hint}")
             flag = f"--{name}{equals}{value}"
         checked.append(flag)
     return checked

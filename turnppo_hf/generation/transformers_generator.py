@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    MinPLogitsWarper,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from turnppo_hf.generation.base import Completion, end_of_turn_ids
 from turnppo_hf.generation.slot_cache import SlotCache, cache_argument
@@ -50,7 +56,8 @@ class TransformersGenerator:
             Fills ragged batches; it is never attended.
         temperature (`float`, *optional*, defaults to `1.0`):
             0 picks the likeliest token; its log-probs are then those at temperature 1.
-        top_p (`float`, *optional*, defaults to `1.0`), top_k (`int`, *optional*, defaults to `0`):
+        top_p (`float`, *optional*, defaults to `1.0`), top_k (`int`, *optional*, defaults to `0`),
+        min_p (`float`, *optional*):
             They change what is drawn, not what is scored: log-probs are those of the full scaled distribution.
         max_parallel_episodes (`int`, *optional*, defaults to `256`):
             Episodes in the cache at a time; further ones queue.
@@ -74,6 +81,7 @@ class TransformersGenerator:
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
+        min_p: float | None = None,
         max_parallel_episodes: int = 256,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
@@ -98,6 +106,7 @@ class TransformersGenerator:
         self.tokens_processed = 0  # real tokens that went through the model, for the accounting of reuse
         self._warpers: list[Any] = [TopKLogitsWarper(top_k)] if top_k else []
         self._warpers += [TopPLogitsWarper(top_p)] if top_p < 1.0 else []
+        self._warpers += [MinPLogitsWarper(min_p)] if min_p else []
         self._window = window if "sliding_attention" in kinds else None
         self._mask_per_kind = getattr(config, "layer_types", None) is not None
         self._num_layers = config.num_hidden_layers

@@ -17,7 +17,8 @@ from turnppo_hf.trajectory import GenerationError
 # they end a response elsewhere, and leave the distribution as it is
 _HARMLESS = {"stop", "include_stop_str_in_output"}
 # set by this class, turn by turn
-_RESERVED = {"n", "max_tokens", "seed", "logprobs", "temperature", "top_p", "top_k", "stop_token_ids", "ignore_eos"}
+_RESERVED = {"n", "max_tokens", "seed", "logprobs", "temperature", "top_p", "top_k", "min_p"}
+_RESERVED |= {"stop_token_ids", "ignore_eos"}
 _MAX_SEED = 2**63
 
 
@@ -73,7 +74,7 @@ class VLLMGenerator:
         eos_token_ids (`Sequence[int]`):
             Tokens that end a turn.
         temperature (`float`, *optional*, defaults to `1.0`), top_p (`float`, *optional*, defaults to `1.0`),
-        top_k (`int`, *optional*, defaults to `0`):
+        top_k (`int`, *optional*, defaults to `0`), min_p (`float`, *optional*):
             As in [`~turnppo_hf.generation.transformers_generator.TransformersGenerator`].
         structured_outputs (`Mapping`, *optional*):
             What a response must match, such as `{"regex": "Up|Down"}` or `{"choice": ["Up", "Down"]}`.
@@ -97,6 +98,7 @@ class VLLMGenerator:
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
+        min_p: float | None = None,
         structured_outputs: Mapping[str, Any] | None = None,
         generation_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
@@ -112,6 +114,7 @@ class VLLMGenerator:
             "temperature": temperature,
             "top_p": top_p,
             "top_k": top_k,
+            "min_p": min_p or 0.0,
             "logprobs": 0,  # the sampled token's alone
             # the model's end of turn, not whatever else its folder lists
             "stop_token_ids": list(eos_token_ids),
@@ -121,7 +124,7 @@ class VLLMGenerator:
         }
         if structured_outputs:
             self.sampling["structured_outputs"] = dict(structured_outputs)
-        narrowed = top_p < 1.0 or top_k > 0 or bool(set(extra) - _HARMLESS)
+        narrowed = top_p < 1.0 or top_k > 0 or bool(min_p) or bool(set(extra) - _HARMLESS)
         scored_in_full = engine.logprobs_are_raw or not narrowed
         self.exact = engine.dtype == torch.float32 and scored_in_full and not structured_outputs
         self._numbers = itertools.count()

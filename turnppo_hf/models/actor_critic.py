@@ -22,11 +22,29 @@ from turnppo_hf.ppo.batch import TurnBatch
 _MAX_LOGITS = 2**25
 # settings of models that change logits after the head: these keep their own forward's
 _RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+# what scripts ask of a model: the actor's, where the pair has none of its own
+_OF_THE_ACTOR = frozenset(
+    (
+        *("device", "dtype", "generate", "generation_config", "can_generate", "save_pretrained", "push_to_hub"),
+        *(
+            "get_input_embeddings",
+            "get_output_embeddings",
+            "num_parameters",
+            "get_memory_footprint",
+            "warnings_issued",
+        ),
+        *("peft_config", "active_adapter", "active_adapters", "disable_adapter", "get_base_model"),
+        *("print_trainable_parameters", "get_nb_trainable_parameters", "chat_template", "model_tags", "get_decoder"),
+    )
+)
 
 
 class ActorCritic(nn.Module):
     """
     The module that is prepared, optimised and saved as one.
+
+    To scripts it is the actor: `device`, `generate`, `save_pretrained` and the like are the actor's, and so is a
+    forward over a model's inputs.
 
     Args:
         actor ([`~transformers.PreTrainedModel`]): Causal language model.
@@ -57,20 +75,46 @@ class ActorCritic(nn.Module):
             for name in (*(getattr(network, "_no_split_modules", None) or ()), type(network).__name__)
         ]
 
-    def forward(self, mode: str, batch: TurnBatch, temperature: float = 1.0, *, entropy_gradient: bool = False) -> Any:
+    def __getattr__(self, name: str) -> Any:
+        """Look up on the actor what scripts ask of a model and the pair does not have."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            actor = self.__dict__.get("_modules", {}).get("actor")
+            if name in _OF_THE_ACTOR and actor is not None:
+                return getattr(actor, name)
+            if not name.startswith("_") and actor is not None and hasattr(actor, name):
+                raise AttributeError(
+                    f"`trainer.model` is an actor and a critic, and {name!r} belongs to one of them, so it is unclear "
+                    f"which one is meant. Use `trainer.model.actor.{name}` or `trainer.model.critic.{name}`."
+                ) from error
+            raise
+
+    def forward(
+        self,
+        mode: str | None = None,
+        batch: TurnBatch | None = None,
+        temperature: float = 1.0,
+        *,
+        entropy_gradient: bool = False,
+        **inputs: Any,
+    ) -> Any:
         """
         Run one network over a batch.
 
         Args:
-            mode (`str`): `"actor"` or `"critic"`.
-            batch (`TurnBatch`): `R` rows of `T` tokens.
+            mode (`str`, *optional*): `"actor"` or `"critic"`. Without it, the actor's own forward over `inputs`.
+            batch (`TurnBatch`, *optional*): `R` rows of `T` tokens.
             temperature (`float`, *optional*, defaults to `1.0`): Scales the actor's logits as in sampling.
             entropy_gradient (`bool`, *optional*, defaults to `False`): See `sampled_logprobs`.
+            inputs (`Any`): Of the actor, such as `input_ids`.
 
         Returns:
             `"actor"`: `(logprobs, entropies)`, both `(R, T)` float32 and 0.0 where nothing was sampled.
             `"critic"`: values `(R, T)` float32; index `t` is V of the state that ends *with* the token at `t`.
         """
+        if batch is None:
+            return self.actor(**inputs)
         if mode == "actor":
             return sampled_logprobs(self.actor, batch, temperature, entropy_gradient=entropy_gradient)
         assert self.critic is not None

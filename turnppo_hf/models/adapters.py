@@ -20,6 +20,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _TRAINED = "default"  # PEFT's name of the adapter that is saved at the root of a folder
 _REFERENCE = "ref"  # TRL's name of the frozen copy
+_NEEDS_DATA = ("eva", "corda", "lora_ga")  # are computed from rows or gradients by a call of their own
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -104,8 +105,11 @@ def add_adapter(model: Any, peft_config: Any) -> Any:
             f"`{field}` of `peft_config` is {value!r}, which changes weights of the base model: the reference and the "
             'critic stand on them. Use `bias="none"`, and `init_lora_weights=True` or "gaussian".'
         )
+    _check_adapter_kind(peft_config)
+    config = copy.deepcopy(peft_config)
+    config.inference_mode = False  # a configuration that was loaded from a folder has it on, and freezes what it adds
     try:
-        adapted = peft.get_peft_model(model, copy.deepcopy(peft_config))
+        adapted = peft.get_peft_model(model, config)
     except ValueError as error:
         cure = 'Name layers that it has, such as `target_modules="all-linear"`.'
         if getattr(peft_config, "layer_replication", None):
@@ -113,6 +117,26 @@ def add_adapter(model: Any, peft_config: Any) -> Any:
         reason = str(error).splitlines()[0]
         raise ValueError(f"`peft_config` does not fit {type(model).__name__}: {reason} {cure}") from error
     return in_float32(adapted)
+
+
+def _check_adapter_kind(config: Any) -> None:
+    """
+    Refuse adapters that need more of a training than gradients.
+
+    Raises:
+        `ValueError`: AdaLoRA, or an initialization from data.
+    """
+    start = str(getattr(config, "init_lora_weights", None)).lower()
+    if start in _NEEDS_DATA:
+        raise ValueError(
+            f"`init_lora_weights` of `peft_config` is {start!r}, which is computed from data before a training, and a "
+            'rollout has none yet. Use `init_lora_weights=True` or "gaussian".'
+        )
+    if str(getattr(config.peft_type, "value", config.peft_type)).upper() == "ADALORA":
+        raise ValueError(
+            "`peft_config` is an AdaLoraConfig, whose budget of ranks moves by a term of a supervised loss and a call "
+            "in each step, so it would stay at its start. Use peft.LoraConfig."
+        )
 
 
 def in_float32(adapted: Any) -> Any:
@@ -130,6 +154,8 @@ def check_adapted(model: Any) -> None:
     Raises:
         `ValueError`: its adapter has another name than PEFT's default one, or is frozen.
     """
+    for config in model.peft_config.values():
+        _check_adapter_kind(config)
     if list(model.active_adapters) != [_TRAINED]:
         raise ValueError(
             f"`model` has the active adapters {', '.join(model.active_adapters)}, but the one named {_TRAINED!r} is "

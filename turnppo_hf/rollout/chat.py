@@ -6,7 +6,9 @@ template renders differently is encoded anew.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,6 +21,7 @@ from turnppo_hf.rollout.context import FULL, read_context, visible_messages
 from turnppo_hf.rollout.control_tokens import ControlTokens, Rendered
 
 MAX_PARSED_LENGTH = 1 << 16  # characters of a response with tool calls
+MAX_TEMPLATE_S = 60.0  # of the first rendering
 MAX_PARSED_TAGS = 100  # of the template's own, such as `<tool_call>`
 
 _TAG = re.compile(r"</?[\w|:-]{1,40}>|\[/?[A-Z_]{2,40}\]")
@@ -77,6 +80,7 @@ class Chat:
         self._decode = lru_cache(_KEPT_RESPONSES)(self._decode_anew)  # short answers are few, and each is read often
         self._control = ControlTokens(tokenizer)
         self._tool_template: str | None = None  # None is the tokenizer's own
+        self._check_end()
 
     def offer_tools(self, tools: Iterable[Callable[..., Any]]) -> None:
         """
@@ -255,6 +259,24 @@ class Chat:
     @property
     def _parses(self) -> bool:
         return any(getattr(self.tokenizer, f"response_{kind}", None) is not None for kind in ("template", "schema"))
+
+    def _check_end(self) -> None:
+        """Render a short conversation in a thread that is left behind where the template never ends."""
+        say = [{"role": role, "content": "-"} for role in ("user", "assistant", "user")]
+
+        def render() -> None:
+            with suppress(Exception):  # a conversation that the template refuses; a real one gets its own error
+                self._render(say)
+
+        thread = threading.Thread(target=render, daemon=True)
+        thread.start()
+        thread.join(MAX_TEMPLATE_S)
+        if thread.is_alive():
+            raise ValueError(
+                f"The chat template of {self.tokenizer.name_or_path!r} did not end within {MAX_TEMPLATE_S:g} seconds "
+                "on three short messages, so no episode would begin. Look for a loop in it that has no end, or set "
+                "`tokenizer.chat_template` to another one."
+            )
 
     def _render(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 from transformers import PreTrainedModel
 
@@ -78,3 +78,16 @@ def check_arguments(
             )
     if reward_funcs is None and args.reward_weights is not None:
         raise ValueError("`reward_weights` is set without `reward_funcs`, so nothing is weighed. Leave it out.")
+
+
+def refuse_prediction(trainer: Any, *_: Any, **__: Any) -> NoReturn:
+    """
+    Refuse `Trainer.predict`.
+
+    Raises:
+        `ValueError`: always.
+    """
+    raise ValueError(
+        f"`{type(trainer).__name__}.predict` is not there: rows are tasks without labels, so there is nothing to "
+        "predict. Use `evaluate(dataset)` for the metrics of episodes, or `TurnPPOAgent.play_tasks` for the episodes."
+    )

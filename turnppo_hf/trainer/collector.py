@@ -102,8 +102,12 @@ class Collector:
         return self._play_on_all_ranks(self._worker, plans, len(rows), "rollout", further)
 
     def evaluate(self, dataset: Dataset, temperature: float) -> list[Trajectory]:
-        """Play every task once, over all ranks; return all trajectories."""
-        plans = self._plan(dataset, key=(self.args.seed, 1))[self.args.process_index :: self.args.world_size]
+        """Play every task `num_generations_eval` times, over all ranks; return all trajectories."""
+        per_task = self.args.num_generations_eval or 1
+        rows = dataset.select(np.arange(len(dataset)).repeat(per_task)) if per_task > 1 else dataset
+        plans = self._plan(rows, key=(self.args.seed, 1), per_task=per_task)[
+            self.args.process_index :: self.args.world_size
+        ]
         worker = self._make_worker(temperature)
         try:
             return self._play_on_all_ranks(worker, plans, len(plans), "evaluation")[1]

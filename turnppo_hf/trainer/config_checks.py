@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import numbers
 from collections.abc import Iterable
-from numbers import Integral, Real
-from typing import Any
+from dataclasses import fields
+from functools import cache
+from typing import Any, get_args, get_type_hints
 
+import numpy as np
+from transformers import SchedulerType
+from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy
+from transformers.training_args import OptimizerNames, trainer_log_levels
+
+from turnppo_hf.environments.names import did_you_mean
 from turnppo_hf.ppo.algorithms import ALGORITHMS
 from turnppo_hf.ppo.credit import WHITENING
 from turnppo_hf.ppo.losses import IMPORTANCE_SAMPLING_LEVELS, KL_ESTIMATORS, LOSS_AGGREGATIONS
@@ -19,24 +27,152 @@ OFF_POLICY_CREDITS = ("none", "turn_vtrace")
 CORRECTIONS = ("turn_truncate", "token_truncate")
 
 
+_UNIT = "it discounts what comes later"
+# field -> lowest and highest value, and why no other
+_RANGES = (
+    ("gamma", 0.0, 1.0, _UNIT),
+    ("lam", 0.0, 1.0, _UNIT),
+    ("token_gamma", 0.0, 1.0, _UNIT),
+    ("token_lam", 0.0, 1.0, _UNIT),
+    ("token_advantage_coef", 0.0, math.inf, "a negative weight would reward what did worse than the rest"),
+    ("vtrace_rho_max", 1e-12, math.inf, "no turn would get credit"),
+    ("vtrace_c_max", 1e-12, math.inf, "no later turn would give credit"),
+    ("gigpo_gamma", 0.0, 1.0, _UNIT),
+    ("gigpo_omega", 0.0, math.inf, "a negative weight would reward what did worse than the rest"),
+    ("critic_lr_multiplier", 1e-12, math.inf, "the critic would not learn"),
+    ("critic_layers", 1, math.inf, "without a block the critic would see single tokens"),
+    ("critic_warmup_steps", 0, math.inf, "it counts optimizer steps"),
+    ("critic_trunk_gradient", 0.0, 1.0, "it is a share"),
+    ("epsilon", 1e-12, 1.0, "the clip range would be empty or reach a negative ratio"),
+    ("epsilon_high", 1e-12, math.inf, "the clip range would be empty"),
+    ("entropy_coef", 0.0, math.inf, "a negative bonus would be a penalty on exploration"),
+    ("beta", 0.0, math.inf, "a negative KL penalty drives the actor away from the reference"),
+    ("num_iterations", 1, math.inf, "no update would be made"),
+    ("num_minibatches", 1, math.inf, "no update would be made"),
+    ("num_generations", 1, math.inf, "no episode would be played"),
+    ("generation_batch_size", 1, math.inf, "no episode would be played"),
+    ("learning_rate", 0.0, math.inf, "a negative rate would worsen the policy"),
+    ("max_tokens_per_micro_batch", 1, math.inf, "no token would fit"),
+    ("max_failed_share", 0.0, 1.0, "it is a share"),
+    ("max_skipped_steps", 1, math.inf, "it counts steps in a row"),
+    ("max_turns", 1, math.inf, "no turn would be sampled, so no gradient exists"),
+    ("max_turn_length", 1, math.inf, "no token would be sampled, so no gradient exists"),
+    ("max_tool_calling_iterations", 0, math.inf, "it counts rounds of tool calls"),
+    ("max_completion_length", 1, math.inf, "no token would be sampled, so no gradient exists"),
+    ("temperature", 1e-6, math.inf, "a deterministic policy has no gradient"),
+    ("top_p", 1e-6, 1.0, "it is a share of probability"),
+    ("top_k", 0, math.inf, "it counts tokens, 0 for off"),
+    ("max_parallel_episodes", 1, math.inf, "no episode would be played"),
+    ("eval_temperature", 0.0, math.inf, "0 is greedy"),
+    ("cliprange_value", 1e-12, math.inf, "the value could not move"),
+    ("oversampling_factor", 1.0, math.inf, "a batch would never be full"),
+    ("filter_groups", 0, math.inf, "it counts attempts"),
+    ("vllm_gpu_memory_utilization", 1e-6, 1.0, "it is a share of memory"),
+    ("vllm_max_model_length", 2, math.inf, "no prompt and response would fit"),
+    ("vllm_server_port", 1, 65535, "it is a TCP port"),
+    ("vllm_server_timeout", 1e-6, math.inf, "no answer would be waited for"),
+    ("vllm_importance_sampling_clip_max", 1.0, math.inf, "even exact samples would be weighed down"),
+    ("min_p", 0.0, 1.0, "it is a share of the likeliest token's probability"),
+    ("num_generations_eval", 1, math.inf, "no episode would be played"),
+    ("num_completions_to_print", 0, math.inf, "it counts rows of a table"),
+    # of TrainingArguments
+    ("adam_beta1", 0.0, 1.0 - 1e-12, "it is the weight of the past in a mean"),
+    ("adam_beta2", 0.0, 1.0 - 1e-12, "it is the weight of the past in a mean"),
+    ("adam_epsilon", 0.0, math.inf, "a step would be divided by less than nothing"),
+    ("weight_decay", 0.0, math.inf, "weights would grow by themselves"),
+    ("max_grad_norm", 0.0, math.inf, "it is a norm, 0 for no clipping"),
+    ("num_train_epochs", 1e-12, math.inf, "no task would be played"),
+    ("max_steps", -1, 2**31, "it counts optimizer steps, -1 for whole epochs"),
+    ("warmup_steps", 0, math.inf, "it counts steps, or is a share of them"),
+    ("per_device_train_batch_size", 1, math.inf, "no episode would be played"),
+    ("gradient_accumulation_steps", 1, math.inf, "no episode would be played"),
+    ("logging_steps", 0, math.inf, "it counts steps"),
+    ("eval_steps", 0, math.inf, "it counts steps"),
+    ("save_steps", 1e-12, math.inf, "it counts steps"),
+    ("save_total_limit", 1, math.inf, "no checkpoint would be kept"),
+    ("eval_delay", 0, math.inf, "it counts steps or epochs"),
+    ("dataloader_num_workers", 0, 4096, "it counts processes"),
+    ("dataloader_prefetch_factor", 1, math.inf, "it counts batches"),
+    ("seed", 0, 2**32 - 1, "it seeds generators of 32 bits"),
+    ("data_seed", 0, 2**32 - 1, "it seeds generators of 32 bits"),
+    ("ddp_timeout", 1, 2**31, "it counts seconds"),
+)
+# infinity switches these off
+_UNBOUNDED = {"vtrace_rho_max", "vtrace_c_max", "epsilon_high", "cliprange_value", "max_grad_norm"}
+_UNBOUNDED |= {"vllm_importance_sampling_clip_max"}
+_KINDS = {float: "a number", int: "an integer", bool: "True or False"}
+
+
 def check_choice(config: Any, name: str, choices: Iterable[str]) -> None:
     """Refuse a value outside a list."""
-    value = getattr(config, name)
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
+    value, known = getattr(config, name), list(choices)
+    if _value(value) not in known:
+        raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {value!r}.{did_you_mean(value, known)}")
+
+
+def _value(choice: Any) -> Any:
+    return getattr(choice, "value", choice)  # of an enumeration's member
+
+
+def check_inherited_choices(config: Any) -> None:
+    """Refuse values outside the lists of `TrainingArguments`, whose own errors do not name the field."""
+    for name, choices in (
+        ("log_level", trainer_log_levels),
+        ("log_level_replica", trainer_log_levels),
+        ("optim", OptimizerNames),
+        ("lr_scheduler_type", SchedulerType),
+        ("eval_strategy", IntervalStrategy),
+        ("logging_strategy", IntervalStrategy),
+        ("save_strategy", SaveStrategy),
+        ("hub_strategy", HubStrategy),
+    ):
+        check_choice(config, name, [_value(choice) for choice in choices])
+    evaluates, saves = (_value(getattr(config, f"{name}_strategy")) for name in ("eval", "save"))
+    if config.load_best_model_at_end and saves not in ("best", evaluates):
+        raise ValueError(
+            f"`load_best_model_at_end` is True, but `eval_strategy` is {evaluates!r} and `save_strategy` {saves!r}, "
+            'so not every checkpoint has a score. Set both to the same, or `save_strategy` to "best".'
+        )
+
+
+def check_kinds(config: Any) -> None:
+    """
+    Refuse numbers and switches of another type, and numbers that are not finite.
+
+    Raises:
+        `TypeError`: a text for a number, a fraction for a count, a number for a switch, or None for either.
+        `ValueError`: NaN, or infinity where it means nothing.
+    """
+    defaults, ranged = {item.name: item.default for item in fields(config)}, {name for name, *_ in _RANGES}
+    for name, hint in _type_hints(type(config)).items():  # type: ignore[arg-type]
+        kinds, value = set(get_args(hint)) or {hint}, getattr(config, name, None)
+        if not kinds <= {bool, int, float, type(None)} or value is defaults.get(name):
+            continue
+        if value is None and type(None) in kinds:
+            continue
+        kind = next(kind for kind in (float, int, bool) if kind in kinds)
+        is_switch = isinstance(value, bool | np.bool_)
+        number = {float: numbers.Real, int: numbers.Integral}.get(kind)
+        if not (bool in kinds and is_switch) and (number is None or is_switch or not isinstance(value, number)):
+            raise TypeError(
+                f"`{name}` must be {_KINDS[kind]}, got {value!r} ({type(value).__name__}), and what is computed with "
+                f"it would fail or be another number. Set `{name}` to such a value in TurnPPOConfig."
+            )
+        is_limit = name in _UNBOUNDED and value == math.inf
+        if isinstance(value, float) and not (math.isfinite(value) or is_limit or (name in ranged and value != value)):
+            raise ValueError(
+                f"`{name}` must be a finite number, got {value}: it is counted or computed with. Set `{name}` to one "
+                "in TurnPPOConfig."
+            )
+
+
+@cache
+def _type_hints(config: type) -> dict[str, Any]:
+    return {name: hint for name, hint in get_type_hints(config).items() if name in config.__dataclass_fields__}  # type: ignore[attr-defined]
 
 
 def check_choices(config: Any) -> None:
     """Refuse values outside a list, and pairs of choices that exclude each other."""
-    if config.remove_unused_columns:
-        raise ValueError(
-            "`remove_unused_columns` is True, but a row's columns select and configure the environment. Drop it."
-        )
-    if config.fp16:
-        raise ValueError(
-            "`fp16` is True, but its loss scaling does not survive two losses with a clip per network. Use "
-            "`bf16`, or float32."
-        )
     for name, choices in (
         ("critic", CRITICS),
         ("importance_sampling_level", IMPORTANCE_SAMPLING_LEVELS),
@@ -73,63 +209,21 @@ def check_choices(config: Any) -> None:
 
 def check_ranges(config: Any) -> None:
     """Refuse numbers outside their range, and numbers that the algorithm cannot use."""
-    unit = "it discounts what comes later"
-    for name, low, high, why in (
-        ("gamma", 0.0, 1.0, unit),
-        ("lam", 0.0, 1.0, unit),
-        ("token_gamma", 0.0, 1.0, unit),
-        ("token_lam", 0.0, 1.0, unit),
-        ("token_advantage_coef", 0.0, math.inf, "a negative weight would reward what did worse than the rest"),
-        ("vtrace_rho_max", 1e-12, math.inf, "no turn would get credit"),
-        ("vtrace_c_max", 1e-12, math.inf, "no later turn would give credit"),
-        ("gigpo_gamma", 0.0, 1.0, unit),
-        ("gigpo_omega", 0.0, math.inf, "a negative weight would reward what did worse than the rest"),
-        ("critic_lr_multiplier", 1e-12, math.inf, "the critic would not learn"),
-        ("critic_layers", 1, math.inf, "without a block the critic would see single tokens"),
-        ("critic_warmup_steps", 0, math.inf, "it counts optimizer steps"),
-        ("critic_trunk_gradient", 0.0, 1.0, "it is a share"),
-        ("epsilon", 1e-12, 1.0, "the clip range would be empty or reach a negative ratio"),
-        ("epsilon_high", 1e-12, math.inf, "the clip range would be empty"),
-        ("entropy_coef", 0.0, math.inf, "a negative bonus would be a penalty on exploration"),
-        ("beta", 0.0, math.inf, "a negative KL penalty drives the actor away from the reference"),
-        ("num_iterations", 1, math.inf, "no update would be made"),
-        ("num_minibatches", 1, math.inf, "no update would be made"),
-        ("num_generations", 1, math.inf, "no episode would be played"),
-        ("generation_batch_size", 1, math.inf, "no episode would be played"),
-        ("learning_rate", 0.0, math.inf, "a negative rate would worsen the policy"),
-        ("max_tokens_per_micro_batch", 1, math.inf, "no token would fit"),
-        ("max_failed_share", 0.0, 1.0, "it is a share"),
-        ("max_skipped_steps", 1, math.inf, "it counts steps in a row"),
-        ("max_turns", 1, math.inf, "no turn would be sampled, so no gradient exists"),
-        ("max_turn_length", 1, math.inf, "no token would be sampled, so no gradient exists"),
-        ("max_tool_calling_iterations", 0, math.inf, "it counts rounds of tool calls"),
-        ("max_completion_length", 1, math.inf, "no token would be sampled, so no gradient exists"),
-        ("temperature", 1e-6, math.inf, "a deterministic policy has no gradient"),
-        ("top_p", 1e-6, 1.0, "it is a share of probability"),
-        ("top_k", 0, math.inf, "it counts tokens, 0 for off"),
-        ("max_parallel_episodes", 1, math.inf, "no episode would be played"),
-        ("eval_temperature", 0.0, math.inf, "0 is greedy"),
-        ("cliprange_value", 1e-12, math.inf, "the value could not move"),
-        ("oversampling_factor", 1.0, math.inf, "a batch would never be full"),
-        ("filter_groups", 0, math.inf, "it counts attempts"),
-        ("vllm_gpu_memory_utilization", 1e-6, 1.0, "it is a share of memory"),
-        ("vllm_max_model_length", 2, math.inf, "no prompt and response would fit"),
-        ("vllm_server_port", 1, 65535, "it is a TCP port"),
-        ("vllm_server_timeout", 1e-6, math.inf, "no answer would be waited for"),
-        ("vllm_importance_sampling_clip_max", 1.0, math.inf, "even exact samples would be weighed down"),
-    ):
-        value, counts = getattr(config, name), isinstance(low, int)
-        is_number = isinstance(value, Integral if counts else Real)
-        if value is None or (is_number and low <= value <= high):
-            continue
-        kind = "an integer, " if counts and not isinstance(value, Integral) else ""
-        raise ValueError(
-            f"`{name}` must be {kind}{_describe(low, high)}, got {value!r}: {why}. Set `{name}` in TurnPPOConfig."
-        )
+    for name, low, high, why in _RANGES:
+        value = getattr(config, name)
+        if value is not None and not low <= value <= high:
+            raise ValueError(
+                f"`{name}` must be {_describe(low, high)}, got {value}: {why}. Set `{name}` in TurnPPOConfig."
+            )
     if not config.uses_critic and config.critic_warmup_steps:
         raise ValueError(
             f"`critic_warmup_steps` is {config.critic_warmup_steps}, but {config.algorithm} has no critic, so these "
             "steps would train nothing. Set it to 0."
+        )
+    if (config.num_generations_eval or 1) > 1 and config.eval_temperature == 0.0:
+        raise ValueError(
+            f"`num_generations_eval` is {config.num_generations_eval}, but `eval_temperature` is 0, so all episodes "
+            "of a task would be the same one. Set `eval_temperature`, or leave `num_generations_eval` out."
         )
     if not config.uses_critic and config.num_generations < 2:  # type: ignore[operator]
         raise ValueError(

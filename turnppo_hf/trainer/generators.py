@@ -81,7 +81,7 @@ def make_generator(
         temperature (`float`): 0 is greedy.
         autocast (`Callable`): Makes the context of each of the actor's forwards.
     """
-    shape = {"temperature": temperature, "top_p": args.top_p, "top_k": args.top_k}
+    shape: dict[str, Any] = {"temperature": temperature, "top_p": args.top_p, "top_k": args.top_k, "min_p": args.min_p}
     if engine is None:
         return TransformersGenerator.for_chat(
             actor, tokenizer, **shape, max_parallel_episodes=args.max_parallel_episodes, autocast=autocast

@@ -29,6 +29,7 @@ from turnppo_hf.models.adapters import (
     unadapted,
 )
 from turnppo_hf.models.critic_layers import depth_of
+from turnppo_hf.models.pretrained import EMBEDDED_MODELS, find_model
 from turnppo_hf.trainer.distributed import prevent_partitioned_loading
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 
@@ -71,6 +72,7 @@ def load_actor(
             adapters.
     """
     if isinstance(model, str):
+        model = str(find_model(model)) if model in EMBEDDED_MODELS else model
         kwargs = {"device_map": None, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
         if quantization_config is not None:
             kwargs["quantization_config"] = quantization_config

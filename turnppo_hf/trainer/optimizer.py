@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from transformers import Trainer
 
 from turnppo_hf.models.actor_critic import ActorCritic
+from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 
 
 def parameter_groups(
@@ -33,6 +35,13 @@ def parameter_groups(
             if parameters:
                 groups.append({"params": parameters, "lr": rate, "weight_decay": weight_decay if decay else 0.0})
     return groups
+
+
+def make_optimizer(networks: ActorCritic, args: TurnPPOConfig, decays: set[str]) -> torch.optim.Optimizer:
+    """Build the optimizer that `args.optim` names, with a learning rate for each network; `decays` as above."""
+    optimizer_class, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, networks)
+    groups = parameter_groups(networks, decays, args.learning_rate, args.critic_lr_multiplier, args.weight_decay)
+    return optimizer_class(groups, **kwargs)
 
 
 def check_optimizer(networks: ActorCritic, optimizer: torch.optim.Optimizer) -> None:

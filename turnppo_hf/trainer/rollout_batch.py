@@ -74,6 +74,13 @@ def pending_file(checkpoint: str | Path, args: TurnPPOConfig) -> Path:
     return Path(checkpoint) / f"rollout_{args.process_index}_of_{args.world_size}.safetensors"
 
 
+def learned_from(trajectories: Sequence[Trajectory], args: TurnPPOConfig) -> list[Trajectory]:
+    """Leave out episodes that failed, and with `mask_truncated_completions` those that a limit of tokens cut."""
+    cut = (StopReason.TOKEN_LIMIT, StopReason.OVERLONG, StopReason.CUT_RESPONSE)
+    left_out = {StopReason.ERROR, *(cut if args.mask_truncated_completions else ())}
+    return [trajectory for trajectory in trajectories if trajectory.stop_reason not in left_out]
+
+
 def check_failures(trajectories: Sequence[Trajectory], max_failed_share: float) -> None:
     """
     Check that enough episodes of a rollout batch were played to learn from.

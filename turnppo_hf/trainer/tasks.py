@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, DatasetInfo, IterableDataset
 
 from turnppo_hf._trl import RepeatSampler, identity
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
+
+_FROM_SEEDS = "turnppo_hf: one task for each seed"
+_MAX_SEEDS = 100_000_000
 
 
 class TaskSampler(RepeatSampler):
@@ -28,8 +31,9 @@ class TaskSampler(RepeatSampler):
             mini_repeat_count=args.num_generations,
             batch_size=args.tasks_per_batch,
             repeat_count=args.updates_per_batch,
-            shuffle=args.shuffle_dataset,
-            seed=args.seed,
+            # a run that is extended goes on with further seeds: an order drawn over all of them would be another one
+            shuffle=args.shuffle_dataset and dataset.info.description != _FROM_SEEDS,
+            seed=args.task_seed,
         )
         self.epoch = epoch
 
@@ -93,7 +97,13 @@ def check_tasks(
                 "`max_steps`, or pass a dataset with a column `seed`."
             )
         batches = -(-args.max_steps // args.updates_per_batch)
-        return Dataset.from_dict({"seed": range(batches * args.tasks_per_batch)})
+        if batches * args.tasks_per_batch > _MAX_SEEDS:
+            raise ValueError(
+                f"`max_steps` is {args.max_steps}, which takes {batches * args.tasks_per_batch} tasks, and without "
+                f"`train_dataset` at most {_MAX_SEEDS} are made, a row in memory each. Lower it, or pass a dataset."
+            )
+        seeds = {"seed": range(batches * args.tasks_per_batch)}
+        return Dataset.from_dict(seeds, info=DatasetInfo(description=_FROM_SEEDS))
     if isinstance(dataset, IterableDataset):
         if args.task_sampling != "uniform":
             raise ValueError(

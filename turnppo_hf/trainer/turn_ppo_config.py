@@ -19,10 +19,13 @@ from turnppo_hf.trainer.config_checks import (
     check_choices,
     check_credit,
     check_critic_kind,
+    check_inherited_choices,
     check_json,
+    check_kinds,
     check_ranges,
     check_vllm,
 )
+from turnppo_hf.trainer.inherited_fields import check_inherited, check_optimizer_arguments, describe_lacking
 
 _Config = TypeVar("_Config")
 
@@ -167,8 +170,11 @@ class TurnPPOConfig(BaseConfig):
             between the lowest and the highest returns of the newest episodes.
         reward_weights (`list[float]`, *optional*):
             Weight of each reward function. Unset: 1. An environment's own reward counts with weight 1.
+        mask_truncated_completions (`bool`, *optional*, defaults to `False`):
+            Leave episodes out of the update that a limit of tokens cut: `max_completion_length`, or the context.
         max_failed_share (`float`, *optional*, defaults to `0.5`):
-            Training stops, with a checkpoint, when a larger share of a rollout batch's episodes failed.
+            Training stops, with a checkpoint, when a larger share of a rollout batch's or an evaluation's episodes
+            failed.
         max_skipped_steps (`int`, *optional*, defaults to `5`):
             Optimizer steps in a row whose loss, gradient or log-probs are not finite: each is skipped, and the last
             of them stops the training.
@@ -197,6 +203,9 @@ class TurnPPOConfig(BaseConfig):
             Rounds of tool calls per episode; a later call is not executed and ends the episode. No limit by default.
         top_k (`int`, *optional*, defaults to `0`):
             Top-k sampling, 0 for off; it changes what is drawn, not what is scored.
+        min_p (`float`, *optional*):
+            Sampling leaves out tokens less likely than this share of the likeliest one's probability; it changes what
+            is drawn, not what is scored.
         max_parallel_episodes (`int`, *optional*, defaults to `256`):
             Episodes that generate at the same time on one rank; bounds the KV cache.
         chat_template_kwargs (`dict` or `str`, *optional*):
@@ -251,6 +260,8 @@ class TurnPPOConfig(BaseConfig):
             Rows of that table; all by default.
         eval_temperature (`float`, *optional*, defaults to `0.0`):
             Temperature of evaluation episodes; 0 is greedy.
+        num_generations_eval (`int`, *optional*):
+            Episodes per task of an evaluation during training. One by default.
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [
@@ -310,6 +321,7 @@ class TurnPPOConfig(BaseConfig):
     shuffle_dataset: bool = True
     task_sampling: str = "uniform"
     reward_weights: list[float] | None = None
+    mask_truncated_completions: bool = False
     max_failed_share: float = 0.5
     max_skipped_steps: int = 5
     collapse_action: str = "warn"
@@ -322,6 +334,7 @@ class TurnPPOConfig(BaseConfig):
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float | None = None
     max_parallel_episodes: int = 256
     chat_template_kwargs: dict[str, Any] | str | None = None
     oversampling_factor: float = 1.0
@@ -347,12 +360,15 @@ class TurnPPOConfig(BaseConfig):
     log_completions: bool = False
     num_completions_to_print: int | None = None
     eval_temperature: float = 0.0
+    num_generations_eval: int | None = None
 
     def __new__(cls, *_: Any, **given: Any) -> TurnPPOConfig:
         """Refuse names that are no fields, with the nearest one."""
         names = inspect.signature(cls.__init__).parameters
         for name in given:
             if name not in names:
+                if lacking := describe_lacking(name):
+                    raise TypeError(lacking)
                 raise TypeError(
                     f"{cls.__name__} has no field {name!r}.{did_you_mean(name, names)} It would have no effect. Leave "
                     "it out, or see the class for its fields."
@@ -360,6 +376,9 @@ class TurnPPOConfig(BaseConfig):
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        check_inherited(self)
+        check_inherited_choices(self)
+        check_kinds(self)
         on_accelerator = not self.use_cpu and torch.accelerator.is_available()
         # transformers 5.23 renamed the field and warns where the old name is set
         renamed = hasattr(self, "activation_checkpointing")
@@ -370,7 +389,10 @@ class TurnPPOConfig(BaseConfig):
             self.bf16 = not self.fp16 and on_accelerator and _supports_bf16()
         check_unmasked({item.name: getattr(self, item.name) for item in fields(self)}, "in its argument or flag")
         check_json(self, self._VALID_DICT_FIELDS)
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except ValueError as error:  # some of its messages have several lines
+            raise ValueError(" ".join(str(error).split())) from error
         remember_secrets({item.name: getattr(self, item.name) for item in fields(self)})
         check_choice(self, "algorithm", ALGORITHMS)
         self._fill_defaults_of_the_algorithm()
@@ -379,6 +401,7 @@ class TurnPPOConfig(BaseConfig):
         check_credit(self)
         check_critic_kind(self)
         check_vllm(self)
+        check_optimizer_arguments(self)
         self._fold_batch_sizes()
 
     def to_dict(self) -> dict[str, Any]:
@@ -396,6 +419,11 @@ class TurnPPOConfig(BaseConfig):
     def uses_critic(self) -> bool:
         """Whether the algorithm has a critic at all."""
         return ALGORITHMS[self.algorithm].has_critic
+
+    @property
+    def task_seed(self) -> int:
+        """What the order of tasks is drawn with."""
+        return self.seed if self.data_seed is None else self.data_seed
 
     @property
     def updates_per_batch(self) -> int:

@@ -30,7 +30,8 @@ from turnppo_hf.models.checkpoint import load_networks
 from turnppo_hf.ppo.batch import stack
 from turnppo_hf.rollout.chat import Chat
 from turnppo_hf.rollout.rewards import Rewards
-from turnppo_hf.trainer.arguments import check_arguments, default_arguments
+from turnppo_hf.trainer.arguments import check_arguments, default_arguments, refuse_prediction
+from turnppo_hf.trainer.callbacks import ShowActor
 from turnppo_hf.trainer.checkpoints import check_best, describe_newest, note_best, write_checkpoint
 from turnppo_hf.trainer.collapse_guard import CollapseGuard, restore_optimizer
 from turnppo_hf.trainer.collector import Collector
@@ -38,20 +39,21 @@ from turnppo_hf.trainer.distributed import Sharding, StepInDeepSpeed, WholeNetwo
 from turnppo_hf.trainer.hub_push import HubPusher
 from turnppo_hf.trainer.metrics import rollout_metrics
 from turnppo_hf.trainer.networks import build_networks, check_launch
-from turnppo_hf.trainer.optimizer import check_optimizer, parameter_groups
+from turnppo_hf.trainer.optimizer import check_optimizer, make_optimizer
 from turnppo_hf.trainer.optimizer_step import pick_minibatch, update_again, update_once
 from turnppo_hf.trainer.record import agent_record, find_example
-from turnppo_hf.trainer.rollout_batch import RolloutBatch, check_failures, pending_file
+from turnppo_hf.trainer.rollout_batch import RolloutBatch, check_failures, learned_from, pending_file
 from turnppo_hf.trainer.run_folder import opened_run
 from turnppo_hf.trainer.run_settings import run_settings
 from turnppo_hf.trainer.saving import RunClock, check_weights, checkpoint_on_error, save_run, save_state
+from turnppo_hf.trainer.schedule_free import judge_weights, judged_weights, train_weights
 from turnppo_hf.trainer.step_guard import StepGuard, describe_episodes
 from turnppo_hf.trainer.task_values import TaskValues
 from turnppo_hf.trainer.tasks import check_eval_tasks, check_tasks, load_rows
 from turnppo_hf.trainer.training_log import TrainingLog
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 from turnppo_hf.trainer.update import Update
-from turnppo_hf.trajectory import StopReason, Trajectory
+from turnppo_hf.trajectory import Trajectory
 
 
 class TurnPPOTrainer(BaseTrainer):
@@ -71,8 +73,8 @@ class TurnPPOTrainer(BaseTrainer):
     ```
 
     Args:
-        model (`str` or [`~transformers.PreTrainedModel`]): The actor: model id, path, or a causal language model. Of a
-            `PeftModel` the adapter is trained.
+        model (`str` or [`~transformers.PreTrainedModel`]): The actor: model id, path, `"tiny"`, or a causal language
+            model. Of a `PeftModel` the adapter is trained.
         reward_funcs (`Callable` or `list[Callable]`, *optional*): Reward functions of TRL; what they return is added
             to an episode's last turn. See [`~turnppo_hf.rollout.rewards.Rewards`].
         args ([`TurnPPOConfig`], *optional*): Configuration; defaults to one that writes to `<model name>-TurnPPO`.
@@ -103,8 +105,8 @@ class TurnPPOTrainer(BaseTrainer):
 
     _tag_names: ClassVar[list[str]] = ["trl", "turn-ppo"]
     _is_open = False  # whether the run's folder is this trainer's
-    # every loss is divided by the optimizer step's own totals
-    loss_is_scaled_for_ga = True
+    loss_is_scaled_for_ga = True  # every loss is divided by the optimizer step's own totals
+    predict = refuse_prediction
 
     def __init__(
         self,
@@ -133,8 +135,7 @@ class TurnPPOTrainer(BaseTrainer):
         networks, self.ref_model = build_networks(model, value_model, args, peft_config, quantization_config)
         actor = networks.actor
         tokenizer = processing_class or AutoTokenizer.from_pretrained(get_config_model_id(actor.config))
-        template_kwargs: Any = args.chat_template_kwargs  # a dict after __post_init__
-        self.chat = Chat(tokenizer, template_kwargs, args.context)
+        self.chat = Chat(tokenizer, args.chat_template_kwargs, args.context)  # type: ignore[arg-type]  # a dict by now
         self.environments, self.environment_names, self.environment_record = open_environments(
             environment_factory, tools or (), needs_environment=reward_funcs is None
         )
@@ -143,7 +144,7 @@ class TurnPPOTrainer(BaseTrainer):
         self.settings = run_settings(args, networks, self.environment_names, self.environment_record)
         self.rewards = Rewards(reward_funcs, args.reward_weights, state=lambda: self.state)
         train_dataset = check_tasks(train_dataset, args, self.environment_names)
-        self._task_values = TaskValues(train_dataset, args.seed) if args.task_sampling == "value" else None
+        self._task_values = TaskValues(train_dataset, args.task_seed) if args.task_sampling == "value" else None
         check_eval_tasks(eval_dataset, self.environment_names)
         self.held_out: HeldOut | None = None  # the episodes that the agent is judged on; set before training
         self._example: Example | None = None
@@ -165,6 +166,7 @@ class TurnPPOTrainer(BaseTrainer):
             optimizers=optimizers,
         )
         check_launch(self.model, args.critic, is_sharded=self.sharding.in_step)
+        ShowActor(self)
         if self.sharding.is_deepspeed:
             self.add_callback(StepInDeepSpeed(self.sharding))
         actor.add_model_tags(self._tag_names)
@@ -215,7 +217,7 @@ class TurnPPOTrainer(BaseTrainer):
             duration_s, of_rewards = time.perf_counter() - start, self.rewards.take_metrics(gather_object)
             self._log.add_rollout(self._last_trajectories, self.collector.timing, duration_s, of_rewards)
             check_failures(self._last_trajectories, self.args.max_failed_share)
-        return [trajectory for trajectory in mine if trajectory.stop_reason is not StopReason.ERROR]
+        return learned_from(mine, self.args)
 
     def _checkpoint_now(self) -> str:
         """Save a checkpoint before the run ends with an error; return a sentence with its place."""
@@ -255,6 +257,7 @@ class TurnPPOTrainer(BaseTrainer):
                 return super().train(checkpoint, *args, **kwargs)
             finally:
                 self.is_in_train = False
+                judge_weights(self.optimizer)  # type: ignore[has-type]  # of `Trainer`
 
     def _init_training_state(self, max_steps: int, *args: Any) -> tuple[int, int]:
         done = super()._init_training_state(max_steps, *args)
@@ -274,6 +277,7 @@ class TurnPPOTrainer(BaseTrainer):
     ) -> torch.Tensor:
         """Compute the gradients of one optimizer step; a rollout batch is collected where the last one is used up."""
         args, device = self.args, self.accelerator.device
+        train_weights(self.optimizer)
         batch_number, update_number = divmod(self.state.global_step, args.updates_per_batch)
         if update_number > 0 and self._rollout is None and self._pending_file is not None:
             self._rollout = RolloutBatch.load_on_all_ranks(self._pending_file, device)
@@ -311,8 +315,6 @@ class TurnPPOTrainer(BaseTrainer):
     def _passes(self, model: torch.nn.Module) -> Update:
         """Put the networks into training mode and return the passes that an optimizer step makes over them."""
         model.train()
-        if hasattr(self.optimizer, "train"):
-            self.optimizer.train()
         return Update(
             # not DDP's forward: it broadcasts buffers, and a rank without episodes would never join
             self.model_wrapped if self.sharding.is_deepspeed else self.model,
@@ -340,9 +342,7 @@ class TurnPPOTrainer(BaseTrainer):
         """Build one optimizer with the actor's and the critic's learning rate."""
         if self.optimizer is None:  # type: ignore[has-type]  # of `Trainer`, which mypy does not follow
             decays = set(self.get_decay_parameter_names(self.model))
-            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            rates = self.args.learning_rate, self.args.critic_lr_multiplier, self.args.weight_decay
-            self.optimizer = optimizer_class(parameter_groups(self.model, decays, *rates), **kwargs)
+            self.optimizer = make_optimizer(self.model, self.args, decays)
         check_optimizer(self.model, self.optimizer)
         return self.optimizer
 
@@ -353,8 +353,10 @@ class TurnPPOTrainer(BaseTrainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise ValueError("There is no `eval_dataset` to evaluate on. Pass one here or to TurnPPOTrainer.")
-        with checkpoint_on_error(self._checkpoint_now, self.is_in_train), self.whole_networks("actor"):
-            played = self.collector.evaluate(dataset, self.args.eval_temperature)
+        with checkpoint_on_error(self._checkpoint_now, self.is_in_train), judged_weights(self.optimizer):
+            with self.whole_networks("actor"):
+                played = self.collector.evaluate(dataset, self.args.eval_temperature)
+            check_failures(played, self.args.max_failed_share)
         found = {**rollout_metrics(played), **self.rewards.take_metrics(gather_object)}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(dict(metrics))
@@ -382,7 +384,8 @@ class TurnPPOTrainer(BaseTrainer):
         """Save what plain transformers loads, however the launch shards the networks; every rank calls it."""
         networks, folder = self.accelerator.unwrap_model(self.model), output_dir or self.args.output_dir
         check_weights(networks, self.sharding, self._guard.last_checkpoint)
-        save_run(folder, networks, self.processing_class, self.make_record(), self.args, self.sharding)
+        with judged_weights(self.optimizer):
+            save_run(folder, networks, self.processing_class, self.make_record(), self.args, self.sharding)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -399,7 +402,8 @@ class TurnPPOTrainer(BaseTrainer):
             self.store_flos()
         args, state, run_folder = self.args, self.state, self._get_output_dir(trial)
         folder = Path(run_folder) / f"checkpoint-{state.global_step}"
-        with write_checkpoint(folder, args, self.settings, asdict(self.clock.read())) as beside:
+        written = write_checkpoint(folder, args, self.settings, asdict(self.clock.read()))
+        with judged_weights(self.optimizer), written as beside:
             if self._rollout is not None and state.global_step % args.updates_per_batch:
                 self._rollout.save(pending_file(beside, args))
             if self._task_values is not None and args.should_save:

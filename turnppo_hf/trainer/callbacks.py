@@ -1,0 +1,34 @@
+"""A trainer's callbacks in, the actor as the model that they see out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback
+from trl import SyncRefModelCallback
+
+from turnppo_hf.trainer.inherited_fields import describe_lacking
+
+
+class ShowActor(TrainerCallback):
+    """
+    Gives callbacks the actor as their model, a model of transformers: they copy, count and save it as such.
+
+    Args:
+        trainer (`TurnPPOTrainer`): Its callbacks come after this one.
+
+    Raises:
+        `ValueError`: one of them is TRL's `SyncRefModelCallback`, which sets the reference anew.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        handler = trainer.callback_handler
+        if any(isinstance(item, SyncRefModelCallback) for item in handler.callbacks):
+            raise ValueError(f"`callbacks` has a SyncRefModelCallback. {describe_lacking('sync_ref_model')}")
+        self.trainer = trainer
+        handler.callbacks.insert(0, self)
+        self.on_train_begin()
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Do so again: a training hands its own model to the callbacks."""
+        self.trainer.callback_handler.model = self.trainer.model.actor

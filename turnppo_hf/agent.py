@@ -30,7 +30,7 @@ from turnppo_hf.ppo.credit import Credit, critic_credit, record_credit
 from turnppo_hf.rollout.chat import Chat, Message, Prompt
 from turnppo_hf.rollout.context import FULL
 from turnppo_hf.rollout.history import read_history
-from turnppo_hf.rollout.worker import EnvironmentPool, EpisodePlan, Limits, collect_trajectories
+from turnppo_hf.rollout.worker import EnvironmentPool, EpisodePlan, Limits, collect_trajectories, read_seed
 from turnppo_hf.trajectory import StopReason, Trajectory
 
 _WITH_CRITIC = [name for name, algorithm in ALGORITHMS.items() if algorithm.has_critic]
@@ -254,7 +254,11 @@ class TurnPPOAgent:
             `list[Trajectory]`: in the order of `tasks`, without values: see `score`.
         """
         generator = self._generator(temperature, max_parallel_episodes)
-        plans = [EpisodePlan(task, name, seed=task["seed"], sampling_seed=task["seed"]) for task in tasks]
+        read = [read_seed(task["seed"], number) for number, task in enumerate(tasks)]
+        plans = [
+            EpisodePlan(task, name, seed=seed, sampling_seed=seed, problem=problem)
+            for task, (seed, problem) in zip(tasks, read, strict=True)
+        ]
         pool = EnvironmentPool({name: environment})
         try:
             return collect_trajectories(plans, pool, generator, self.chat, self._limits, on_finished)

@@ -142,7 +142,8 @@ class TurnPPOTrainer(BaseTrainer):
         if offered := self.environments.tools:
             self.chat.offer_tools(offered)
         self.settings = run_settings(args, networks, self.environment_names, self.environment_record)
-        self.rewards = Rewards(reward_funcs, args.reward_weights, state=lambda: self.state)
+        limit = args.environment_timeout_s
+        self.rewards = Rewards(reward_funcs, args.reward_weights, state=lambda: self.state, timeout_s=limit)
         train_dataset = check_tasks(train_dataset, args, self.environment_names)
         self._task_values = TaskValues(train_dataset, args.seed) if args.task_sampling == "value" else None
         check_eval_tasks(eval_dataset, self.environment_names)

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from turnppo_hf import TurnPPOConfig, TurnPPOTrainer
 from turnppo_hf.ppo.batch import TurnBatch
 from turnppo_hf.trainer import collector
 from turnppo_hf.trainer.distributed import leave_together, whole, whole_gradient
+from turnppo_hf.trainer.replacement import Replacements
 from turnppo_hf.trajectory import StopReason
 
 LOGGED = ("loss", "advantages/mean", "advantages/std", "grad_norm/actor", "grad_norm/critic", "updates/skipped")
@@ -98,6 +100,8 @@ def run(
 ):
     """Train one case, with plain SGD where it does not say otherwise, and return what was recorded on the way."""
     Ragged.failing = frozenset(failing)
+    # ranks hold unequal shares only where nothing takes the place of what failed
+    collector.Replacements = partial(Replacements, rounds=0)
     cut = TurnBatch.micro_batches
     if micro_batches:
         TurnBatch.micro_batches = in_chunks(micro_batches)

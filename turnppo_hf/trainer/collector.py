@@ -30,7 +30,7 @@ from turnppo_hf.trainer.generators import make_generator, open_engine
 from turnppo_hf.trainer.group_filter import replace_equal_groups
 from turnppo_hf.trainer.replacement import Replacements
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
-from turnppo_hf.trajectory import GenerationError, StopReason, Trajectory
+from turnppo_hf.trajectory import GenerationError, RolloutError, StopReason, Trajectory
 
 FurtherGroups = Callable[[int, int], list[EpisodePlan]]  # attempt, number of groups -> plans
 
@@ -92,7 +92,7 @@ class Collector:
 
         Raises:
             [`~turnppo_hf.trajectory.GenerationError`]: on every rank, where one of them could not sample.
-            `RuntimeError`: on every other rank, where one raised anything else.
+            [`~turnppo_hf.trajectory.RolloutError`]: on every rank of several, where one raised anything else.
         """
         seed, rank = self.args.seed, self.args.process_index
         per_task = int(self.args.num_generations or 1)
@@ -176,14 +176,16 @@ class Collector:
         try:
             mine, timing = self._play(worker, plans, enough, label, replacements, further)
         except Exception as error:
-            cause, is_ours = error, isinstance(error, GenerationError)
-            problem = is_ours, str(error) if is_ours else describe_error(error)
+            if self.args.world_size == 1:
+                raise
+            cause, is_known = error, isinstance(error, GenerationError)
+            problem = is_known, str(error) if is_known else describe_error(error)
         by_rank = gather_object([(mine, problem, asdict(timing))])
-        if cause is not None and not isinstance(cause, GenerationError):
-            raise cause
-        if problems := [problem for _, problem, _ in by_rank if problem]:
-            is_ours, text = problems[0]
-            raise GenerationError(text) if is_ours else RuntimeError(f"Another rank raised {text}")
+        if problems := [(rank, *problem) for rank, (_, problem, _) in enumerate(by_rank) if problem]:
+            rank, is_known, text = problems[0]
+            if is_known:
+                raise GenerationError(text) from cause
+            raise RolloutError(f"Rank {rank} could not collect its episodes, it raised {text}.") from cause
         self.timing = RolloutTiming(**{name: max(times[name] for *_, times in by_rank) for name in by_rank[0][2]})
         self.timing.num_tokens = sum(times["num_tokens"] for *_, times in by_rank)
         self.timing.num_replaced = sum(times["num_replaced"] for *_, times in by_rank)

@@ -77,6 +77,14 @@ class TaskValues:
             if (number := self._numbers.get(name)) is not None:
                 self.values[number], self.returns[number] = value, first_return
 
+    def copy(self) -> tuple[Any, Any]:
+        """Return what is known of the tasks, as `restore` takes it."""
+        return self.values.copy(), self.returns.copy()
+
+    def restore(self, copied: tuple[Any, Any]) -> None:
+        """Return to what `copy` returned."""
+        self.values, self.returns = copied
+
     def save(self, folder: str | Path) -> None:
         """Save the state beside a checkpoint's other files."""
         Path(folder).mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -15,16 +14,14 @@ from typing import Any, ClassVar
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
-from huggingface_hub import CommitInfo
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.integrations.deepspeed import propagate_args_to_deepspeed
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
-from turnppo_hf._trl import BaseTrainer, get_config_model_id, identity
+from turnppo_hf._trl import get_config_model_id, identity
 from turnppo_hf.environments.factory import EnvironmentFactory, open_environments
 from turnppo_hf.evaluation.results import HeldOut
 from turnppo_hf.hub.agent_record import AgentRecord, Example
-from turnppo_hf.hub.card.card import prepare_release
 from turnppo_hf.models.actor_critic import ActorCritic
 from turnppo_hf.models.checkpoint import load_networks
 from turnppo_hf.ppo.batch import stack
@@ -34,16 +31,19 @@ from turnppo_hf.trainer.arguments import check_arguments, default_arguments
 from turnppo_hf.trainer.checkpoints import check_best, describe_newest, note_best, write_checkpoint
 from turnppo_hf.trainer.collector import Collector
 from turnppo_hf.trainer.distributed import Sharding, StepInDeepSpeed, WholeNetworks, shard_on_cpu
+from turnppo_hf.trainer.ending import Part
 from turnppo_hf.trainer.hub_push import HubPusher
 from turnppo_hf.trainer.metrics import rollout_metrics
 from turnppo_hf.trainer.networks import build_networks, check_launch
 from turnppo_hf.trainer.optimizer import check_optimizer, parameter_groups
 from turnppo_hf.trainer.optimizer_step import pick_minibatch, update_again, update_once
+from turnppo_hf.trainer.pushing import PushingTrainer
 from turnppo_hf.trainer.record import agent_record, find_example
 from turnppo_hf.trainer.rollout_batch import RolloutBatch, check_failures, pending_file
 from turnppo_hf.trainer.run_folder import opened_run
 from turnppo_hf.trainer.run_settings import run_settings
-from turnppo_hf.trainer.saving import RunClock, check_weights, checkpoint_on_error, save_run, save_state
+from turnppo_hf.trainer.save_trial import try_saving
+from turnppo_hf.trainer.saving import RunClock, check_weights, save_run, save_state
 from turnppo_hf.trainer.step_guard import StepGuard, describe_episodes
 from turnppo_hf.trainer.task_values import TaskValues, judge
 from turnppo_hf.trainer.tasks import check_eval_tasks, check_tasks, load_rows
@@ -53,7 +53,7 @@ from turnppo_hf.trainer.update import Update
 from turnppo_hf.trajectory import StopReason, Trajectory
 
 
-class TurnPPOTrainer(BaseTrainer):
+class TurnPPOTrainer(PushingTrainer):
     """
     Trainer for turn-level PPO on multi-turn environments, with token-level PPO, GRPO and RLOO as baselines.
 
@@ -210,18 +210,16 @@ class TurnPPOTrainer(BaseTrainer):
     def _play_rollout_batch(self, rows: list[dict[str, Any]], batch_number: int) -> list[Trajectory]:
         """Play this rank's part of a rollout batch, log what all ranks played, and leave out episodes that failed."""
         start = time.perf_counter()
-        with checkpoint_on_error(self._checkpoint_now, self.is_in_train):
-            with self.whole_networks("actor"):
-                mine, self._last_trajectories = self.collector.collect(rows, batch_number)
-            duration_s, of_rewards = time.perf_counter() - start, self.rewards.take_metrics(gather_object)
-            self._log.add_rollout(self._last_trajectories, self.collector.timing, duration_s, of_rewards)
-            check_failures(self._last_trajectories, self.args.max_failed_share)
+        with self.whole_networks("actor"):
+            mine, self._last_trajectories = self.collector.collect(rows, batch_number)
+        duration_s, of_rewards = time.perf_counter() - start, self.rewards.take_metrics(gather_object)
+        self._log.add_rollout(self._last_trajectories, self.collector.timing, duration_s, of_rewards)
+        check_failures(self._last_trajectories, self.args.max_failed_share)
         return [trajectory for trajectory in mine if trajectory.stop_reason is not StopReason.ERROR]
 
-    def _checkpoint_now(self) -> str:
-        """Save a checkpoint before the run ends with an error; return a sentence with its place."""
-        self._save_checkpoint(self.model, trial=None)
-        return f"A checkpoint of step {self.state.global_step} was saved in {self.args.output_dir}."
+    def changing_parts(self) -> list[Part]:
+        """Return what a step changes before it is finished."""
+        return [self._log, *([] if self._task_values is None else [self._task_values])]
 
     @contextmanager
     def opened(self, resume_from_checkpoint: str | bool | None = None) -> Iterator[str | None]:
@@ -240,6 +238,8 @@ class TurnPPOTrainer(BaseTrainer):
                 self.sharding.check_checkpoint(str(found[0]))
                 self.clock.resume(found[1].duration_s)
                 self._example = AgentRecord.from_folder(found[0]).example
+            whole = self.accelerator.unwrap_model(self.model)
+            try_saving(self.args, whole, self.processing_class, self.make_record(), self.sharding, self.hub)
             self._is_open = True
             try:
                 yield None if found is None else str(found[0])
@@ -253,7 +253,8 @@ class TurnPPOTrainer(BaseTrainer):
             self.rewards.take_metrics()
             self._log.begin(None if checkpoint is None else Path(checkpoint))
             try:
-                return super().train(checkpoint, *args, **kwargs)
+                with self.ending_well(checkpoint):
+                    return super().train(checkpoint, *args, **kwargs)
             finally:
                 self.is_in_train = False
 
@@ -335,6 +336,7 @@ class TurnPPOTrainer(BaseTrainer):
         skips = self._guard.skips(self.state.global_step + 1, judged)
         self._log.add_step(None if skips else self._figures, self._norms)
         self.sharding.allow_step(self.model, not skips)
+        self._moves_at = self.state.global_step
         return grad_norm
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
@@ -356,7 +358,7 @@ class TurnPPOTrainer(BaseTrainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise ValueError("There is no `eval_dataset` to evaluate on. Pass one here or to TurnPPOTrainer.")
-        with checkpoint_on_error(self._checkpoint_now, self.is_in_train), self.whole_networks("actor"):
+        with self.whole_networks("actor"):
             played = self.collector.evaluate(dataset, self.args.eval_temperature)
         found = {**rollout_metrics(played), **self.rewards.take_metrics(gather_object)}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
@@ -400,7 +402,8 @@ class TurnPPOTrainer(BaseTrainer):
         args, state, run_folder = self.args, self.state, self._get_output_dir(trial)
         folder = Path(run_folder) / f"checkpoint-{state.global_step}"
         with write_checkpoint(folder, args, self.settings, asdict(self.clock.read())) as beside:
-            if self._rollout is not None and state.global_step % args.updates_per_batch:
+            pending = state.global_step % args.updates_per_batch
+            if pending and self._rollout is not None and self._rollout.credit is not None:
                 self._rollout.save(pending_file(beside, args))
             if self._task_values is not None and args.should_save:
                 self._task_values.save(beside)
@@ -413,6 +416,7 @@ class TurnPPOTrainer(BaseTrainer):
             if args.should_save:
                 self._log.save(Path(beside))
                 save_state(state, [*self.callback_handler.callbacks, self.control], Path(beside))
+        self._saved_at = state.global_step
         if args.push_to_hub:
             self._push_from_checkpoint(str(folder))
         if args.should_save:
@@ -435,64 +439,3 @@ class TurnPPOTrainer(BaseTrainer):
             super()._load_best_model()
         else:
             load_networks(self.accelerator.unwrap_model(self.model), best)
-
-    @property
-    def hub_model_id(self) -> str | None:
-        """The repository that is pushed to; None before `init_hf_repo`, and on other ranks than the first."""
-        return self.hub.repo_id
-
-    @hub_model_id.setter
-    def hub_model_id(self, repo_id: str | None) -> None:
-        self.hub.repo_id = repo_id
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Create the repository; where the Hub fails for a while, every push tries again instead of ending the run."""
-        if self.is_world_process_zero():
-            self.hub.create_repository(token=token, private=private)
-
-    def create_model_card(
-        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
-    ) -> None:
-        """Write the card of the output folder, its pictures and evaluation results, from what the run has recorded."""
-        if self.is_world_process_zero():
-            self.save_state()
-            tags = [tags] if isinstance(tags, str) else tags
-            prepare_release(self.args.output_dir, self.hub_model_id, title=model_name, dataset=dataset_name, tags=tags)
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ) -> CommitInfo | Future[CommitInfo] | None:
-        """
-        Push actor, critic, tokenizer, record and card as one commit; pickles and checkpoints stay here.
-
-        The arguments are those of [`~transformers.Trainer.push_to_hub`], and so is what is returned. With
-        `blocking=False`, save nothing to the output folder before the `Future` is done.
-
-        Raises:
-            `PushError`: nothing was committed, after retries; the output folder is complete, and
-            `turnppo push FOLDER` pushes it again.
-        """
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        target = {"token": token, "revision": revision, "private": private}
-        write_card = partial(self.create_model_card, **kwargs)
-        return self.hub.push_release(write_card, commit_message, target, blocking=blocking)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        self.accelerator.wait_for_everyone()  # every rank has its own part in a checkpoint
-        if self.is_world_process_zero():
-            on_begin = partial(self.callback_handler.on_push_begin, self.args, self.state, self.control)
-            self.hub.push_checkpoint(Path(checkpoint_folder), self.state, on_begin)
-
-    def _finish_current_push(self) -> None:
-        self.hub.finish()

@@ -44,6 +44,7 @@ class Odd(CountingEnvironment):
             info = {**info, **self.odd["info"]} if isinstance(self.odd["info"], dict) else self.odd["info"]
         if self.is_bad and "reward" in self.odd:
             reward = self.odd["reward"]
+        terminated = terminated or (self.is_bad and "terminated" in self.odd)
         if self.is_bad and "observation" in self.odd:
             observation, terminated, truncated = self.odd["observation"], False, False
         return observation, reward, terminated, truncated, info
@@ -65,7 +66,7 @@ ODD = {
     "info of a list": {"info": ["a"]},
     "penalty of a text": {"info": {"penalty": "bad"}},
     "action without a text": {"info": {"action": Raises()}},
-    "solved without a truth": {"info": {"solved": Raises()}},
+    "solved without a truth": {"info": {"solved": Raises()}, "terminated": True},
     "number beyond all floats": {"info": {"score": 10**400}},
     "reward beyond all floats": {"reward": 10**400},
     "reward of NaN": {"reward": float("nan")},
@@ -93,7 +94,8 @@ def test_control_sound_episodes_fail_nowhere(make_trainer):
 
 
 def test_half_a_character_in_a_file_of_trajectories_costs_no_run(make_trainer):
-    trainer = make_trainer(lambda: Odd(ODD["half a character in an action"], []), max_steps=1, log_completions=True)
+    odd, spent = ODD["half a character in an action"], []
+    trainer = make_trainer(lambda: Odd(odd, spent), max_steps=1, log_completions=True)
     trainer.train()
     assert trainer.state.global_step == 1
 
@@ -214,11 +216,9 @@ class Hanging(CountingEnvironment):
 
     def __init__(self, place, spent, gate):
         self.place, self.spent, self.gate = place, spent, gate
-        if place == "factory" and len(spent) == 1:  # the first one is the trainer's trial
-            self.spent.append(None)
+        self.spent += [None] if place == "factory" else []
+        if place == "factory" and len(spent) == 3:  # after those that the trainer tries
             self.gate.wait()
-        if place == "factory" and not spent:
-            self.spent.append(None)
 
     def reset(self, *, seed=None, options=None):
         if self.place == "reset" and not self.spent:

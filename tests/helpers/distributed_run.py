@@ -136,7 +136,7 @@ def run(
     if poison is not None:
         break_step(trainer, **poison)
     trainer.train(resume_from_checkpoint=None if resume is None else str(folder / resume))
-    TurnBatch.micro_batches = cut
+    TurnBatch.micro_batches, collector.Replacements = cut, Replacements
     tensors = recorder.tensors
     for path, parameter in trainer.model.named_parameters():
         with whole(parameter) as full:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -174,9 +176,8 @@ def test_function_that_raises_for_one_task_is_asked_for_each_and_logs_once():
         return [2.0] * len(completions)
 
     score = rewards(judge)
-    items = [finished() for _ in range(3)]
-    items = [replace(item, trajectory=replace(item.trajectory, group=group)) for item, group in zip(items, (0, 0, 1))]
-    found = score(items)
+    item = finished()
+    found = score([replace(item, trajectory=replace(item.trajectory, group=group)) for group in (0, 0, 1)])
     assert calls == [3, 2, 1]  # all, then each task's
     assert [item.stop_reason is StopReason.ERROR for item in found] == [False, False, True]
     assert [item.extra for item in found] == [{"word": "x"}, {"word": "x"}, {}]

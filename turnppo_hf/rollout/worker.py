@@ -304,7 +304,7 @@ class RolloutWorker:
         if not step.done():
             self._threads.abandon(step)
             finished = running.fail(TimedOutError(limit), closes=False)
-            step.add_done_callback(lambda _: running.environment and close_unused(running.environment))
+            step.add_done_callback(lambda _: _close_late(running))
             return self._end(number, finished)
         try:
             reply, duration = step.result()
@@ -390,6 +390,12 @@ def collect_trajectories(
         return [episode.trajectory for episode in finished]
     finally:
         worker.close()
+
+
+def _close_late(running: RunningEpisode) -> None:
+    """Close the environment of an episode that ended while it was at work, where there came to be one."""
+    if running.environment is not None:
+        close_unused(running.environment)
 
 
 def _with_duration(running: RunningEpisode, call: Callable[..., Any], *args: Any) -> tuple[Any, float]:

@@ -211,10 +211,12 @@ def run_together(coroutines: Sequence[Coroutine[Any, Any, Any]], return_exceptio
     future = asyncio.run_coroutine_threadsafe(gathered(), _event_loop())
     try:
         outcomes = future.result()
-    except BaseException as error:
+    except TimeIsUp:
         future.cancel()
-        if isinstance(error, TimeIsUp):
-            _leave_loop_that_hangs()
+        _leave_loop_that_hangs()
+        raise
+    except BaseException:
+        future.cancel()
         raise
     errors = [error for _, error in outcomes if error is not None]
     for error in errors:

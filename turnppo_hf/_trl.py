@@ -60,6 +60,7 @@ PRIVATE_NAMES = {
     "processes; accelerate 1.15",
     "transformers.Trainer.save_model._internal_call": "trainer/turn_ppo_trainer.py, trainer/pushing.py, cli/train.py: "
     "saves without a push; 5.19 to 5.24",
+    "os._exit": "trainer/interruptions.py: ends a process whose main thread hangs; Python 3.11 to 3.13",
     "threading._register_atexit": "hub/background.py: pushes end before the thread pools do; Python 3.11 to 3.13",
     "threading._start_new_thread": "hub/late_threads.py: hands out threads that were started in time; Python 3.12.0 "
     "and 3.12.1",

@@ -6,6 +6,7 @@ import copy
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,7 @@ class TurnPPOAgent:
         *,
         temperature: float = 0.0,
         max_parallel_episodes: int = 256,
+        environment_timeout_s: float = 600.0,
         name: str = "environment",
         on_finished: Callable[[Trajectory], None] | None = None,
     ) -> list[Trajectory]:
@@ -245,6 +247,8 @@ class TurnPPOAgent:
                 0 is greedy. Above, each task's seed also seeds the sampling.
             max_parallel_episodes (`int`, *optional*, defaults to `256`):
                 Bounds the key-value cache.
+            environment_timeout_s (`float`, *optional*, defaults to `600.0`):
+                Seconds that a reset or a step may take; an episode that takes longer failed.
             name (`str`, *optional*):
                 The environment's name in the trajectories.
             on_finished (`Callable`, *optional*):
@@ -261,7 +265,8 @@ class TurnPPOAgent:
         ]
         pool = EnvironmentPool({name: environment})
         try:
-            return collect_trajectories(plans, pool, generator, self.chat, self._limits, on_finished)
+            limits = replace(self._limits, environment_timeout_s=environment_timeout_s)
+            return collect_trajectories(plans, pool, generator, self.chat, limits, on_finished)
         finally:
             pool.close()
 

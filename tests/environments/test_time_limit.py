@@ -96,7 +96,7 @@ def test_what_takes_a_minute_is_named_once(monkeypatch, caplog):
     call_within(lambda: time.sleep(0.2), 20.0, "The environment 'e' (seed 7)")
     in_thread(lambda: call_within(lambda: time.sleep(0.2), 20.0, "The environment 'f' (seed 8)"))
     lines = [record.getMessage() for record in caplog.records]
-    assert [line.partition(" has been waited")[0] for line in lines] == [
+    assert [line.partition(" has not answered")[0] for line in lines] == [
         "The environment 'e' (seed 7)",
         "The environment 'f' (seed 8)",
     ]

@@ -160,7 +160,7 @@ def test_wrong_number_of_rewards_is_refused():
 @pytest.mark.parametrize("wrong", [float("inf"), -float("inf"), "high", [1.0], 10**400])
 def test_reward_that_is_no_finite_number_fails_its_own_episode(wrong):
     sound, failed = rewards(lambda **_: [1.0, wrong])([finished(), finished()])
-    assert sound.total_reward == 1.0 and failed.stop_reason is StopReason.ERROR
+    assert sound.total_reward == 1.5 and failed.stop_reason is StopReason.ERROR
     assert re.search(r"'<lambda>' returned .*(no reward can be made|infinite reward).*Return", failed.error)
 
 

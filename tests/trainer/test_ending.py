@@ -7,15 +7,14 @@ import signal
 import threading
 
 import pytest
-import torch
-from transformers import GenerationConfig, TrainerCallback
+from transformers import TrainerCallback
 
 from tests.trainer.test_checkpoints import numbers, same_state
 from tests.trainer.test_step_guard import states
 from tests.trainer.test_turn_ppo_trainer import tasks
 from turnppo_hf.environments.threads import DaemonThreads
 from turnppo_hf.rollout import worker
-from turnppo_hf.trainer.checkpoints import CheckpointError, verify
+from turnppo_hf.trainer.checkpoints import verify
 from turnppo_hf.trainer.interruptions import Interrupted, interruptible
 from turnppo_hf.trajectory import NonFiniteError
 
@@ -240,50 +239,3 @@ def test_signals_outside_of_a_training_end_at_once_and_other_threads_have_none()
     thread.start()
     thread.join()
     assert found == [0]
-
-
-def test_generation_settings_that_cannot_be_saved_are_settled_before_the_first_step(make_trainer, tmp_path, caplog):
-    trainer = make_trainer(save_strategy="steps", save_steps=1, max_steps=1)
-    trainer.model.actor.generation_config = GenerationConfig(temperature=0.7, eos_token_id=3, pad_token_id=0)
-    trainer.train()
-    assert "`do_sample` is True in what is saved" in caplog.text
-    verify(tmp_path / "run" / "checkpoint-1")
-
-
-def test_generation_settings_that_nothing_saves_are_refused_before_anything_is_played(make_trainer, tmp_path):
-    trainer = make_trainer(save_strategy="steps", save_steps=1)
-    trainer.collector.collect = None  # nothing is played
-    trainer.model.actor.generation_config = GenerationConfig()
-    trainer.model.actor.generation_config.output_scores = True  # of no use without `return_dict_in_generate`
-    with pytest.raises(CheckpointError, match=r"`generation_config` cannot be saved .*Correct it"):
-        trainer.train()
-    assert not list((tmp_path / "run").glob("_saving*"))
-
-
-@pytest.mark.parametrize("what", ["tokenizer", "weights"])
-def test_what_cannot_be_saved_or_read_is_found_before_anything_is_played(make_trainer, tmp_path, monkeypatch, what):
-    trainer = make_trainer(save_strategy="steps", save_steps=1)
-    trainer.collector.collect = None
-    if what == "tokenizer":
-
-        def refuse(*_, **__):
-            raise TypeError("Object of type set is not JSON serializable")
-
-        trainer.processing_class.save_pretrained = refuse
-    else:
-        monkeypatch.setattr("turnppo_hf.trainer.save_trial.load_networks", lambda *_: None)
-    with pytest.raises(CheckpointError, match=r"cannot be saved and read again .*Correct the model's"):
-        trainer.train()
-    assert not list((tmp_path / "run").glob("_saving*")) and not list((tmp_path / "run").glob("checkpoint-*"))
-
-
-@pytest.mark.parametrize("size", [2**40, 0])
-def test_trial_changes_no_number_and_leaves_nothing(make_trainer, tmp_path, monkeypatch, size):
-    monkeypatch.setattr("turnppo_hf.trainer.save_trial._WHOLE_BYTES", size)
-    trainer = make_trainer(save_strategy="steps", save_steps=1)
-    weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    random = torch.get_rng_state()
-    with trainer.opened():
-        assert torch.equal(torch.get_rng_state(), random)
-        assert all(torch.equal(value, weights[name]) for name, value in trainer.model.state_dict().items())
-        assert not list((tmp_path / "run").glob("_saving*"))

@@ -309,6 +309,7 @@ def _play_held_out(
             tasks[args.process_index :: args.world_size],
             temperature=args.eval_temperature,
             max_parallel_episodes=args.max_parallel_episodes,
+            environment_timeout_s=args.environment_timeout_s,
             name=str(record.environment),
         )
         scored = agent.score(mine)

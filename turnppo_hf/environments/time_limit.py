@@ -37,7 +37,7 @@ class TimeIsUp(KeyboardInterrupt):
 
 def report_slow(what: str) -> None:
     """Log that something is waited for."""
-    logger.warning("%s has been waited for since %g s.", what, PATIENCE_S)
+    logger.warning("%s has not answered for %g s.", what, PATIENCE_S)
 
 
 def call_within(call: Callable[[], _Result], seconds: float, what: str) -> _Result:

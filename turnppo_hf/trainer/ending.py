@@ -13,7 +13,7 @@ import torch
 from transformers.utils import logging
 
 from turnppo_hf._trl import BaseTrainer
-from turnppo_hf.trainer.checkpoints import CheckpointError, describe_newest, verify
+from turnppo_hf.trainer.checkpoints import CheckpointError, describe_newest
 from turnppo_hf.trainer.interruptions import Interrupted, Signals, interruptible
 from turnppo_hf.trajectory import FailedEpisodesError, GenerationError, NonFiniteError, RolloutError
 
@@ -68,6 +68,8 @@ class EndingTrainer(BaseTrainer):
         with interruptible() as self._signals, self._signals.finishing():
             try:
                 yield
+                if (number := self._number_of_all()) and self._saved_at == self.state.global_step:
+                    self._end(number)  # it came after the last step
             except (KeyboardInterrupt, CheckpointError):  # at once; and what names the last good one by itself
                 raise
             except BaseException as error:
@@ -83,18 +85,23 @@ class EndingTrainer(BaseTrainer):
         """Log, evaluate and save what is due after a step, and end the training where a signal asked for it."""
         super()._maybe_log_save_evaluate(*args, **kwargs)
         self._copy_state(self.state.global_step)
+        if number := self._number_of_all():
+            if self._saved_at != self.state.global_step or self.args.save_only_model:
+                self._save_whole()
+            self._end(number)
+
+    def _number_of_all(self) -> int:
+        """Return the signal that some rank got, on every rank, and 0 where none did."""
         number = self._signals.number
         if self.accelerator.num_processes > 1:
             number = int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
-        if not number:
-            return
-        if self._saved_at != self.state.global_step or self.args.save_only_model:
-            self._save_whole()
+        return number
+
+    def _end(self, number: int) -> None:
         if self.is_world_process_zero():
             name = Interrupted(number).args[0]
-            logger.warning(
-                "%s ended the training. %s", name, self._how_to_go_on(f"Step {self.state.global_step} was saved")
-            )
+            sentence = self._how_to_go_on(f"Step {self.state.global_step} was saved")
+            logger.warning("%s ended the training. %s", name, sentence)
         raise Interrupted(number)
 
     def _copy_state(self, step: int) -> None:
@@ -104,7 +111,6 @@ class EndingTrainer(BaseTrainer):
     def _save_last_step(self, error: BaseException, resumed_from: str | None) -> str:
         """Save the last finished step where that can be; return a sentence with what there is to go on from."""
         args, step = self.args, int(self.state.global_step)
-        folder = Path(str(args.output_dir)) / f"checkpoint-{step}"
         together = self.accelerator.num_processes == 1 or isinstance(error, _OF_ALL_RANKS)
         if self._saved_at == step and not args.save_only_model:
             return self._how_to_go_on(f"The checkpoint of step {step} is complete")
@@ -117,14 +123,13 @@ class EndingTrainer(BaseTrainer):
                 if self._copied is not None and self._copied[0] == step:
                     _restore(self._copied[1], self.changing_parts())
                 self._save_whole()
-                verify(folder) if self.is_world_process_zero() else None
                 return self._how_to_go_on(f"A checkpoint of step {step} was saved")
             except KeyboardInterrupt:
                 raise
             except Exception as second:
                 problem = f"Step {step} could not be saved either ({type(second).__name__}: {second}). "
         newest = describe_newest(Path(str(args.output_dir)))
-        return f"{problem}{newest}" + ("" if newest.startswith("No ") else f" Go on with `{self.resume_with}`.")
+        return f"{problem}{newest}" + ("" if newest.startswith("No ") else f" Resume from it: `{self.resume_with}`.")
 
     def _save_whole(self) -> None:
         """Save what a run can go on from, whatever else is saved; push nothing, since the end would wait for it."""
@@ -137,7 +142,8 @@ class EndingTrainer(BaseTrainer):
             args.save_only_model, args.push_to_hub = asked
 
     def _how_to_go_on(self, what: str) -> str:
-        return f"{what} in {self.args.output_dir}. Go on with `{self.resume_with}`."
+        place = f"{what} in {self.args.output_dir}."
+        return f"{place} Resume from it with `resume_from_checkpoint`: `{self.resume_with}`."
 
 
 def _cuda_states() -> list[torch.Tensor]:

@@ -149,8 +149,7 @@ class TurnPPOTrainer(PushingTrainer):
         check_eval_tasks(eval_dataset, self.environment_names)
         self.held_out: HeldOut | None = None  # the episodes that the agent is judged on; set before training
         self._example: Example | None = None
-        self.hub = HubPusher(args)
-        self._log = TrainingLog(args)
+        self.hub, self._log = HubPusher(args), TrainingLog(args)
         self._last_trajectories: list[Trajectory] = []  # of all ranks
         self._rollout: RolloutBatch | None = None  # under way; the last one used, where none is
         self._figures, self._norms = dict[str, float](), dict[str, float]()  # logged of a step, and its gradients'

@@ -26,7 +26,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from harness import parser_for, run
 from transformers.utils import logging
 
 from turnppo_hf import TurnPPOConfig, TurnPPOTrainer
+from turnppo_hf.environments.threads import DaemonThreads
 from turnppo_hf.models.pretrained import find_model
 from turnppo_hf.rollout import worker
 from turnppo_hf.trainer.checkpoints import CheckpointError, newest_complete
@@ -47,7 +48,7 @@ MAX_STEPS = 8
 NOT_COMPARED = ("time/", "train_", "sampling/tokens_per_s")  # seconds, and what transformers counts of one part
 
 
-class InOrder(ThreadPoolExecutor):
+class InOrder(DaemonThreads):
     """Runs one call at a time: which responses are sampled side by side then never depends on who is quicker."""
 
     def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -80,7 +81,7 @@ class Lift(gymnasium.Env[str, str]):
 
 def train(folder: Path, resume: str | bool | None, seed: int = 42) -> None:
     """Train in this process as its launch says, and write what came out."""
-    worker.ThreadPoolExecutor = InOrder  # type: ignore[attr-defined]
+    worker.DaemonThreads = InOrder  # type: ignore[misc]
     trainer = TurnPPOTrainer(
         model=str(find_model("tiny")),
         args=TurnPPOConfig(

@@ -54,6 +54,7 @@ OWN_FIELDS = {
     "critic_lr_multiplier",
     "critic_trunk_gradient",
     "critic_warmup_steps",
+    "environment_timeout_s",
     "eval_temperature",
     "filter_groups",
     "gamma",

@@ -26,7 +26,7 @@ _ON_PAGE = re.compile(rf"`~?({PACKAGE}(?:\.\w+)+)(?:\(\))?`")
 WITHOUT_PACKAGE = {"helpers", "fake_hub", "reference", "spaces_demo"}  # folders that mirror no package
 WITHOUT_MODULE = {  # tests of what several modules do together, or of one of several subjects of a module
     *("test_architecture", "test_benchmarks", "test_conformance", "test_documents", "test_limits", "test_references"),
-    *("test_reliability", "cli/test_fuzz", "cli/test_resume"),
+    *("test_reliability", "cli/test_fuzz", "cli/test_resume", "cli/test_signals"),
     *("trainer/test_step_guard_ranks", "trainer/test_collapse_guard_ranks"),
     *("environments/test_environments_page", "environments/test_states", "environments/minigrid/test_parity"),
     *("environments/webshop/test_webshop_training",),
@@ -38,6 +38,7 @@ WITHOUT_MODULE = {  # tests of what several modules do together, or of one of se
     *("rollout/test_tool_messages", "rollout/test_worker_threads"),
     *("trainer/test_deepspeed", "trainer/test_faults", "trainer/test_footprint", "trainer/test_fsdp"),
     *("trainer/test_credit_training", "trainer/test_gigpo_training", "trainer/test_interrupted_rollout"),
+    "trainer/test_runs_that_last",
     *("trainer/test_peft", "trainer/test_quantized", "trainer/test_tool_training", "trainer/test_trl_scripts"),
     *("trainer/test_two_processes", "trainer/test_update_gradients", "trainer/test_whole_update"),
 }

@@ -58,8 +58,9 @@ PRIVATE_NAMES = {
     "deepspeed.Parameter._hp_mapping": "trainer/distributed.py: gradients under ZeRO-1 and ZeRO-2; deepspeed 0.19",
     "accelerate.utils.DeepSpeedPlugin.select._from_accelerator_state": "trainer/distributed.py: DeepSpeed on CPU "
     "processes; accelerate 1.15",
-    "transformers.Trainer.save_model._internal_call": "trainer/turn_ppo_trainer.py, cli/train.py: saves without a "
-    "push; 5.19 to 5.24",
+    "transformers.Trainer.save_model._internal_call": "trainer/turn_ppo_trainer.py, trainer/pushing.py, cli/train.py: "
+    "saves without a push; 5.19 to 5.24",
+    "os._exit": "trainer/interruptions.py: ends a process whose main thread hangs; Python 3.11 to 3.13",
     "threading._register_atexit": "hub/background.py: pushes end before the thread pools do; Python 3.11 to 3.13",
     "threading._start_new_thread": "hub/late_threads.py: hands out threads that were started in time; Python 3.12.0 "
     "and 3.12.1",
@@ -68,11 +69,13 @@ PRIVATE_NAMES = {
     "transformers.Trainer._clip_grad_norm": "trainer/turn_ppo_trainer.py: each network by its own norm; 5.19 to 5.24",
     "transformers.Trainer._get_grad_norm": "trainer/turn_ppo_trainer.py: judges each step before it is made; 5.19 to "
     "5.24",
+    "transformers.Trainer._maybe_log_save_evaluate": "trainer/ending.py: what is due after a step, once it is done; "
+    "5.19 to 5.24",
     "transformers.Trainer._init_training_state": "trainer/turn_ppo_trainer.py: intervals of this run; 5.19 to 5.24",
     "transformers.Trainer._run_epoch": "trainer/turn_ppo_trainer.py: no step beyond the last; 5.19 to 5.24",
     "transformers.Trainer._get_output_dir": "trainer/turn_ppo_trainer.py: where checkpoints lie; 5.19 to 5.24",
-    "transformers.Trainer._save_checkpoint": "trainer/turn_ppo_trainer.py: complete or absent, with the pending "
-    "batch; 5.19 to 5.24",
+    "transformers.Trainer._save_checkpoint": "trainer/turn_ppo_trainer.py, trainer/ending.py: complete or absent, "
+    "with the pending batch; 5.19 to 5.24",
     "transformers.Trainer._save_optimizer_and_scheduler": "trainer/turn_ppo_trainer.py: part of a checkpoint; 5.19 to "
     "5.24",
     "transformers.Trainer._save_scaler": "trainer/turn_ppo_trainer.py: part of a checkpoint; 5.19 to 5.24",
@@ -84,8 +87,9 @@ PRIVATE_NAMES = {
     "transformers.Trainer._load_optimizer_and_scheduler": "trainer/turn_ppo_trainer.py: refuses the state of another "
     "launch; 5.19 to 5.24",
     "transformers.Trainer._load_best_model": "trainer/turn_ppo_trainer.py: reads both networks; 5.19 to 5.24",
-    "transformers.Trainer._push_from_checkpoint": "trainer/turn_ppo_trainer.py: pushes from a copy; 5.19 to 5.24",
-    "transformers.Trainer._finish_current_push": "trainer/turn_ppo_trainer.py: waits for pushes; 5.19 to 5.24",
+    "transformers.Trainer._push_from_checkpoint": "trainer/pushing.py, trainer/turn_ppo_trainer.py: pushes from a "
+    "copy; 5.19 to 5.24",
+    "transformers.Trainer._finish_current_push": "trainer/pushing.py: waits for pushes; 5.19 to 5.24",
     "trl.trainer.base_trainer._BaseTrainer._tag_names": "trainer/turn_ppo_trainer.py: tags of the card; trl 1.16",
     "transformers.TrainingArguments._VALID_DICT_FIELDS": "trainer/turn_ppo_config.py: fields that take JSON; "
     "transformers 5.19 to 5.24",

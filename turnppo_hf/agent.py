@@ -6,6 +6,7 @@ import copy
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from turnppo_hf.ppo.credit import Credit, critic_credit, record_credit
 from turnppo_hf.rollout.chat import Chat, Message, Prompt
 from turnppo_hf.rollout.context import FULL
 from turnppo_hf.rollout.history import read_history
-from turnppo_hf.rollout.worker import EnvironmentPool, EpisodePlan, Limits, collect_trajectories
+from turnppo_hf.rollout.worker import EnvironmentPool, EpisodePlan, Limits, collect_trajectories, read_seed
 from turnppo_hf.trajectory import StopReason, Trajectory
 
 _WITH_CRITIC = [name for name, algorithm in ALGORITHMS.items() if algorithm.has_critic]
@@ -230,6 +231,7 @@ class TurnPPOAgent:
         *,
         temperature: float = 0.0,
         max_parallel_episodes: int = 256,
+        environment_timeout_s: float = 600.0,
         name: str = "environment",
         on_finished: Callable[[Trajectory], None] | None = None,
     ) -> list[Trajectory]:
@@ -245,6 +247,8 @@ class TurnPPOAgent:
                 0 is greedy. Above, each task's seed also seeds the sampling.
             max_parallel_episodes (`int`, *optional*, defaults to `256`):
                 Bounds the key-value cache.
+            environment_timeout_s (`float`, *optional*, defaults to `600.0`):
+                Seconds that a reset or a step may take; an episode that takes longer failed.
             name (`str`, *optional*):
                 The environment's name in the trajectories.
             on_finished (`Callable`, *optional*):
@@ -254,10 +258,15 @@ class TurnPPOAgent:
             `list[Trajectory]`: in the order of `tasks`, without values: see `score`.
         """
         generator = self._generator(temperature, max_parallel_episodes)
-        plans = [EpisodePlan(task, name, seed=task["seed"], sampling_seed=task["seed"]) for task in tasks]
+        read = [read_seed(task["seed"], number) for number, task in enumerate(tasks)]
+        plans = [
+            EpisodePlan(task, name, seed=seed, sampling_seed=seed, problem=problem)
+            for task, (seed, problem) in zip(tasks, read, strict=True)
+        ]
         pool = EnvironmentPool({name: environment})
         try:
-            return collect_trajectories(plans, pool, generator, self.chat, self._limits, on_finished)
+            limits = replace(self._limits, environment_timeout_s=environment_timeout_s)
+            return collect_trajectories(plans, pool, generator, self.chat, limits, on_finished)
         finally:
             pool.close()
 

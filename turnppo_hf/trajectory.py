@@ -51,6 +51,10 @@ class GenerationError(RuntimeError):
     """Nothing can be sampled any more: the server is gone, or samples from other weights than the trainer's."""
 
 
+class RolloutError(RuntimeError):
+    """A rank could not collect its part of a rollout batch; raised on every rank."""
+
+
 class NonFiniteError(RuntimeError):
     """The numbers of a training are not finite, so it cannot go on."""
 

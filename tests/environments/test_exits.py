@@ -234,7 +234,7 @@ def finished():
 
 
 @pytest.mark.parametrize("kind", ["function", "coroutine", "iterator"])
-def test_exit_of_a_reward_function_is_an_error_of_the_run(monkeypatch, kind):
+def test_exit_of_a_reward_function_fails_the_episodes_that_it_has_no_reward_for(monkeypatch, kind):
     monkeypatch.setattr("turnppo_hf.rollout.rewards._completion_ids", lambda _: [])
 
     def judge(**_):
@@ -247,10 +247,9 @@ def test_exit_of_a_reward_function_is_an_error_of_the_run(monkeypatch, kind):
         yield judge()
 
     function = {"function": judge, "coroutine": judge_later, "iterator": judge_in_parts}[kind]
-    with pytest.raises(
-        RuntimeError, match=rf"reward function.*'{function.__name__}'.* raised SystemExit: 0.*Raise an"
-    ):
-        Rewards(function, state=TrainerState)(finished())
+    [failed] = Rewards(function, state=TrainerState)(finished())
+    assert failed.stop_reason is StopReason.ERROR
+    assert f"reward function {function.__name__!r} raised" in failed.error and "SystemExit: 0" in failed.error
     with pytest.raises(KeyboardInterrupt):
         Rewards(raiser(KeyboardInterrupt()), state=TrainerState)(finished())
 

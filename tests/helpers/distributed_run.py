@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from turnppo_hf import TurnPPOConfig, TurnPPOTrainer
 from turnppo_hf.ppo.batch import TurnBatch
 from turnppo_hf.trainer import collector
 from turnppo_hf.trainer.distributed import leave_together, whole, whole_gradient
+from turnppo_hf.trainer.replacement import Replacements
 from turnppo_hf.trajectory import StopReason
 
 LOGGED = (
@@ -116,6 +118,8 @@ def run(
 ):
     """Train one case, with plain SGD where it does not say otherwise, and return what was recorded on the way."""
     Ragged.failing = frozenset(failing)
+    # ranks hold unequal shares only where nothing takes the place of what failed
+    collector.Replacements = partial(Replacements, rounds=0)
     cut = TurnBatch.micro_batches
     if micro_batches:
         TurnBatch.micro_batches = in_chunks(micro_batches)
@@ -151,7 +155,7 @@ def run(
     if poison is not None:
         break_step(trainer, **poison)
     trainer.train(resume_from_checkpoint=None if resume is None else str(folder / resume))
-    TurnBatch.micro_batches = cut
+    TurnBatch.micro_batches, collector.Replacements = cut, Replacements
     tensors = recorder.tensors
     for path, parameter in trainer.model.named_parameters():
         with whole(parameter) as full:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -150,16 +152,36 @@ def test_functions_of_one_name_are_told_apart():
     assert score([finished()])[0].metrics == {"rewards/<lambda>": 1.0, "rewards/<lambda>_2": 2.0}
 
 
-@pytest.mark.parametrize(
-    ("function", "message"),
-    [
-        (lambda completions, **_: [1.0], "returned 1 rewards for 2 completions"),
-        (lambda completions, **_: [1.0, float("inf")], "returned an infinite reward"),
-    ],
-)
-def test_wrong_rewards_are_refused(function, message):
-    with pytest.raises(ValueError, match=message):
-        rewards(function)([finished(), finished()])
+def test_wrong_number_of_rewards_is_refused():
+    with pytest.raises(ValueError, match="returned 1 rewards for 2 completions"):
+        rewards(lambda **_: [1.0])([finished(), finished()])
+
+
+@pytest.mark.parametrize("wrong", [float("inf"), -float("inf"), "high", [1.0], 10**400])
+def test_reward_that_is_no_finite_number_fails_its_own_episode(wrong):
+    sound, failed = rewards(lambda **_: [1.0, wrong])([finished(), finished()])
+    assert sound.total_reward == 1.5 and failed.stop_reason is StopReason.ERROR
+    assert re.search(r"'<lambda>' returned .*(no reward can be made|infinite reward).*Return", failed.error)
+
+
+def test_function_that_raises_for_one_task_is_asked_for_each_and_logs_once():
+    calls = []
+
+    def judge(completions, log_metric, log_extra, **_):
+        calls.append(len(completions))
+        log_metric("asked", len(completions))
+        log_extra("word", ["x"] * len(completions))
+        if len(calls) in (1, 3):
+            raise OSError("busy")
+        return [2.0] * len(completions)
+
+    score = rewards(judge)
+    item = finished()
+    found = score([replace(item, trajectory=replace(item.trajectory, group=group)) for group in (0, 0, 1)])
+    assert calls == [3, 2, 1]  # all, then each task's
+    assert [item.stop_reason is StopReason.ERROR for item in found] == [False, False, True]
+    assert [item.extra for item in found] == [{"word": "x"}, {"word": "x"}, {}]
+    assert score.take_metrics() == {"asked": 2.0}  # of the call that returned
 
 
 def test_what_is_no_function_is_refused():
@@ -170,7 +192,7 @@ def test_what_is_no_function_is_refused():
         rewards(print, weights=[1.0, 1.0])
 
 
-@pytest.mark.parametrize("returned", [None, 1.0, ["high"], [[1.0]], {0: 1.0}, {1.0}, "1"])
+@pytest.mark.parametrize("returned", [None, 1.0, {0: 1.0}, {1.0}, "1"])
 def test_what_is_no_list_of_numbers_is_refused_in_a_sentence(returned):
     with pytest.raises(ValueError, match=r"of which no reward can be made\. Return a list with one number"):
         rewards(lambda **_: returned)([finished()])

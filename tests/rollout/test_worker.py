@@ -116,9 +116,10 @@ def test_model_context_bounds_the_episode(tiny_tokenizer):
     assert trajectory.stop_reason is StopReason.OVERLONG
 
 
-def test_first_prompt_longer_than_the_context_is_refused(tiny_tokenizer):
-    with pytest.raises(ValueError, match=r"first prompt of 'e' \(seed 1\) has \d+ tokens.*reads 5 at most"):
-        play(tiny_tokenizer, [GO_ON], limits=Limits(max_context=5))
+def test_first_prompt_longer_than_the_context_ends_its_episode(tiny_tokenizer):
+    trajectory, environment, generator = play(tiny_tokenizer, [GO_ON], limits=Limits(max_context=5))
+    assert trajectory.stop_reason is StopReason.ERROR and environment.closed and not generator.prompts
+    assert re.search(r"first prompt of 'e' \(seed 1\) has \d+ tokens.*reads 5 at most", trajectory.error)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Failing environments: counted and dropped, training goes on; too many of them stop it with a checkpoint."""
+"""Failing environments: counted and replaced, training goes on; too many of them stop it with a checkpoint."""
 
 import math
 
@@ -34,13 +34,13 @@ class Failing(CountingEnvironment):
 
 
 @pytest.mark.parametrize("how", ["raises", "tuple", "nan", "reset"])
-def test_failed_episodes_are_counted_and_dropped(make_trainer, how):
+def test_failed_episodes_are_counted_and_replaced(make_trainer, how):
     trainer = make_trainer(lambda: Failing(lambda seed: seed % 4 == 0, how), max_steps=2, num_minibatches=2)
     trainer.train()
     log = train_logs(trainer)[0]
-    assert log["episodes/failed"] == 2  # seeds 0 and 4 of 0..7, in any order
-    assert len(trainer._rollout.batch) == 6
     failed = [item for item in trainer._last_trajectories if item.stop_reason is StopReason.ERROR]
+    assert {0, 4} <= {item.seed for item in failed}  # of 0..7; further tasks may be these two again
+    assert log["episodes/failed"] == len(failed) and len(trainer._rollout.batch) == 8
     assert all(item.error for item in failed)
     assert all(math.isfinite(value) for name, value in log.items() if "explained" not in name)
 

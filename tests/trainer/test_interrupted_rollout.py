@@ -13,6 +13,7 @@ from tests.helpers.scripted import CountingEnvironment
 from tests.helpers.tiny import tiny_actor
 from tests.trainer.test_turn_ppo_trainer import train_logs
 from turnppo_hf import TurnPPOConfig, TurnPPOTrainer
+from turnppo_hf.trajectory import FailedEpisodesError
 
 EPISODES = 8
 SETTINGS = {
@@ -101,7 +102,7 @@ def untimed(logs):
 PLACES = [  # and how often it is passed before the interrupt
     *(("plain", "reset", 5, KeyboardInterrupt()), ("plain", "step", 11, KeyboardInterrupt())),
     *(("several updates", "step", 11, KeyboardInterrupt()), ("groups", "step", 11, KeyboardInterrupt())),
-    *(("plain", "reward", 0, KeyboardInterrupt()), ("plain", "reward", 0, ZeroDivisionError("judge"))),
+    *(("plain", "reward", 0, KeyboardInterrupt()), ("plain", "reward", 0, MemoryError("judge"))),
     *(("plain", "generator", 1, MemoryError()), ("groups", "generator", 1, KeyboardInterrupt())),
     *(("plain", "forward", 3, KeyboardInterrupt()), ("several updates", "forward", 3, RuntimeError("card"))),
     *(("plain", "log", 0, asyncio.CancelledError()), ("groups", "on_step_begin", 0, SystemExit(1))),
@@ -214,7 +215,7 @@ def test_first_prompt_that_is_too_long_leaves_nothing(tmp_path, tiny_tokenizer):
 
     trainer.environments.factories["Game"] = factory
     trainer.environments._idle.clear()
-    with pytest.raises(ValueError, match="no response fits"):
+    with pytest.raises(FailedEpisodesError, match="no response fits"):
         trainer.train()
     long["on"] = False
     trainer.train()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from turnppo_hf.distribution import DISTRIBUTION, declared
 from turnppo_hf.hub.exceptions import PushError
 from turnppo_hf.redaction import redact_text
-from turnppo_hf.trajectory import FailedEpisodesError, GenerationError, NonFiniteError
+from turnppo_hf.trajectory import FailedEpisodesError, GenerationError, NonFiniteError, RolloutError
 
 # command -> its module, imported when it is chosen, and one line of help; each module has `add_arguments` and `run`
 COMMANDS = {
@@ -30,7 +30,7 @@ COMMANDS = {
 }
 
 # what users can cause; anything else is a mistake of ours and keeps its traceback
-_RUN_ENDS = (FailedEpisodesError, GenerationError, NonFiniteError, PushError)
+_RUN_ENDS = (FailedEpisodesError, GenerationError, NonFiniteError, RolloutError, PushError)
 _USER_ERRORS = (ValueError, TypeError, OSError, ImportError, *_RUN_ENDS)
 _EPILOG = (
     "turnppo COMMAND --help lists a command's arguments. turnppo --debug COMMAND shows the traceback of an error."
@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _USER_ERRORS as error:
         if debug:
             raise
-        print(f"turnppo: error: {redact_text(error)}", file=sys.stderr)
+        lines = [str(error), *getattr(error, "__notes__", ())]
+        print("turnppo: error: " + "\n".join(map(redact_text, lines)), file=sys.stderr)
         return 2
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import signal
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,7 @@ from turnppo_hf.models.pretrained import EMBEDDED_MODELS, find_model
 from turnppo_hf.ppo.algorithms import ALGORITHMS
 from turnppo_hf.redaction import redact, redact_text
 from turnppo_hf.rollout.parquet import save_trajectories
+from turnppo_hf.trainer.interruptions import interruptible
 from turnppo_hf.trainer.rollout_batch import check_failures
 from turnppo_hf.trainer.schedule_free import judged_weights
 from turnppo_hf.trainer.turn_ppo_trainer import TurnPPOTrainer
@@ -54,7 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise SystemExit(0)  # as argparse does
     asked = parse_run(arguments.words)
     hide_loading_bars()
-    run_training(asked)
+    try:
+        with interruptible(exits=True):
+            run_training(asked)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return 0
 
 
@@ -101,6 +107,7 @@ def run_training(run: RunConfig) -> RunResults:
     start = time.perf_counter()
     trainer = make_trainer(run, tasks, held_out_environment)
     trainer.clock.start = start
+    trainer.resume_with = f"{run.command} --resume_from_checkpoint true"
     with trainer.opened(run.training.resume_from_checkpoint) as checkpoint:
         return _train_and_judge(run, tasks, trainer, held_out_environment, checkpoint)
 
@@ -310,6 +317,7 @@ def _play_held_out(
             tasks[args.process_index :: args.world_size],
             temperature=args.eval_temperature,
             max_parallel_episodes=args.max_parallel_episodes,
+            environment_timeout_s=args.environment_timeout_s,
             name=str(record.environment),
         )
         scored = agent.score(mine)

@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from turnppo_hf.environments.time_limit import call_within
+
+CLOSING_S = 60.0  # for an environment that nothing plays in any more
+
 logger = logging.getLogger(__name__)
 
 
@@ -30,14 +34,18 @@ def exits_as_errors(callee: str) -> Iterator[None]:
 
 
 def describe_error(error: BaseException) -> str:
-    """Return the error's kind and text."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    """Return the error's kind and text; one that cannot be encoded, or not even be made, is no error of its own."""
+    try:
+        text = str(error).encode(errors="backslashreplace").decode()
+    except Exception as broken:
+        text = f"its text cannot be made ({type(broken).__name__})"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def close_environment(environment: Any) -> str | None:
     """Close an environment that nothing plays in any more; return what that raised as a text, None where nothing."""
     try:
-        environment.close()
+        call_within(environment.close, CLOSING_S, "close() of an environment")
     except KeyboardInterrupt:
         raise
     except BaseException as error:

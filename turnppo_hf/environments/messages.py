@@ -64,6 +64,28 @@ def text_of(content: Any) -> str:
     return "" if content is None else str(content)
 
 
+def checked_text(text: str, what: str) -> str:
+    """
+    Return a text that can be encoded.
+
+    Args:
+        text (`str`): It.
+        what (`str`): Its name, the subject of the error.
+
+    Raises:
+        `ValueError`: it holds half of a character, as texts do that were cut in the middle of one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise ValueError(
+            f"{what} holds {half}, half of a character (a lone surrogate), which neither a tokenizer nor a file can "
+            'take. Replace such halves: text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").'
+        ) from None
+    return text
+
+
 def is_text_blocks(content: Any) -> bool:
     """Whether the content of a message is a list of blocks, each of them text."""
     return isinstance(content, list | tuple) and len(content) > 0 and all(map(_is_text_block, content))

@@ -76,6 +76,21 @@ def create_repository(
     return str(with_retries(create, f"The repository {repo_id!r} was not created", token=token, waits=waits))
 
 
+def check_write_access(repo_id: str, *, token: str | None = None) -> None:
+    """
+    Ask the Hub whether a token may write to a repository, which a repository that exists does not show.
+
+    Args:
+        repo_id (`str`): `"namespace/name"`.
+        token (`str`, *optional*): Defaults to the one that `hf auth login` or `HF_TOKEN` gives.
+
+    Raises:
+        `PushError`: it may not, or the Hub does not answer.
+    """
+    what_failed = f"Nothing could be pushed to {repo_id!r}"
+    with_retries(lambda: HfApi(token=token).auth_check(repo_id, write=True), what_failed, token=token, waits=())
+
+
 def push_folder(
     folder: str | Path,
     repo_id: str,

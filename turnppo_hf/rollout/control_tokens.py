@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from turnppo_hf.environments.messages import Message
+from turnppo_hf.environments.messages import Message, checked_text
 
 _PLAIN_TAG = re.compile(r"</?\w+>")  # `<think>`, `<tool_call>`: what prompts and answers are written with
 _KEPT = ("role", "type")
@@ -98,7 +98,13 @@ class ControlTokens:
         return Rendered(text + rendered[end:], tuple(cuts))
 
     def encode(self, rendered: Rendered) -> list[int]:
-        """Return the ids of a rendered text, in which control tokens of the content are spelled."""
+        """
+        Return the ids of a rendered text, in which control tokens of the content are spelled.
+
+        Raises:
+            `ValueError`: it cannot be encoded.
+        """
+        checked_text(rendered.text, "What the model is to read")
         ids: list[int] = []
         places = [0, *rendered.cuts, len(rendered.text)]
         for start, end in pairwise(places):

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from turnppo_hf.environments.conversation import Conversation, Opening, Reply
-from turnppo_hf.environments.exits import close_environment
-from turnppo_hf.environments.messages import Message, as_messages, text_of
+from turnppo_hf.environments.exits import close_environment, describe_error
+from turnppo_hf.environments.messages import Message, as_messages, checked_text, text_of
 from turnppo_hf.environments.pool import EnvironmentPool
 from turnppo_hf.generation.base import Completion
 from turnppo_hf.rollout.chat import Chat, Prompt
@@ -26,6 +26,7 @@ class EpisodePlan:
     seed: int  # the environment is reset with it
     group: int = 0  # episodes of the same task share it
     sampling_seed: int = 0  # with the turn's number it seeds each response
+    problem: str | None = None  # why it cannot be played: its episode fails with this
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Limits:
     max_completion_length: int = 2048  # tokens after the first prompt, as the last prompt and response hold them
     max_context: int | None = None  # tokens that the model can read at all
     max_tool_calling_iterations: int | None = None  # rounds of tool calls; a later call is not executed
+    environment_timeout_s: float = 600.0  # of each reset, step or round of tool calls
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ class RunningEpisode:
     """
     An episode under way. `reset` and `open` start it; then each turn is `take`, `read` and `advance`.
 
-    `reset` and `read` wait for the environment and may run in any thread, one at a time; what they raise is passed to
-    `fail`. The other methods run in the thread of the worker.
+    `reset` and `read` wait for the environment and may run in any thread, one at a time. The other methods run in the
+    thread of the worker. What any of them raises belongs to this episode and is passed to `fail`.
 
     Args:
         plan (`EpisodePlan`): What is played.
@@ -69,6 +71,8 @@ class RunningEpisode:
         self.plan = plan
         self.environment: Conversation | None = None  # None until `reset` has taken one
         self.prompt: Prompt | None = None  # of the next response, or of the one that the environment reads
+        self.working_since: float | None = None  # seconds of the clock at which the environment began what it is at
+        self.is_reported = False  # whether a line was logged that the environment takes long
         self._chat, self._limits, self._needs_states = chat, limits, needs_states
         self._opening: tuple[Message, ...] = ()
         self._observation = ""  # that the next turn answers
@@ -80,7 +84,14 @@ class RunningEpisode:
         self._turns: list[Turn] = []
 
     def reset(self, environments: EnvironmentPool) -> Opening:
-        """Take an environment from the pool and start the task in it."""
+        """
+        Take an environment from the pool and start the task in it.
+
+        Raises:
+            `ValueError`: the plan cannot be played.
+        """
+        if self.plan.problem is not None:
+            raise ValueError(self.plan.problem)
         self.environment = environments.take(self.plan.environment)
         opening = self.environment.open(self.plan.task, self.plan.seed)
         self._state = self._text_of_state(self.environment.state)
@@ -107,6 +118,11 @@ class RunningEpisode:
                     f"the model reads {context} at most, so no response fits. Shorten the prompt or take a "
                     "model with a longer context."
                 )
+
+    @property
+    def name(self) -> str:
+        """What is played, for reports."""
+        return f"The environment {self.plan.environment!r} (seed {self.plan.seed})"
 
     @property
     def room(self) -> int:
@@ -164,16 +180,22 @@ class RunningEpisode:
             (*prompt.messages[len(self._opening) :], self._answer, *read),
         )
 
-    def fail(self, error: BaseException) -> FinishedEpisode:
-        """End the episode because its environment raised, and close the environment."""
-        message = f"{type(error).__name__}: {error}"
-        if self.environment is not None and (problem := close_environment(self.environment)):
+    def fail(self, error: BaseException, *, closes: bool = True) -> FinishedEpisode:
+        """
+        End the episode because of what its environment, its template or its response raised.
+
+        Args:
+            error (`BaseException`): What was raised.
+            closes (`bool`, *optional*, defaults to `True`): Whether the environment is closed; else it is at work.
+        """
+        message = describe_error(error)
+        if closes and self.environment is not None and (problem := close_environment(self.environment)):
             message += f" (and {problem})"
         return FinishedEpisode(self._trajectory(stop_reason=StopReason.ERROR, error=message))
 
     def _text_of_state(self, state: Any) -> str | None:
         if state is None or isinstance(state, str):
-            return state
+            return None if state is None else checked_text(state, 'The state (`info["state"]`)')
         if self._needs_states:
             raise TypeError(
                 f'The state (`info["state"]`) is of the type {type(state).__name__}, not text. Turns that began in '
@@ -190,7 +212,7 @@ class RunningEpisode:
             sampling_logprobs=completion.sampling_logprobs,
             observation=self._observation,
             completion=text,
-            action=str(reply.info.get("action", text)),
+            action=checked_text(str(reply.info.get("action", text)), 'The action (`info["action"]`)'),
             reward=reply.reward,
             penalty=float(reply.info.get("penalty", 0.0)),
             finish_reason=completion.finish_reason,
@@ -246,7 +268,7 @@ def _stop_reason(reply: Reply, unfinished: bool, out_of_tokens: bool) -> StopRea
 def _numbers(info: Mapping[str, Any]) -> dict[str, float]:
     """The scalars of the last `info`: what metrics can average."""
     return {
-        name: float(value)
+        checked_text(name, "A name in `info`"): float(value)
         for name, value in info.items()
-        if isinstance(value, (bool, int, float, np.bool_, np.integer, np.floating))
+        if isinstance(name, str) and isinstance(value, (bool, int, float, np.bool_, np.integer, np.floating))
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import count
@@ -15,6 +15,8 @@ import numpy as np
 
 from turnppo_hf.environments.exits import close_unused
 from turnppo_hf.environments.pool import EnvironmentPool
+from turnppo_hf.environments.threads import DaemonThreads
+from turnppo_hf.environments.time_limit import PATIENCE_S, TimedOutError, call_within, report_slow
 from turnppo_hf.generation.base import Completion, Generator
 from turnppo_hf.rollout.chat import Chat
 from turnppo_hf.rollout.episode import EpisodePlan, FinishedEpisode, Limits, RunningEpisode
@@ -22,7 +24,7 @@ from turnppo_hf.trajectory import Trajectory
 
 __all__ = [
     *("EnvironmentPool", "EpisodePlan", "Limits", "RolloutTiming", "RolloutWorker"),
-    *("collect_trajectories", "plan_episodes"),
+    *("collect_trajectories", "plan_episodes", "read_seed"),
 ]
 
 _MAX_THREADS = 256  # environments at work at a time; a thread is made when none is idle
@@ -53,17 +55,34 @@ def plan_episodes(
         group = number // per_task
         task_seed = np.random.SeedSequence((*key, 0, group)).generate_state(1)[0]
         sampling_seed = np.random.SeedSequence((*key, 1, number)).generate_state(1)[0]
-        own_seed = row.get("seed")
+        seed, problem = read_seed(row.get("seed"), int(task_seed))
         plans.append(
             EpisodePlan(
                 task=dict(row),
                 environment=row.get("environment") or default_environment,
-                seed=int(task_seed if own_seed is None else own_seed),
+                seed=seed,
                 group=group,
                 sampling_seed=int(sampling_seed),
+                problem=problem,
             )
         )
     return plans
+
+
+def read_seed(given: Any, otherwise: int) -> tuple[int, str | None]:
+    """Return a row's seed, `otherwise` where it has none; and what is wrong with one that is no whole number."""
+    if given is None:
+        return otherwise, None
+    try:
+        seed = int(given)
+        if isinstance(given, float) and seed != given:
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):  # NaN, infinity, text
+        return otherwise, (
+            f"The row's `seed` is {given!r:.40}, which is no whole number, so no task belongs to it. Write an "
+            "integer, or leave the cell empty."
+        )
+    return seed, None
 
 
 @dataclass
@@ -91,8 +110,9 @@ class RolloutWorker:
     Environments run in threads, each in one thread at a time, but those of tool calls in the thread that calls `play`:
     a tool may set a signal's handler, which Python allows in the main thread only. Neither they nor the generator
     decide what is sampled: seeds belong to the episode and its turn, so the trajectories do not depend on which
-    finishes first. An environment that fails ends its own episode only, with `StopReason.ERROR` and the message; so
-    does one that would end the process, as `exit()` in what the model wrote. Ctrl-C passes.
+    finishes first. What fails in an episode, be it the environment, the template or the reading of a response, ends
+    that episode only, with `StopReason.ERROR` and the message; so does code that would end the process, as `exit()` in
+    what the model wrote, and code that takes longer than the limit, whose thread is abandoned. Ctrl-C passes.
 
     Args:
         environments (`EnvironmentPool`): Where to take environments from.
@@ -122,7 +142,7 @@ class RolloutWorker:
         self._steps: dict[Future[tuple[Any, float]], int] = {}  # environments at work -> number of the episode
         self._finished: dict[int, FinishedEpisode] = {}
         self._wake = threading.Event()  # an environment has answered
-        self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="environment")
+        self._threads = DaemonThreads(_MAX_THREADS, "environment")
 
     @property
     def num_running(self) -> int:
@@ -172,7 +192,6 @@ class RolloutWorker:
             stay as the episodes left them until `give_back`.
 
         Raises:
-            `ValueError`: a first prompt leaves no room for a response.
             [`~turnppo_hf.trajectory.GenerationError`]: the generator gave up.
         """
         self._timing = RolloutTiming()
@@ -180,16 +199,15 @@ class RolloutWorker:
             self._wake.clear()
             if self._steps and not self.generator.continuous:
                 self._timed("wait_s", wait, self._steps, timeout=_GRACE_S)
-            for step in [step for step in self._steps if step.done()]:
-                trajectory = self._answered(self._steps[step], step)
+            for step in [step for step in self._steps if step.done() or self._is_late(self._steps[step])]:
+                ended = self._answered(self._steps[step], step)
                 del self._steps[step]  # not before: an environment that raised Ctrl-C is still at work for `give_up`
-                if trajectory is not None and on_finished is not None:
-                    on_finished(trajectory, self._timing)
+                self._note(ended, on_finished)
             if len(self._steps) < len(self._running):
                 for completion in self._timed("generate_s", self.generator.take_completions, self._wake):
-                    self._sampled(completion)
+                    self._note(self._sampled(completion), on_finished)
             elif self._steps:
-                self._timed("wait_s", self._wake.wait)
+                self._timed("wait_s", self._wake.wait, self._time_left())
         finished = [self._finished.pop(number) for number in sorted(self._finished)[:enough]]
         return finished, self._timing
 
@@ -223,7 +241,7 @@ class RolloutWorker:
     def close(self) -> None:
         """Drop what is under way and end the threads, each with the step that it is at."""
         self.give_up()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown()
 
     def _put_away(self, running: RunningEpisode, step: Future[tuple[Any, float]] | None = None) -> None:
         """Return the environment of an episode that was dropped, or close it where its last step failed."""
@@ -244,14 +262,17 @@ class RolloutWorker:
 
     def _work(self, number: int, call: Callable[..., Any], *args: Any) -> None:
         """Let an episode's environment work."""
-        if not self.environments.plays_tools(self._running[number].plan.environment):
-            step = self._threads.submit(_with_duration, call, *args)
+        running = self._running[number]
+        running.working_since = None
+        if not self.environments.plays_tools(running.plan.environment):
+            step = self._threads.submit(_with_duration, running, call, *args)
             self._steps[step] = number
         else:
             step = Future()
             self._steps[step] = number
+            within = partial(call_within, partial(call, *args), self.limits.environment_timeout_s, running.name)
             try:
-                step.set_result(_with_duration(call, *args))
+                step.set_result(_with_duration(running, within))
             except BaseException as error:
                 step.set_exception(error)
                 if isinstance(error, KeyboardInterrupt):
@@ -263,36 +284,80 @@ class RolloutWorker:
         assert running.prompt is not None
         self.generator.submit(number, running.prompt.ids, max_new_tokens=running.room, seed=running.seed)
 
-    def _sampled(self, completion: Completion) -> None:
-        """Let the environment read a response."""
+    def _sampled(self, completion: Completion) -> FinishedEpisode | None:
+        """Let the environment read a response; return the end of the episode where nothing can read it."""
         self._timing.num_tokens += len(completion.completion_ids)
         running = self._running[completion.episode]
-        running.take(completion)
+        try:
+            running.take(completion)
+        except MemoryError:
+            raise
+        except Exception as error:  # of a parser of tool calls
+            return self._end(completion.episode, running.fail(error))
         self._work(completion.episode, running.read)
+        return None
 
-    def _answered(self, number: int, step: Future[tuple[Any, float]]) -> Trajectory | None:
+    def _answered(self, number: int, step: Future[tuple[Any, float]]) -> FinishedEpisode | None:
         """Take what the environment replied; ask for the next response, or end the episode and return what it was."""
-        running = self._running[number]
+        running, limit = self._running[number], self.limits.environment_timeout_s
         finished = None
+        if not step.done():
+            self._threads.abandon(step)
+            finished = running.fail(TimedOutError(limit), closes=False)
+            step.add_done_callback(lambda _: _close_late(running))
+            return self._end(number, finished)
         try:
             reply, duration = step.result()
+            if duration > limit:  # it is late whether or not somebody looked meanwhile
+                raise TimedOutError(limit)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            finished = running.fail(error)
-        else:
-            self._timing.environment_s += duration
+            return self._end(number, running.fail(error))
+        self._timing.environment_s += duration
+        try:
             if running.prompt is None:
                 running.open(reply)
             else:
                 finished = running.advance(reply)
+        except MemoryError:
+            raise
+        except Exception as error:  # of a template or a tokenizer, or of what cannot be recorded
+            finished = running.fail(error)
         if finished is None:
             self._submit(number)
             return None
+        return self._end(number, finished)
+
+    def _end(self, number: int, finished: FinishedEpisode) -> FinishedEpisode:
         del self._running[number]
         self.generator.release(number)
         self._finished[number] = finished
-        return finished.trajectory
+        return finished
+
+    def _note(
+        self, ended: FinishedEpisode | None, on_finished: Callable[[Trajectory, RolloutTiming], None] | None
+    ) -> None:
+        if ended is not None and on_finished is not None:
+            on_finished(ended.trajectory, self._timing)
+
+    def _is_late(self, number: int) -> bool:
+        """Whether an environment at work has no time left; one that takes long is reported once an episode."""
+        running = self._running[number]
+        if running.working_since is None:  # it waits for a thread
+            return False
+        taken = time.perf_counter() - running.working_since
+        if taken > PATIENCE_S and not running.is_reported:
+            running.is_reported = True
+            report_slow(running.name)
+        return taken > self.limits.environment_timeout_s
+
+    def _time_left(self) -> float:
+        """Return the seconds until some environment may be late, or may have to be reported."""
+        now, limit = time.perf_counter(), self.limits.environment_timeout_s
+        begun = [self._running[number].working_since or now for number in self._steps.values()]
+        ends = [start + end - now for start in begun for end in (limit, PATIENCE_S)]
+        return min([PATIENCE_S, *(end for end in ends if end > 0.0)])
 
 
 def collect_trajectories(
@@ -316,9 +381,6 @@ def collect_trajectories(
 
     Returns:
         `list[Trajectory]`: in the order of `plans`.
-
-    Raises:
-        `ValueError`: a first prompt leaves no room for a response.
     """
     worker = RolloutWorker(environments, generator, chat, limits)
     try:
@@ -330,6 +392,12 @@ def collect_trajectories(
         worker.close()
 
 
-def _with_duration(call: Callable[..., Any], *args: Any) -> tuple[Any, float]:
-    start = time.perf_counter()
+def _close_late(running: RunningEpisode) -> None:
+    """Close the environment of an episode that ended while it was at work, where there came to be one."""
+    if running.environment is not None:
+        close_unused(running.environment)
+
+
+def _with_duration(running: RunningEpisode, call: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+    start = running.working_since = time.perf_counter()
     return call(*args), time.perf_counter() - start

@@ -278,7 +278,7 @@ def set_aside(run_folder: Path, last_step: int, aside: str = "_earlier") -> None
 
     Args:
         run_folder (`Path`): The run's `output_dir`.
-        last_step (`int`): The step that the run starts from.
+        last_step (`int`): The step of the checkpoint that the run starts from; -1 without one.
         aside (`str`, *optional*): The name of that folder.
     """
     later = [folder for folder in _checkpoints(run_folder) if _step_of(folder) > last_step]
@@ -291,7 +291,7 @@ def set_aside(run_folder: Path, last_step: int, aside: str = "_earlier") -> None
         logger.warning(
             "%d checkpoints after step %d, where this run starts, were moved to %s.",
             len(later),
-            last_step,
+            max(last_step, 0),
             run_folder / aside,
         )
 

@@ -16,6 +16,7 @@ from datasets import Dataset
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from turnppo_hf.environments.exits import describe_error
 from turnppo_hf.environments.pool import EnvironmentPool
 from turnppo_hf.generation.sampler_check import check_sampler, check_training_mode
 from turnppo_hf.generation.self_check import check_engine
@@ -27,8 +28,9 @@ from turnppo_hf.rollout.rollout_func import RolloutFunction, play_with
 from turnppo_hf.rollout.worker import EpisodePlan, Limits, RolloutTiming, RolloutWorker, plan_episodes
 from turnppo_hf.trainer.generators import make_generator, open_engine
 from turnppo_hf.trainer.group_filter import replace_equal_groups
+from turnppo_hf.trainer.replacement import Replacements
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
-from turnppo_hf.trajectory import GenerationError, Trajectory
+from turnppo_hf.trajectory import GenerationError, RolloutError, StopReason, Trajectory
 
 FurtherGroups = Callable[[int, int], list[EpisodePlan]]  # attempt, number of groups -> plans
 
@@ -81,7 +83,8 @@ class Collector:
         Play this rank's part of a rollout batch.
 
         Args:
-            rows (`Sequence[Mapping]`): Its tasks; as many episodes as these make its part.
+            rows (`Sequence[Mapping]`): Its tasks; as many episodes as these make its part. Those that fail are
+                replaced and returned as well.
             batch_number (`int`): Seeds the batch, with the run's seed.
 
         Returns:
@@ -89,6 +92,7 @@ class Collector:
 
         Raises:
             [`~turnppo_hf.trajectory.GenerationError`]: on every rank, where one of them could not sample.
+            [`~turnppo_hf.trajectory.RolloutError`]: on every rank of several, where one raised anything else.
         """
         seed, rank = self.args.seed, self.args.process_index
         per_task = int(self.args.num_generations or 1)
@@ -99,7 +103,8 @@ class Collector:
             extra = self.tasks.select(random.integers(len(self.tasks), size=more))
             plans += self._plan(extra, key=(seed, 4, batch_number), first=rank * wanted)
         further = partial(self._further_groups, batch_number, len(rows)) if self.args.filter_groups else None
-        return self._play_on_all_ranks(self._worker, plans, len(rows), "rollout", further)
+        replacements = partial(Replacements, self.args, self.tasks, batch_number, self._plan)
+        return self._play_on_all_ranks(self._worker, plans, len(rows), "rollout", replacements, further)
 
     def evaluate(self, dataset: Dataset, temperature: float) -> list[Trajectory]:
         """Play every task `num_generations_eval` times, over all ranks; return all trajectories."""
@@ -110,7 +115,8 @@ class Collector:
         ]
         worker = self._make_worker(temperature)
         try:
-            return self._play_on_all_ranks(worker, plans, len(plans), "evaluation")[1]
+            none = partial(Replacements, self.args, self.tasks, 0, self._plan, rounds=0)
+            return self._play_on_all_ranks(worker, plans, len(plans), "evaluation", none)[1]
         finally:
             worker.close()
 
@@ -147,6 +153,7 @@ class Collector:
             max_completion_length=args.max_completion_length,
             max_tool_calling_iterations=args.max_tool_calling_iterations,
             max_context=min((tokens for tokens in contexts if tokens), default=None),
+            environment_timeout_s=args.environment_timeout_s,
         )
         needs_states = ALGORITHMS[args.algorithm].credits_states
         return RolloutWorker(self.environments, generator, chat, limits, needs_states)
@@ -165,25 +172,38 @@ class Collector:
         plans: list[EpisodePlan],
         enough: int,
         label: str,
+        replacements: Callable[..., Replacements],
         further: FurtherGroups | None = None,
     ) -> tuple[list[Trajectory], list[Trajectory]]:
         """Play this rank's part; return its trajectories and all ranks', or raise on every rank what one raised."""
         mine: list[Trajectory] = []
-        timing, problem = RolloutTiming(), None
+        timing, problem, cause = RolloutTiming(), None, None
         try:
-            mine, timing = self._play(worker, plans, enough, label, further)
-        except GenerationError as error:
-            problem = str(error)
+            mine, timing = self._play(worker, plans, enough, label, replacements, further)
+        except Exception as error:
+            if self.args.world_size == 1:
+                raise
+            cause, is_known = error, isinstance(error, GenerationError)
+            problem = is_known, str(error) if is_known else describe_error(error)
         by_rank = gather_object([(mine, problem, asdict(timing))])
-        if problems := [problem for _, problem, _ in by_rank if problem]:
-            raise GenerationError(problems[0])
+        if problems := [(rank, *problem) for rank, (_, problem, _) in enumerate(by_rank) if problem]:
+            rank, is_known, text = problems[0]
+            if is_known:
+                raise GenerationError(text) from cause
+            raise RolloutError(f"Rank {rank} could not collect its episodes, it raised {text}.") from cause
         self.timing = RolloutTiming(**{name: max(times[name] for *_, times in by_rank) for name in by_rank[0][2]})
         self.timing.num_tokens = sum(times["num_tokens"] for *_, times in by_rank)
         self.timing.num_replaced = sum(times["num_replaced"] for *_, times in by_rank)
         return mine, [trajectory for trajectories, *_ in by_rank for trajectory in trajectories]
 
     def _play(
-        self, worker: RolloutWorker, plans: list[EpisodePlan], enough: int, label: str, further: FurtherGroups | None
+        self,
+        worker: RolloutWorker,
+        plans: list[EpisodePlan],
+        enough: int,
+        label: str,
+        replacements: Callable[..., Replacements],
+        further: FurtherGroups | None,
     ) -> tuple[list[Trajectory], RolloutTiming]:
         """Sample with the actor's current weights, play until enough episodes have ended, and reward these."""
         sync_s = worker.sync()
@@ -196,22 +216,21 @@ class Collector:
         with tqdm(total=enough, desc=label, unit=" episodes", disable=quiet or None, leave=False) as bar:
             start = time.perf_counter()
 
-            def show(_: Trajectory, timing: RolloutTiming) -> None:
+            def show(ended: Trajectory, timing: RolloutTiming) -> None:
                 rate = timing.num_tokens / (time.perf_counter() - start)
                 bar.set_postfix_str(f"{worker.num_running} running, {rate:.0f} tokens/s", refresh=False)
-                bar.update()
+                bar.update(ended.stop_reason is not StopReason.ERROR)
 
             worker.start(plans)
-            finished, timing = worker.play(enough, show)
-        trajectories = self._reward_and_return(worker, finished)
+            trajectories, timing = self._play_until_full(worker, enough, replacements(), show)
         if further is not None:
 
             def play_groups(attempt: int, count: int) -> list[Trajectory]:
                 nonlocal timing
                 worker.start(further(attempt, count))
-                others, spent = worker.play()
+                others, spent = self._play_until_full(worker, None, replacements(part=1 + attempt))
                 timing = timing.plus(spent)
-                return self._reward_and_return(worker, others)
+                return others
 
             trajectories, replaced = replace_equal_groups(trajectories, play_groups, self.args.filter_groups)
             timing = replace(timing, num_replaced=replaced)
@@ -220,6 +239,28 @@ class Collector:
         # nothing computed with these weights is of use to the coming ones, and its memory is to the update
         worker.generator.reset()
         return trajectories, replace(timing, sync_s=sync_s)
+
+    def _play_until_full(
+        self,
+        worker: RolloutWorker,
+        enough: int | None,
+        replacements: Replacements,
+        show: Callable[[Trajectory, RolloutTiming], None] | None = None,
+    ) -> tuple[list[Trajectory], RolloutTiming]:
+        """Play and reward episodes; where some fail, in a step or in their reward, others in their place."""
+        trajectories: list[Trajectory] = []
+        finished, timing = worker.play(enough, show)
+        while True:
+            plans = replacements.plans([*trajectories, *(item.trajectory for item in finished)])
+            if not plans and finished:
+                trajectories += self._reward_and_return(worker, finished)
+                finished = []
+                plans = replacements.plans(trajectories)
+            if not plans:
+                return replacements.in_order(trajectories), timing
+            worker.start(plans[: max(0, len(plans) - worker.num_left)])  # those that oversampling left come first
+            others, spent = worker.play(len(plans), show)
+            finished, timing = [*finished, *others], timing.plus(spent)
 
     def _reward_and_return(self, worker: RolloutWorker, finished: list[FinishedEpisode]) -> list[Trajectory]:
         """Reward episodes, and return their environments to the pool, whatever a reward function raises."""

@@ -58,6 +58,7 @@ _RANGES = (
     ("max_turns", 1, math.inf, "no turn would be sampled, so no gradient exists"),
     ("max_turn_length", 1, math.inf, "no token would be sampled, so no gradient exists"),
     ("max_tool_calling_iterations", 0, math.inf, "it counts rounds of tool calls"),
+    ("environment_timeout_s", 1e-6, math.inf, "no environment could answer"),
     ("max_completion_length", 1, math.inf, "no token would be sampled, so no gradient exists"),
     ("temperature", 1e-6, math.inf, "a deterministic policy has no gradient"),
     ("top_p", 1e-6, 1.0, "it is a share of probability"),

@@ -19,9 +19,17 @@ from transformers.utils import logging
 from turnppo_hf.hub.background import BackgroundPushes, stage
 from turnppo_hf.hub.card.card import README, prepare_release
 from turnppo_hf.hub.card.merge import merge_cards
-from turnppo_hf.hub.client import create_repository, push_checkpoint, push_release, read_card
+from turnppo_hf.hub.client import (
+    check_write_access,
+    create_repository,
+    push_checkpoint,
+    push_release,
+    read_card,
+)
 from turnppo_hf.hub.exceptions import PushError
+from turnppo_hf.hub.files import PUBLISHED_FILES
 from turnppo_hf.hub.http_errors import explain, redact
+from turnppo_hf.hub.secret_check import check_no_secrets
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 
 _COPIES = "_push-"  # of checkpoints, each for as long as it is pushed
@@ -66,6 +74,27 @@ class HubPusher:
             if not error.is_transient:
                 raise
             logger.warning("%s Training starts all the same, and every push tries to create it.", error)
+
+    def rehearse(self, folder: Path) -> None:
+        """
+        Ask the Hub, before anything is trained, whether a folder may be pushed; a Hub that fails for a while may be
+        asked again later.
+
+        Args:
+            folder (`Path`): What a push would send, as far as it is known.
+
+        Raises:
+            [`~turnppo_hf.hub.exceptions.PushError`]: a file holds a secret, or the token may not write.
+        """
+        check_no_secrets(folder, called=str(self.args.output_dir), allow_patterns=PUBLISHED_FILES)
+        if self.repo_id is None or "/" not in self.repo_id:
+            return  # the Hub did not answer at the start
+        try:
+            check_write_access(self.repo_id, token=self.args.hub_token)
+        except PushError as error:
+            if not error.is_transient:
+                raise
+            logger.warning("%s Training starts all the same.", error)
 
     def push_release(
         self, write_card: Callable[[], None], message: str | None, target: Mapping[str, Any], *, blocking: bool

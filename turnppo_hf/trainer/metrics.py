@@ -52,7 +52,7 @@ METRICS = (
     Metric("completions/clipped_ratio", "share of turns cut at a token limit", "below 0.05"),
     Metric("episodes/truncated_share", "share of episodes that did not end by themselves", "falls"),
     Metric("episodes/bootstrapped_share", "share of episodes whose last turn was bootstrapped", "0 for task budgets"),
-    Metric("episodes/failed", "episodes dropped because their environment failed", "0"),
+    Metric("episodes/failed", "episodes that failed, in whose place others were played", "0"),
     Metric("episodes/distinct_tasks", "distinct tasks in the rollout batch", "all of them, for PPO"),
     Metric(
         "groups/equal_share",

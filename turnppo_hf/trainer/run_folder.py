@@ -102,7 +102,8 @@ class RunFolder:
 
     def _check_other(self, settings: Mapping[str, Any]) -> None:
         found = [name for name in _OF_AGENTS if (self.path / name).exists()]
-        found += [item.name for item in self.path.glob("checkpoint-*") if item.is_dir()][:1]
+        saved = [item.name for item in self.path.glob("checkpoint-*") if item.is_dir()]
+        found += [name for name in saved if name != "checkpoint-0"][:1]  # nothing was learned until step 0
         if not found:
             return
         try:
@@ -171,7 +172,7 @@ def opened_run(
             is_inside = found is not None and found[0].resolve().parent == folder.path.resolve()
             keep = {"the working directory": Path.cwd(), "your home": Path.home(), "the model": Path(model)}
             folder.claim(settings, is_resumed=is_inside, overwrite=args.overwrite_output_dir, keep=keep)
-            set_aside(folder.path, found[1].step if found is not None and is_inside else 0)
+            set_aside(folder.path, found[1].step if found is not None and is_inside else -1)
             return found
 
         yield on_first_rank(args, open_folder)

@@ -19,7 +19,7 @@ from turnppo_hf.models.checkpoint import save_networks
 from turnppo_hf.redaction import redact, redact_text
 from turnppo_hf.trainer.distributed import Sharding
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
-from turnppo_hf.trajectory import FailedEpisodesError, GenerationError, NonFiniteError
+from turnppo_hf.trajectory import NonFiniteError
 
 
 def save_run(
@@ -105,20 +105,3 @@ class RunClock:
             training=round(self._before.training + self._trained + under_way, 1),
             total=round(self._before.total + now - self.start, 1),
         )
-
-
-@contextmanager
-def checkpoint_on_error(save: Callable[[], str], is_in_train: bool) -> Iterator[None]:
-    """
-    Save a checkpoint where episodes can no longer be played, and add its place to the error.
-
-    Args:
-        save (`Callable`): Saves one and returns a sentence with its place.
-        is_in_train (`bool`): Whether there is a training to resume; else the error is raised as it is.
-    """
-    try:
-        yield
-    except (GenerationError, FailedEpisodesError) as error:
-        if not is_in_train:
-            raise
-        raise type(error)(f"{error} {save()} Resume from it with `resume_from_checkpoint`.") from error

@@ -85,6 +85,14 @@ class TaskValues:
         self.add(gather_object(judge(trajectories, values, returns)))
         return {"tasks/decided_share": self.decided_share}
 
+    def copy(self) -> tuple[Any, Any]:
+        """Return what is known of the tasks, as `restore` takes it."""
+        return self.values.copy(), self.returns.copy()
+
+    def restore(self, copied: tuple[Any, Any]) -> None:
+        """Return to what `copy` returned."""
+        self.values, self.returns = copied
+
     def save(self, folder: str | Path) -> None:
         """Save the state beside a checkpoint's other files."""
         Path(folder).mkdir(parents=True, exist_ok=True)

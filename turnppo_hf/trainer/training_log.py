@@ -78,6 +78,15 @@ class TrainingLog:
         before = self._numbers["num_tokens"][-1:] or logged[-1:] or [0.0]
         self.add({"num_tokens": before[0] + number})
 
+    def copy(self) -> dict[str, list[float]]:
+        """Return the numbers since the last entry, as `restore` takes them."""
+        return {name: list(values) for name, values in self._numbers.items()}
+
+    def restore(self, copied: dict[str, list[float]]) -> None:
+        """Return to the numbers that `copy` returned."""
+        self._numbers.clear()
+        self._numbers.update(copied)
+
     def save(self, folder: Path) -> None:
         """Save the numbers since the last entry, so that the next one has them after a resume."""
         (folder / _FILE).write_text(json.dumps(self._numbers), encoding="utf-8")

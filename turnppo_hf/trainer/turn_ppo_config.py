@@ -174,7 +174,7 @@ class TurnPPOConfig(BaseConfig):
             Leave episodes out of the update that a limit of tokens cut: `max_completion_length`, or the context.
         max_failed_share (`float`, *optional*, defaults to `0.5`):
             Training stops, with a checkpoint, when a larger share of a rollout batch's or an evaluation's episodes
-            failed.
+            failed; below it others are played in a batch in their place.
         max_skipped_steps (`int`, *optional*, defaults to `5`):
             Optimizer steps in a row whose loss, gradient or log-probs are not finite: each is skipped, and the last
             of them stops the training.
@@ -192,6 +192,9 @@ class TurnPPOConfig(BaseConfig):
         max_completion_length (`int`, *optional*, defaults to `2048`):
             Tokens after the first prompt, responses and observations together, that the last prompt and response
             hold: of the whole episode where `context` is full, of one row where it leaves out earlier turns.
+        environment_timeout_s (`float`, *optional*, defaults to `600.0`):
+            Seconds that an environment's reset or step, a response's tool calls or a reward function may take. An
+            episode that takes longer failed; its thread is abandoned.
         context (`str`, *optional*, defaults to `"full"`):
             What the model reads of earlier turns: `"full"` (all), `"last"` (system message, column `prompt` and the
             newest observation) or `"window:k"` (the newest k observations and the responses between them).
@@ -329,6 +332,7 @@ class TurnPPOConfig(BaseConfig):
     max_turns: int | None = None
     max_turn_length: int | None = None
     max_completion_length: int = 2048
+    environment_timeout_s: float = 600.0
     context: str = "full"
     max_tool_calling_iterations: int | None = None
     temperature: float = 1.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -15,16 +14,14 @@ from typing import Any, ClassVar
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
-from huggingface_hub import CommitInfo
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.integrations.deepspeed import propagate_args_to_deepspeed
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
-from turnppo_hf._trl import BaseTrainer, get_config_model_id, identity
+from turnppo_hf._trl import get_config_model_id, identity
 from turnppo_hf.environments.factory import EnvironmentFactory, open_environments
 from turnppo_hf.evaluation.results import HeldOut
 from turnppo_hf.hub.agent_record import AgentRecord, Example
-from turnppo_hf.hub.card.card import prepare_release
 from turnppo_hf.models.actor_critic import ActorCritic
 from turnppo_hf.models.checkpoint import load_networks
 from turnppo_hf.ppo.batch import stack
@@ -36,16 +33,19 @@ from turnppo_hf.trainer.checkpoints import check_best, describe_newest, note_bes
 from turnppo_hf.trainer.collapse_guard import CollapseGuard, restore_optimizer
 from turnppo_hf.trainer.collector import Collector
 from turnppo_hf.trainer.distributed import Sharding, StepInDeepSpeed, WholeNetworks, shard_on_cpu
+from turnppo_hf.trainer.ending import Part
 from turnppo_hf.trainer.hub_push import HubPusher
 from turnppo_hf.trainer.metrics import rollout_metrics
 from turnppo_hf.trainer.networks import build_networks, check_launch
 from turnppo_hf.trainer.optimizer import check_optimizer, make_optimizer
 from turnppo_hf.trainer.optimizer_step import pick_minibatch, update_again, update_once
+from turnppo_hf.trainer.pushing import PushingTrainer
 from turnppo_hf.trainer.record import agent_record, find_example
 from turnppo_hf.trainer.rollout_batch import RolloutBatch, check_failures, learned_from, pending_file
 from turnppo_hf.trainer.run_folder import opened_run
 from turnppo_hf.trainer.run_settings import run_settings
-from turnppo_hf.trainer.saving import RunClock, check_weights, checkpoint_on_error, save_run, save_state
+from turnppo_hf.trainer.save_trial import try_saving
+from turnppo_hf.trainer.saving import RunClock, check_weights, save_run, save_state
 from turnppo_hf.trainer.schedule_free import judge_weights, judged_weights, train_weights
 from turnppo_hf.trainer.step_guard import StepGuard, describe_episodes
 from turnppo_hf.trainer.task_values import TaskValues
@@ -56,7 +56,7 @@ from turnppo_hf.trainer.update import Update
 from turnppo_hf.trajectory import Trajectory
 
 
-class TurnPPOTrainer(BaseTrainer):
+class TurnPPOTrainer(PushingTrainer):
     """
     Trainer for turn-level PPO on multi-turn environments, with token-level PPO, GRPO and RLOO as baselines.
 
@@ -142,14 +142,14 @@ class TurnPPOTrainer(BaseTrainer):
         if offered := self.environments.tools:
             self.chat.offer_tools(offered)
         self.settings = run_settings(args, networks, self.environment_names, self.environment_record)
-        self.rewards = Rewards(reward_funcs, args.reward_weights, state=lambda: self.state)
+        limit = args.environment_timeout_s
+        self.rewards = Rewards(reward_funcs, args.reward_weights, state=lambda: self.state, timeout_s=limit)
         train_dataset = check_tasks(train_dataset, args, self.environment_names)
         self._task_values = TaskValues(train_dataset, args.task_seed) if args.task_sampling == "value" else None
         check_eval_tasks(eval_dataset, self.environment_names)
         self.held_out: HeldOut | None = None  # the episodes that the agent is judged on; set before training
         self._example: Example | None = None
-        self.hub = HubPusher(args)
-        self._log = TrainingLog(args)
+        self.hub, self._log = HubPusher(args), TrainingLog(args)
         self._last_trajectories: list[Trajectory] = []  # of all ranks
         self._rollout: RolloutBatch | None = None  # under way; the last one used, where none is
         self._figures, self._norms = dict[str, float](), dict[str, float]()  # logged of a step, and its gradients'
@@ -211,18 +211,16 @@ class TurnPPOTrainer(BaseTrainer):
     def _play_rollout_batch(self, rows: list[dict[str, Any]], batch_number: int) -> list[Trajectory]:
         """Play this rank's part of a rollout batch, log what all ranks played, and leave out episodes that failed."""
         start = time.perf_counter()
-        with checkpoint_on_error(self._checkpoint_now, self.is_in_train):
-            with self.whole_networks("actor"):
-                mine, self._last_trajectories = self.collector.collect(rows, batch_number)
-            duration_s, of_rewards = time.perf_counter() - start, self.rewards.take_metrics(gather_object)
-            self._log.add_rollout(self._last_trajectories, self.collector.timing, duration_s, of_rewards)
-            check_failures(self._last_trajectories, self.args.max_failed_share)
+        with self.whole_networks("actor"):
+            mine, self._last_trajectories = self.collector.collect(rows, batch_number)
+        duration_s, of_rewards = time.perf_counter() - start, self.rewards.take_metrics(gather_object)
+        self._log.add_rollout(self._last_trajectories, self.collector.timing, duration_s, of_rewards)
+        check_failures(self._last_trajectories, self.args.max_failed_share)
         return learned_from(mine, self.args)
 
-    def _checkpoint_now(self) -> str:
-        """Save a checkpoint before the run ends with an error; return a sentence with its place."""
-        self._save_checkpoint(self.model, trial=None)
-        return f"A checkpoint of step {self.state.global_step} was saved in {self.args.output_dir}."
+    def changing_parts(self) -> list[Part]:
+        """Return what a step changes before it is finished."""
+        return [self._log, *([] if self._task_values is None else [self._task_values])]
 
     @contextmanager
     def opened(self, resume_from_checkpoint: str | bool | None = None) -> Iterator[str | None]:
@@ -241,6 +239,8 @@ class TurnPPOTrainer(BaseTrainer):
                 self.sharding.check_checkpoint(str(found[0]))
                 self.clock.resume(found[1].duration_s)
                 self._example = AgentRecord.from_folder(found[0]).example
+            whole = self.accelerator.unwrap_model(self.model)
+            try_saving(self.args, whole, self.processing_class, self.make_record(), self.sharding, self.hub)
             self._is_open = True
             try:
                 yield None if found is None else str(found[0])
@@ -254,7 +254,8 @@ class TurnPPOTrainer(BaseTrainer):
             self.rewards.take_metrics()
             self._log.begin(None if checkpoint is None else Path(checkpoint))
             try:
-                return super().train(checkpoint, *args, **kwargs)
+                with self.ending_well(checkpoint):
+                    return super().train(checkpoint, *args, **kwargs)
             finally:
                 self.is_in_train = False
                 judge_weights(self.optimizer)  # type: ignore[has-type]  # of `Trainer`
@@ -336,6 +337,7 @@ class TurnPPOTrainer(BaseTrainer):
         skips = self._guard.skips(self.state.global_step + 1, judged)
         self._log.add_step(None if skips else self._figures, self._norms)
         self.sharding.allow_step(self.model, not skips)
+        self._moves_at = self.state.global_step
         return grad_norm
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
@@ -353,10 +355,9 @@ class TurnPPOTrainer(BaseTrainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise ValueError("There is no `eval_dataset` to evaluate on. Pass one here or to TurnPPOTrainer.")
-        with checkpoint_on_error(self._checkpoint_now, self.is_in_train), judged_weights(self.optimizer):
-            with self.whole_networks("actor"):
-                played = self.collector.evaluate(dataset, self.args.eval_temperature)
-            check_failures(played, self.args.max_failed_share)
+        with judged_weights(self.optimizer), self.whole_networks("actor"):
+            played = self.collector.evaluate(dataset, self.args.eval_temperature)
+        check_failures(played, self.args.max_failed_share)
         found = {**rollout_metrics(played), **self.rewards.take_metrics(gather_object)}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(dict(metrics))
@@ -404,7 +405,8 @@ class TurnPPOTrainer(BaseTrainer):
         folder = Path(run_folder) / f"checkpoint-{state.global_step}"
         written = write_checkpoint(folder, args, self.settings, asdict(self.clock.read()))
         with judged_weights(self.optimizer), written as beside:
-            if self._rollout is not None and state.global_step % args.updates_per_batch:
+            pending = state.global_step % args.updates_per_batch
+            if pending and self._rollout is not None and self._rollout.credit is not None:
                 self._rollout.save(pending_file(beside, args))
             if self._task_values is not None and args.should_save:
                 self._task_values.save(beside)
@@ -417,6 +419,7 @@ class TurnPPOTrainer(BaseTrainer):
             if args.should_save:
                 self._log.save(Path(beside))
                 save_state(state, [*self.callback_handler.callbacks, self.control], Path(beside))
+        self._saved_at = state.global_step
         if args.push_to_hub:
             self._push_from_checkpoint(str(folder))
         if args.should_save:
@@ -439,64 +442,3 @@ class TurnPPOTrainer(BaseTrainer):
             super()._load_best_model()
         else:
             load_networks(self.accelerator.unwrap_model(self.model), best)
-
-    @property
-    def hub_model_id(self) -> str | None:
-        """The repository that is pushed to; None before `init_hf_repo`, and on other ranks than the first."""
-        return self.hub.repo_id
-
-    @hub_model_id.setter
-    def hub_model_id(self, repo_id: str | None) -> None:
-        self.hub.repo_id = repo_id
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Create the repository; where the Hub fails for a while, every push tries again instead of ending the run."""
-        if self.is_world_process_zero():
-            self.hub.create_repository(token=token, private=private)
-
-    def create_model_card(
-        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
-    ) -> None:
-        """Write the card of the output folder, its pictures and evaluation results, from what the run has recorded."""
-        if self.is_world_process_zero():
-            self.save_state()
-            tags = [tags] if isinstance(tags, str) else tags
-            prepare_release(self.args.output_dir, self.hub_model_id, title=model_name, dataset=dataset_name, tags=tags)
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ) -> CommitInfo | Future[CommitInfo] | None:
-        """
-        Push actor, critic, tokenizer, record and card as one commit; pickles and checkpoints stay here.
-
-        The arguments are those of [`~transformers.Trainer.push_to_hub`], and so is what is returned. With
-        `blocking=False`, save nothing to the output folder before the `Future` is done.
-
-        Raises:
-            `PushError`: nothing was committed, after retries; the output folder is complete, and
-            `turnppo push FOLDER` pushes it again.
-        """
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        target = {"token": token, "revision": revision, "private": private}
-        write_card = partial(self.create_model_card, **kwargs)
-        return self.hub.push_release(write_card, commit_message, target, blocking=blocking)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        self.accelerator.wait_for_everyone()  # every rank has its own part in a checkpoint
-        if self.is_world_process_zero():
-            on_begin = partial(self.callback_handler.on_push_begin, self.args, self.state, self.control)
-            self.hub.push_checkpoint(Path(checkpoint_folder), self.state, on_begin)
-
-    def _finish_current_push(self) -> None:
-        self.hub.finish()

@@ -15,9 +15,11 @@ import numpy as np
 from turnppo_hf.environments.conversation import Conversation, Opening, Reply
 from turnppo_hf.environments.exits import describe_error
 from turnppo_hf.environments.messages import Message, open_conversation, text_of
+from turnppo_hf.environments.time_limit import TimeIsUp
 
 _ENDS = ("done", "finished", "terminated")  # attributes, one of which is true once an episode is over
 _NO_TOOLS = ("reset", "get_reward")
+_ANSWER_S = 0.5  # in which an event loop answers that no coroutine holds
 
 
 class ToolEnvironment(Conversation):
@@ -209,6 +211,10 @@ def run_together(coroutines: Sequence[Coroutine[Any, Any, Any]], return_exceptio
     future = asyncio.run_coroutine_threadsafe(gathered(), _event_loop())
     try:
         outcomes = future.result()
+    except TimeIsUp:
+        future.cancel()
+        _leave_loop_that_hangs()
+        raise
     except BaseException:
         future.cancel()
         raise
@@ -217,6 +223,15 @@ def run_together(coroutines: Sequence[Coroutine[Any, Any, Any]], return_exceptio
         if not return_exceptions or isinstance(error, KeyboardInterrupt):
             raise error
     return [result if error is None else error for result, error in outcomes]
+
+
+def _leave_loop_that_hangs() -> None:
+    """Let later coroutines run on another event loop, where a coroutine holds this one for good."""
+    answer = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), _event_loop())
+    try:
+        answer.result(_ANSWER_S)
+    except TimeoutError:
+        _event_loop.cache_clear()
 
 
 async def _outcome(coroutine: Coroutine[Any, Any, Any]) -> tuple[Any, BaseException | None]:

@@ -1,0 +1,144 @@
+"""
+Plant failures in the steps of an environment, and count what a training makes of them.
+
+Of all steps, 5 % raise, 5 % hang for 2 s against a limit of 1 s, and 1 % return NaN as their reward. Each ends its own
+episode; what the training counts has to equal what was planted, and every rollout batch has to be full all the same.
+
+    python benchmarks/planted.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+from harness import parser_for, run
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+from turnppo_hf import TurnPPOConfig, TurnPPOTrainer
+from turnppo_hf.models.pretrained import find_model
+from turnppo_hf.trajectory import StopReason
+
+KINDS = {"raises": 0.05, "hangs": 0.05, "NaN": 0.01}  # share of steps
+HANG_S, LIMIT_S = 2.0, 1.0
+EPISODES = 16  # in a batch
+# what the error of a failed episode holds, by what was planted
+WORDS = {"raises": "ConnectionError: planted", "hangs": "timed out", "NaN": "reward nan"}
+
+
+class Planted(gymnasium.Env[str, str]):
+    """A lift between three floors whose steps fail as drawn."""
+
+    observation_space = action_space = gymnasium.spaces.Text(100)
+    planted: ClassVar[Counter[str]] = Counter()
+    num_steps = 0
+    random = np.random.default_rng(0)
+    lock = threading.Lock()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """Choose where it is and where to."""
+        super().reset(seed=seed)
+        self.floor, self.goal = (int(floor) for floor in self.np_random.permutation(3)[:2])
+        self.left = 3
+        return f"{self.floor}>{self.goal}", {}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Move, or fail."""
+        with self.lock:
+            Planted.num_steps += 1
+            kind = self.random.choice([*KINDS, "none"], p=[*KINDS.values(), 1.0 - sum(KINDS.values())])
+            self.planted[str(kind)] += 1
+        if kind == "raises":
+            raise ConnectionError("planted")
+        if kind == "hangs":
+            time.sleep(HANG_S)
+        self.floor += {"Up": 1, "Down": -1}.get(action.split(" ")[0], 0)
+        self.left -= 1
+        is_there = self.floor == self.goal
+        reward = float("nan") if kind == "NaN" else float(is_there)
+        reply = f"{self.floor}>{self.goal}"
+        return reply, reward, is_there, self.left == 0 and not is_there, {"solved": is_there}
+
+
+class Watch(TrainerCallback):
+    """Counts, after each step, how its episodes ended."""
+
+    def __init__(self) -> None:
+        self.trainer: TurnPPOTrainer | None = None
+        self.found: Counter[str] = Counter()
+        self.sizes: list[int] = []
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Look at the rollout batch."""
+        assert self.trainer is not None
+        played = self.trainer._last_trajectories
+        errors = [item.error or "" for item in played if item.stop_reason is StopReason.ERROR]
+        self.sizes.append(len(played) - len(errors))
+        for error in errors:
+            self.found[next((kind for kind, words in WORDS.items() if words in error), f"other: {error}")] += 1
+
+
+def train(folder: Path, steps: int) -> tuple[Watch, TurnPPOTrainer]:
+    """Train the packaged agent on it."""
+    watch = Watch()
+    trainer = TurnPPOTrainer(
+        model=str(find_model("tiny")),
+        args=TurnPPOConfig(
+            str(folder),
+            max_steps=steps,
+            generation_batch_size=EPISODES,
+            max_turn_length=4,
+            environment_timeout_s=LIMIT_S,
+            max_failed_share=0.9,
+            logging_steps=1,
+            save_strategy="no",
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+        ),
+        environment_factory=Planted,
+        callbacks=[watch],
+    )
+    watch.trainer = trainer
+    trainer.train()
+    return watch, trainer
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Make the figures."""
+    steps = 2 if options.smoke else options.steps
+    with tempfile.TemporaryDirectory(prefix="planted_") as folder:
+        watch, trainer = train(Path(folder) / "run", steps)
+    logged = sum(entry.get("episodes/failed", 0.0) for entry in trainer.state.log_history)
+    figures = {
+        "optimizer_steps": trainer.state.global_step,
+        "environment_steps": Planted.num_steps,
+        "planted": {kind: Planted.planted[kind] for kind in KINDS},
+        "found": {**{kind: watch.found[kind] for kind in KINDS}, **dict(watch.found)},
+        "episodes_failed_logged": int(logged),
+        "full_batches": sum(size == EPISODES for size in watch.sizes),
+        "batches": len(watch.sizes),
+    }
+    if figures["planted"] != figures["found"] or figures["full_batches"] != steps:
+        sys.stderr.write("What was found is not what was planted, or a batch is not full.\n")
+    return figures
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    logging.disable_progress_bar()
+    parser = parser_for(__doc__)
+    parser.add_argument(
+        "--steps", type=int, default=20, help="optimizer steps, each of a rollout batch of 16 episodes"
+    )
+    run("planted", parser, measure)

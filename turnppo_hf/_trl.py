@@ -58,7 +58,7 @@ PRIVATE_NAMES = {
     "deepspeed.Parameter._hp_mapping": "trainer/distributed.py: gradients under ZeRO-1 and ZeRO-2; deepspeed 0.19",
     "accelerate.utils.DeepSpeedPlugin.select._from_accelerator_state": "trainer/distributed.py: DeepSpeed on CPU "
     "processes; accelerate 1.15",
-    "transformers.Trainer.save_model._internal_call": "trainer/turn_ppo_trainer.py, trainer/pushing.py, cli/train.py: "
+    "transformers.Trainer.save_model._internal_call": "trainer/turn_ppo_trainer.py, cli/train.py: "
     "saves without a push; 5.19 to 5.24",
     "os._exit": "trainer/interruptions.py: ends a process whose main thread hangs; Python 3.11 to 3.13",
     "threading._register_atexit": "hub/background.py: pushes end before the thread pools do; Python 3.11 to 3.13",
@@ -69,7 +69,7 @@ PRIVATE_NAMES = {
     "transformers.Trainer._clip_grad_norm": "trainer/turn_ppo_trainer.py: each network by its own norm; 5.19 to 5.24",
     "transformers.Trainer._get_grad_norm": "trainer/turn_ppo_trainer.py: judges each step before it is made; 5.19 to "
     "5.24",
-    "transformers.Trainer._maybe_log_save_evaluate": "trainer/ending.py: what is due after a step, once it is done; "
+    "transformers.Trainer._maybe_log_save_evaluate": "trainer/turn_ppo_trainer.py: what is due after a step; "
     "5.19 to 5.24",
     "transformers.Trainer._init_training_state": "trainer/turn_ppo_trainer.py: intervals of this run; 5.19 to 5.24",
     "transformers.Trainer._run_epoch": "trainer/turn_ppo_trainer.py: no step beyond the last; 5.19 to 5.24",
@@ -87,9 +87,8 @@ PRIVATE_NAMES = {
     "transformers.Trainer._load_optimizer_and_scheduler": "trainer/turn_ppo_trainer.py: refuses the state of another "
     "launch; 5.19 to 5.24",
     "transformers.Trainer._load_best_model": "trainer/turn_ppo_trainer.py: reads both networks; 5.19 to 5.24",
-    "transformers.Trainer._push_from_checkpoint": "trainer/pushing.py, trainer/turn_ppo_trainer.py: pushes from a "
-    "copy; 5.19 to 5.24",
-    "transformers.Trainer._finish_current_push": "trainer/pushing.py: waits for pushes; 5.19 to 5.24",
+    "transformers.Trainer._push_from_checkpoint": "trainer/turn_ppo_trainer.py: pushes from a copy; 5.19 to 5.24",
+    "transformers.Trainer._finish_current_push": "trainer/turn_ppo_trainer.py: waits for pushes; 5.19 to 5.24",
     "trl.trainer.base_trainer._BaseTrainer._tag_names": "trainer/turn_ppo_trainer.py: tags of the card; trl 1.16",
     "transformers.TrainingArguments._VALID_DICT_FIELDS": "trainer/turn_ppo_config.py: fields that take JSON; "
     "transformers 5.19 to 5.24",

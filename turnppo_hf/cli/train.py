@@ -107,7 +107,7 @@ def run_training(run: RunConfig) -> RunResults:
     start = time.perf_counter()
     trainer = make_trainer(run, tasks, held_out_environment)
     trainer.clock.start = start
-    trainer.resume_with = f"{run.command} --resume_from_checkpoint true"
+    trainer.ending.resume_with = f"{run.command} --resume_from_checkpoint true"
     with trainer.opened(run.training.resume_from_checkpoint) as checkpoint:
         return _train_and_judge(run, tasks, trainer, held_out_environment, checkpoint)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,40 +35,47 @@ class Part(Protocol):
         ...
 
 
-class EndingTrainer(BaseTrainer):
+class Ending:
     """
-    A trainer that saves before it ends early.
+    Saves a training before it ends early.
 
     A checkpoint that is saved on an error is that of the last finished step: random numbers, log and values of tasks
     are those of its end, so a run that goes on from it equals one that was never interrupted. While the optimizer
     moves the weights no such state exists; then the newest complete checkpoint is named.
+
+    Args:
+        trainer ([`~transformers.Trainer`]): What trains and saves.
+        parts (`Sequence[Part]`): What a step changes before it is finished.
+
+    Attributes:
+        resume_with (`str`): What a sentence about resuming names.
+        moves_at (`int`, *optional*): Finished steps at which the optimizer began to move the weights.
+        saved_at (`int`, *optional*): The step of the newest checkpoint of this training.
     """
 
-    resume_with = "train(resume_from_checkpoint=True)"  # what a sentence about resuming names
-    _signals = Signals()
-    _copied: tuple[int, Any] | None = None  # the last finished step, and its state
-    _moves_at: int | None = None  # the finished steps at which the optimizer began to move the weights
-    _saved_at: int | None = None  # the step of the newest checkpoint of this training
-
-    def changing_parts(self) -> list[Part]:
-        """Return what a step changes before it is finished."""
-        return []
+    def __init__(self, trainer: BaseTrainer, parts: Sequence[Part]) -> None:
+        self.trainer, self.parts = trainer, parts
+        self.resume_with = "train(resume_from_checkpoint=True)"
+        self.moves_at: int | None = None
+        self.saved_at: int | None = None
+        self._signals = Signals()
+        self._copied: tuple[int, Any] | None = None  # the last finished step, and its state
 
     @contextmanager
-    def ending_well(self, checkpoint: str | None) -> Iterator[None]:
+    def saving_first(self, checkpoint: str | None) -> Iterator[None]:
         """
         Train in here; whatever ends the training early, save first.
 
         Args:
             checkpoint (`str`, *optional*): What the training goes on from.
         """
-        self._copied, self._moves_at, self._saved_at = None, None, None
+        self._copied, self.moves_at, self.saved_at = None, None, None
         if checkpoint is None:
             self._copy_state(0)
         with interruptible() as self._signals, self._signals.finishing():
             try:
                 yield
-                if (number := self._number_of_all()) and self._saved_at == self.state.global_step:
+                if (number := self._number_of_all()) and self.saved_at == self.trainer.state.global_step:
                     self._end(number)  # it came after the last step
             except (KeyboardInterrupt, CheckpointError):  # at once; and what names the last good one by itself
                 raise
@@ -81,47 +88,49 @@ class EndingTrainer(BaseTrainer):
                     logger.warning(sentence)
                 raise
 
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """Log, evaluate and save what is due after a step, and end the training where a signal asked for it."""
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-        self._copy_state(self.state.global_step)
+    def after_step(self) -> None:
+        """Keep the state of a finished step, and end the training where a signal asked for it; all ranks call it."""
+        step = self.trainer.state.global_step
+        self._copy_state(step)
         if number := self._number_of_all():
-            if self._saved_at != self.state.global_step or self.args.save_only_model:
+            if self.saved_at != step or self.trainer.args.save_only_model:
                 self._save_whole()
             self._end(number)
 
     def _number_of_all(self) -> int:
         """Return the signal that some rank got, on every rank, and 0 where none did."""
         number = self._signals.number
-        if self.accelerator.num_processes > 1:
-            number = int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
+        if self.trainer.accelerator.num_processes > 1:
+            number = int(
+                self.trainer.accelerator.gather(torch.tensor([number], device=self.trainer.accelerator.device)).max()
+            )
         return number
 
     def _end(self, number: int) -> None:
-        if self.is_world_process_zero():
+        if self.trainer.is_world_process_zero():
             name = Interrupted(number).args[0]
-            sentence = self._how_to_go_on(f"Step {self.state.global_step} was saved")
+            sentence = self._how_to_go_on(f"Step {self.trainer.state.global_step} was saved")
             logger.warning("%s ended the training. %s", name, sentence)
         raise Interrupted(number)
 
     def _copy_state(self, step: int) -> None:
         random_state = random.getstate(), np.random.get_state(), torch.get_rng_state(), _cuda_states()
-        self._copied = step, (random_state, [part.copy() for part in self.changing_parts()])
+        self._copied = step, (random_state, [part.copy() for part in self.parts])
 
     def _save_last_step(self, error: BaseException, resumed_from: str | None) -> str:
         """Save the last finished step where that can be; return a sentence with what there is to go on from."""
-        args, step = self.args, int(self.state.global_step)
-        together = self.accelerator.num_processes == 1 or isinstance(error, _OF_ALL_RANKS)
-        if self._saved_at == step and not args.save_only_model:
+        args, step = self.trainer.args, int(self.trainer.state.global_step)
+        together = self.trainer.accelerator.num_processes == 1 or isinstance(error, _OF_ALL_RANKS)
+        if self.saved_at == step and not args.save_only_model:
             return self._how_to_go_on(f"The checkpoint of step {step} is complete")
         if resumed_from is not None and self._copied is None:
             return f"No step was finished since {resumed_from}: go on from there again."
-        is_whole = self._moves_at != step and self.lr_scheduler is not None
+        is_whole = self.moves_at != step and self.trainer.lr_scheduler is not None
         problem = "" if is_whole else "The weights were being moved, so they are no step's. "
         if together and is_whole:
             try:
                 if self._copied is not None and self._copied[0] == step:
-                    _restore(self._copied[1], self.changing_parts())
+                    _restore(self._copied[1], self.parts)
                 self._save_whole()
                 return self._how_to_go_on(f"A checkpoint of step {step} was saved")
             except KeyboardInterrupt:
@@ -133,16 +142,16 @@ class EndingTrainer(BaseTrainer):
 
     def _save_whole(self) -> None:
         """Save what a run can go on from, whatever else is saved; push nothing, since the end would wait for it."""
-        args = self.args
+        args = self.trainer.args
         asked = args.save_only_model, args.push_to_hub
         args.save_only_model = args.push_to_hub = False
         try:
-            self._save_checkpoint(self.model, trial=None)
+            self.trainer._save_checkpoint(self.trainer.model, trial=None)
         finally:
             args.save_only_model, args.push_to_hub = asked
 
     def _how_to_go_on(self, what: str) -> str:
-        place = f"{what} in {self.args.output_dir}."
+        place = f"{what} in {self.trainer.args.output_dir}."
         return f"{place} Resume from it with `resume_from_checkpoint`: `{self.resume_with}`."
 
 
@@ -150,7 +159,7 @@ def _cuda_states() -> list[torch.Tensor]:
     return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
 
-def _restore(copied: Any, parts: list[Part]) -> None:
+def _restore(copied: Any, parts: Sequence[Part]) -> None:
     (of_python, of_numpy, of_torch, of_cuda), copies = copied
     random.setstate(of_python)
     np.random.set_state(of_numpy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -14,14 +15,16 @@ from typing import Any, ClassVar
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
+from huggingface_hub import CommitInfo
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.integrations.deepspeed import propagate_args_to_deepspeed
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
-from turnppo_hf._trl import get_config_model_id, identity
+from turnppo_hf._trl import BaseTrainer, get_config_model_id, identity
 from turnppo_hf.environments.factory import EnvironmentFactory, open_environments
 from turnppo_hf.evaluation.results import HeldOut
 from turnppo_hf.hub.agent_record import AgentRecord, Example
+from turnppo_hf.hub.card.card import prepare_release
 from turnppo_hf.models.actor_critic import ActorCritic
 from turnppo_hf.models.checkpoint import load_networks
 from turnppo_hf.ppo.batch import stack
@@ -33,13 +36,12 @@ from turnppo_hf.trainer.checkpoints import check_best, describe_newest, note_bes
 from turnppo_hf.trainer.collapse_guard import CollapseGuard, restore_optimizer
 from turnppo_hf.trainer.collector import Collector
 from turnppo_hf.trainer.distributed import Sharding, StepInDeepSpeed, WholeNetworks, shard_on_cpu
-from turnppo_hf.trainer.ending import Part
+from turnppo_hf.trainer.ending import Ending
 from turnppo_hf.trainer.hub_push import HubPusher
 from turnppo_hf.trainer.metrics import rollout_metrics
 from turnppo_hf.trainer.networks import build_networks, check_launch
 from turnppo_hf.trainer.optimizer import check_optimizer, make_optimizer
 from turnppo_hf.trainer.optimizer_step import pick_minibatch, update_again, update_once
-from turnppo_hf.trainer.pushing import PushingTrainer
 from turnppo_hf.trainer.record import agent_record, find_example
 from turnppo_hf.trainer.rollout_batch import RolloutBatch, check_failures, learned_from, pending_file
 from turnppo_hf.trainer.run_folder import opened_run
@@ -56,7 +58,7 @@ from turnppo_hf.trainer.update import Update
 from turnppo_hf.trajectory import Trajectory
 
 
-class TurnPPOTrainer(PushingTrainer):
+class TurnPPOTrainer(BaseTrainer):
     """
     Trainer for turn-level PPO on multi-turn environments, with token-level PPO, GRPO and RLOO as baselines.
 
@@ -104,9 +106,13 @@ class TurnPPOTrainer(PushingTrainer):
     """
 
     _tag_names: ClassVar[list[str]] = ["trl", "turn-ppo"]
+    held_out: HeldOut | None = None  # the episodes that the agent is judged on; set before training
+    _example: Example | None = None
     _is_open = False  # whether the run's folder is this trainer's
     loss_is_scaled_for_ga = True  # every loss is divided by the optimizer step's own totals
     predict = refuse_prediction
+    # the repository that is pushed to; None before `init_hf_repo`, and on other ranks than the first
+    hub_model_id = property(lambda self: self.hub.repo_id, lambda self, repo_id: setattr(self.hub, "repo_id", repo_id))
 
     def __init__(
         self,
@@ -142,14 +148,13 @@ class TurnPPOTrainer(PushingTrainer):
         if offered := self.environments.tools:
             self.chat.offer_tools(offered)
         self.settings = run_settings(args, networks, self.environment_names, self.environment_record)
-        limit = args.environment_timeout_s
-        self.rewards = Rewards(reward_funcs, args.reward_weights, state=lambda: self.state, timeout_s=limit)
+        how: dict[str, Any] = {"state": lambda: self.state, "timeout_s": args.environment_timeout_s}
+        self.rewards = Rewards(reward_funcs, args.reward_weights, **how)
         train_dataset = check_tasks(train_dataset, args, self.environment_names)
         self._task_values = TaskValues(train_dataset, args.task_seed) if args.task_sampling == "value" else None
         check_eval_tasks(eval_dataset, self.environment_names)
-        self.held_out: HeldOut | None = None  # the episodes that the agent is judged on; set before training
-        self._example: Example | None = None
         self.hub, self._log = HubPusher(args), TrainingLog(args)
+        self.ending = Ending(self, [self._log, *([] if self._task_values is None else [self._task_values])])
         self._last_trajectories: list[Trajectory] = []  # of all ranks
         self._rollout: RolloutBatch | None = None  # under way; the last one used, where none is
         self._figures, self._norms = dict[str, float](), dict[str, float]()  # logged of a step, and its gradients'
@@ -172,8 +177,8 @@ class TurnPPOTrainer(PushingTrainer):
         actor.add_model_tags(self._tag_names)
         if self.ref_model not in (None, actor):
             self.ref_model = self.sharding.shard_reference(self.ref_model)
-        last_checkpoint = partial(describe_newest, Path(args.output_dir))
-        self._guard = StepGuard(args.max_skipped_steps, self.sharding.sum, last_checkpoint)
+        newest = partial(describe_newest, Path(args.output_dir))
+        self._guard = StepGuard(args.max_skipped_steps, self.sharding.sum, newest)
         self._autocast = self.accelerator.autocast if args.bf16 else nullcontext
         whole_on = torch.device("cpu") if args.use_vllm else self.accelerator.device
         self._whole = WholeNetworks(self.model, whole_on) if self.sharding.is_split else None  # each rank holds a part
@@ -218,10 +223,6 @@ class TurnPPOTrainer(PushingTrainer):
         check_failures(self._last_trajectories, self.args.max_failed_share)
         return learned_from(mine, self.args)
 
-    def changing_parts(self) -> list[Part]:
-        """Return what a step changes before it is finished."""
-        return [self._log, *([] if self._task_values is None else [self._task_values])]
-
     @contextmanager
     def opened(self, resume_from_checkpoint: str | bool | None = None) -> Iterator[str | None]:
         """
@@ -254,7 +255,7 @@ class TurnPPOTrainer(PushingTrainer):
             self.rewards.take_metrics()
             self._log.begin(None if checkpoint is None else Path(checkpoint))
             try:
-                with self.ending_well(checkpoint):
+                with self.ending.saving_first(checkpoint):
                     return super().train(checkpoint, *args, **kwargs)
             finally:
                 self.is_in_train = False
@@ -288,8 +289,8 @@ class TurnPPOTrainer(PushingTrainer):
             played = self._play_rollout_batch(rows, batch_number)  # 1. collect
             batch = stack(played, bootstrap_truncated=args.bootstrap_truncated)  # 2. stack
             self._rollout = RolloutBatch(batch.to(device), episodes=describe_episodes(played))
-            here = self.sharding.sum(batch.attention_mask.sum().double())
-            self._log.count_tokens(float(here), self.state.log_history)
+            num_tokens = self.sharding.sum(batch.attention_mask.sum().double())
+            self._log.count_tokens(float(num_tokens), self.state.log_history)
         start = time.perf_counter()
         rollout, update = self._rollout, self._passes(model)
         critic_only = self.state.global_step < args.critic_warmup_steps
@@ -316,19 +317,23 @@ class TurnPPOTrainer(PushingTrainer):
     def _passes(self, model: torch.nn.Module) -> Update:
         """Put the networks into training mode and return the passes that an optimizer step makes over them."""
         model.train()
-        return Update(
-            # not DDP's forward: it broadcasts buffers, and a rank without episodes would never join
-            self.model_wrapped if self.sharding.is_deepspeed else self.model,
-            self.args,
-            ref_model=self.ref_model,
-            backward=self.sharding.backward,
-            autocast=self._autocast,
-            largest=self.sharding.largest,
-        )
+        # not DDP's forward: it broadcasts buffers, and a rank without episodes would never join
+        networks = self.model_wrapped if self.sharding.is_deepspeed else self.model
+        calls: dict[str, Any] = {
+            "backward": self.sharding.backward,
+            "autocast": self._autocast,
+            "largest": self.sharding.largest,
+        }
+        return Update(networks, self.args, ref_model=self.ref_model, **calls)
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
         self._norms = self.sharding.clip_networks(self.model, self.args.max_grad_norm or math.inf)
         return torch.tensor(self._norms["actor"])
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Log, evaluate and save what is due after a step, and end the training where a signal asked for it."""
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self.ending.after_step()
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor:
         """Decide, before each optimizer step, whether it is made; log its figures, or that it was skipped."""
@@ -337,14 +342,13 @@ class TurnPPOTrainer(PushingTrainer):
         skips = self._guard.skips(self.state.global_step + 1, judged)
         self._log.add_step(None if skips else self._figures, self._norms)
         self.sharding.allow_step(self.model, not skips)
-        self._moves_at = self.state.global_step
+        self.ending.moves_at = self.state.global_step
         return grad_norm
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Build one optimizer with the actor's and the critic's learning rate."""
         if self.optimizer is None:  # type: ignore[has-type]  # of `Trainer`, which mypy does not follow
-            decays = set(self.get_decay_parameter_names(self.model))
-            self.optimizer = make_optimizer(self.model, self.args, decays)
+            self.optimizer = make_optimizer(self.model, self.args, set(self.get_decay_parameter_names(self.model)))
         check_optimizer(self.model, self.optimizer)
         return self.optimizer
 
@@ -419,7 +423,7 @@ class TurnPPOTrainer(PushingTrainer):
             if args.should_save:
                 self._log.save(Path(beside))
                 save_state(state, [*self.callback_handler.callbacks, self.control], Path(beside))
-        self._saved_at = state.global_step
+        self.ending.saved_at = state.global_step
         if args.push_to_hub:
             self._push_from_checkpoint(str(folder))
         if args.should_save:
@@ -442,3 +446,55 @@ class TurnPPOTrainer(PushingTrainer):
             super()._load_best_model()
         else:
             load_networks(self.accelerator.unwrap_model(self.model), best)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Create the repository; where the Hub fails for a while, every push tries again instead of ending the run."""
+        if self.is_world_process_zero():
+            self.hub.create_repository(token=token, private=private)
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """Write the card of the output folder, its pictures and evaluation results, from what the run has recorded."""
+        if self.is_world_process_zero():
+            self.save_state()
+            tags = [tags] if isinstance(tags, str) else tags
+            prepare_release(self.args.output_dir, self.hub_model_id, title=model_name, dataset=dataset_name, tags=tags)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | Future[CommitInfo] | None:
+        """
+        Push actor, critic, tokenizer, record and card as one commit; pickles and checkpoints stay here.
+
+        The arguments are those of [`~transformers.Trainer.push_to_hub`], and so is what is returned. With
+        `blocking=False`, save nothing to the output folder before the `Future` is done.
+
+        Raises:
+            `PushError`: nothing was committed, after retries; the output folder is complete, and
+            `turnppo push FOLDER` pushes it again.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        target = {"token": token, "revision": revision, "private": private}
+        write_card = partial(self.create_model_card, **kwargs)
+        return self.hub.push_release(write_card, commit_message, target, blocking=blocking)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        self.accelerator.wait_for_everyone()  # every rank has its own part in a checkpoint
+        if self.is_world_process_zero():
+            on_begin = partial(self.callback_handler.on_push_begin, self.args, self.state, self.control)
+            self.hub.push_checkpoint(Path(checkpoint_folder), self.state, on_begin)
+
+    def _finish_current_push(self) -> None:
+        self.hub.finish()

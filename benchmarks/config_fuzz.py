@@ -64,6 +64,7 @@ FILLED |= {
     "disable_tqdm",
     "logging_dir",
 }
+FILLED |= {"dataloader_pin_memory"}  # without an accelerator there is nothing to pin
 FILLED |= {"gradient_checkpointing", "activation_checkpointing", "resume_from_checkpoint", "do_eval"}
 FILLED |= {
     "gradient_checkpointing_kwargs",
@@ -242,7 +243,7 @@ def same(found: Any, given: Any) -> bool:
             return found is (given.strip().lower() in ("true", "yes", "on", "1", "t", "y"))
         if isinstance(found, int | float):
             with contextlib.suppress(ValueError):
-                return float(given) == found
+                return type(found)(given) == found
         if isinstance(found, dict | list):
             with contextlib.suppress(ValueError):
                 return same(found, json.loads(given)) or [str(item) for item in found] == [given]

@@ -18,7 +18,7 @@ def count_forwards(trainer):
 
     def count(name):
         def hook(_, arguments, inputs):
-            if "past_key_values" not in inputs:  # the rollout has a cache
+            if not {"past_key_values", "cache"} & set(inputs):  # the rollout has one, under an old or a new name
                 read[name] += inputs["input_ids"].shape[0]
 
         return hook

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 from turnppo_hf.ppo.algorithms import ALGORITHMS
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 
-PAGE = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "algorithms.md").read_text(encoding="utf-8")
 
 
 def rows(page, header):
@@ -44,3 +46,15 @@ def test_page_names_fields_and_the_algorithms_that_take_them():
                 assert algorithm not in taken and name in str(error)
             else:
                 assert algorithm in taken
+
+
+def test_measured_table_is_that_of_the_runs():
+    kept = json.loads((DOCS / "task_choice.json").read_text(encoding="utf-8"))["runs"]
+    table = rows(PAGE, ["fields", "success on held-out levels", "groups replaced", "CPU s"])
+    names = [re.search(r"`(filter_groups|task_sampling): (\w+)`", row[0]).groups() for row in table]
+    assert {" ".join(name) for name in names} == {run["name"] for run in kept}
+    for name, (_, success, replaced, seconds) in zip(names, table, strict=True):
+        runs = [run for run in kept if run["name"] == " ".join(name)]
+        assert success == ", ".join(f"{run['held_out_success']:.2f}" for run in runs)
+        assert seconds == ", ".join(f"{run['cpu_s']:.0f}" for run in runs)
+        assert replaced in ("-", ", ".join(f"{run['replaced_groups']:.0f}" for run in runs))

@@ -188,3 +188,16 @@ except TimedOutError:
 def test_process_ends_while_an_environment_hangs():
     done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "ended\n" and not done.stderr
+
+
+def test_threads_are_used_again_and_end_with_their_pool():
+    threads = DaemonThreads(64, "counted")
+    for _ in range(50):
+        for future in [threads.submit(time.sleep, 0) for _ in range(3)]:
+            future.result(20)
+    mine = [thread for thread in threading.enumerate() if thread.name.startswith("counted")]
+    assert 1 <= len(mine) <= 6  # three at work, and three that have answered and are not idle yet
+    del threads
+    for thread in mine:
+        thread.join(20)
+        assert not thread.is_alive()

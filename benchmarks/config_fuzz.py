@@ -65,6 +65,7 @@ FILLED |= {
     "logging_dir",
 }
 FILLED |= {"dataloader_pin_memory"}  # without an accelerator there is nothing to pin
+FILLED |= {"include_num_input_tokens_seen"}  # transformers writes false as "no"
 FILLED |= {"gradient_checkpointing", "activation_checkpointing", "resume_from_checkpoint", "do_eval"}
 FILLED |= {
     "gradient_checkpointing_kwargs",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from turnppo_hf.cli.train_arguments import RunConfigError, parse_run, read_yaml
+from turnppo_hf.cli.train_arguments import RunConfigError, TaskArguments, parse_run, read_yaml
 
 RUN = "model: tiny\nenvironment: sokoban\noutput_dir: runs/x\nuse_cpu: true\nmax_steps: 1\n"
 
@@ -48,3 +48,20 @@ def test_key_that_is_set_twice_is_refused(tmp_path: Path, text: str, sentence: s
 def test_flag_of_json_with_a_mistake_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=rf"`{name}` is no JSON: .*Write for example --{name}"):
         parse_run([written(tmp_path, RUN), f"--{name}", '{"a": }'])
+
+
+def test_data_file_that_is_missing_is_named_as_a_file() -> None:
+    from turnppo_hf.cli.train import choose_tasks
+
+    task = TaskArguments("tiny", "turnppo_hf/Sokoban-v0", dataset="levels.jsonl")
+    with pytest.raises(
+        RunConfigError, match=r"'levels\.jsonl' looks like a file, and there is none here.*Name a file"
+    ):
+        choose_tasks(task)
+
+
+@pytest.mark.parametrize("values", [{"num_tasks": 10**12}, {"eval_episodes": 0}, {"eval_seed_start": -1}])
+def test_number_of_tasks_that_cannot_be_made_is_refused(values: dict[str, int]) -> None:
+    [name] = values
+    with pytest.raises(RunConfigError, match=f"`{name}` must be between .*, got .*Set `{name}`"):
+        TaskArguments("tiny", "turnppo_hf/Sokoban-v0", **values)

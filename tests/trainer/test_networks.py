@@ -88,3 +88,7 @@ def test_load_critic_refuses_another_number_of_labels_or_another_vocabulary(labe
     critic = AutoModelForTokenClassification.from_config(config)
     with pytest.raises(ValueError, match=f"{labels} labels and a vocabulary of {vocabulary}"):
         load_critic(critic, tiny_actor(), config_for())
+
+
+def test_name_of_a_packaged_model_is_taken_as_on_the_command_line():
+    assert load_actor("tiny", config_for()).name_or_path.endswith("sokoban_tiny")

@@ -277,7 +277,7 @@ def test_mistake_ends_with_one_message_and_code_2(
         ({"environment_kwargs": {"num_boxs": 1}}, "'num_boxes'"),
         ({"num_tasks": 4}, "distinct tasks"),
         ({"generation_batch_size": 7}, "divisible"),
-        ({"dataset": "none.jsonl"}, "`dataset` 'none.jsonl' cannot be read"),
+        ({"dataset": "none.jsonl"}, "`dataset` 'none.jsonl' looks like a file, and there is none"),
     ],
 )
 def test_mistake_in_a_run_ends_with_one_message_and_code_2(

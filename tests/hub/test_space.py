@@ -76,6 +76,7 @@ def test_space_pushed_again_changes_only_what_changed(hub: Hub) -> None:
     assert set(changed) == {"README.md"}
 
 
+@pytest.mark.slow
 def test_secret_travels_from_the_environment_and_stands_in_no_file(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("READ_TOKEN", "hf_only_for_reading")
     push_space("alice/playground", "cpu", secrets=["READ_TOKEN"], private=True)

@@ -56,6 +56,7 @@ def test_every_public_callback_is_in_a_table() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(BUILT))
 def test_callback_works_in_a_training(name: str, make_trainer: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
     if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:

@@ -135,6 +135,7 @@ def test_going_back_is_refused_where_ranks_hold_parts(tmp_path):
 FIELDS = {"max_steps": 18, "learning_rate": 0.5, "temperature": 0.7}  # the rate destroys the actor at once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["warn", "stop"])
 def test_destroyed_actor_is_noticed_by_the_trainer(make_trainer, action, warnings):
     trainer = make_trainer(collapse_action=action, **FIELDS)
@@ -201,6 +202,7 @@ def test_trainer_goes_back_with_weights_and_moments_and_half_of_the_rate(make_tr
     assert (tmp_path / "run" / "checkpoint-5").is_dir()
 
 
+@pytest.mark.slow
 def test_run_resumed_after_it_went_back_is_the_one_that_was_not_stopped(make_trainer, monkeypatch, tmp_path):
     whole = make_trainer(**ROLLBACK)
     sees_sign_at(whole, monkeypatch, 5)

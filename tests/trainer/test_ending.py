@@ -98,6 +98,7 @@ def uninterrupted():
     return {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "step", "action", "saved"),
     [
@@ -175,6 +176,7 @@ def test_weights_that_are_not_finite_are_not_saved(make_trainer, tmp_path):
     assert issubclass(NonFiniteError, RuntimeError)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 def test_first_signal_finishes_the_step_and_saves(make_trainer, tmp_path, caplog, number, error):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
@@ -192,6 +194,7 @@ def test_first_signal_finishes_the_step_and_saves(make_trainer, tmp_path, caplog
     assert resumed.state.global_step == 4 and not trainer.is_in_train
 
 
+@pytest.mark.slow
 def test_signal_in_an_evaluation_saves_after_it_and_a_second_one_ends_it(make_trainer, tmp_path):
     for signals in (1, 2):
         settings = {**SETTINGS, "eval_strategy": "steps", "eval_steps": 1, "overwrite_output_dir": True}

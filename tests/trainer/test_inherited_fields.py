@@ -188,6 +188,7 @@ def observe(make_trainer: Callable[..., Any], tiny_tokenizer: Any) -> Callable[.
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(ACTS))
 def test_field_acts(name: str, observe: Callable[..., Any]) -> None:
     proof = ACTS[name]
@@ -275,6 +276,7 @@ class Remembers(TrainerCallback, ExportableState):
         return {"args": {"number": self.number}, "attributes": {}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("restores", [True, False])
 def test_states_of_callbacks_come_back_where_asked(restores: bool, make_trainer: Any) -> None:
     saving = {"save_strategy": "steps", "save_steps": 1, "use_cpu": True}

@@ -95,6 +95,7 @@ def test_what_is_saved_are_the_weights_that_it_returns(train: Any, tmp_path: Pat
     assert not all(a.equal(b) for a, b in zip(saved, weights(trainer.model.actor), strict=True))  # the control
 
 
+@pytest.mark.slow
 def test_resumed_training_goes_on_where_the_whole_one_does(train: Any, tmp_path: Path) -> None:
     settings = {"save_strategy": "steps", "save_steps": 2}
     whole = weights(train(max_steps=4, **settings).model)

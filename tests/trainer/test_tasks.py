@@ -81,6 +81,7 @@ def test_stream_that_fills_no_batch_and_an_unknown_environment_in_it_are_refused
         shares([], 1, oversampling_factor=1.5)
 
 
+@pytest.mark.slow
 def test_tasks_of_a_run_that_is_extended_are_new(make_trainer):
     played = []
 

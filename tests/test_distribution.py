@@ -319,3 +319,10 @@ def test_corner_that_cannot_be_made_is_listed_as_not_run(tmp_path: Path, monkeyp
     assert result["not_run"] == "error: No interpreter found for Python 3.13" and not (tmp_path / "corner").exists()
     monkeypatch.setattr(matrix, "results", lambda: [result])
     assert "- Python 3.13, torch 2.15, transformers 5.24: error: No interpreter found" in matrix.page()
+
+
+def test_import_reads_no_metadata() -> None:
+    code = "import sys; loaded = set(sys.modules); import turnppo_hf; print(set(sys.modules) - loaded)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "'turnppo_hf'" in done.stdout  # the control
+    assert not {"'packaging'", "'importlib.metadata'", "'torch'"} & set(done.stdout.strip("{}\n").split(", "))

@@ -21,7 +21,6 @@ import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-from turnppo_hf.distribution import declared
 from turnppo_hf.models.registration import register_token_classifiers
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from turnppo_hf.trainer.turn_ppo_trainer import TurnPPOTrainer
     from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
-__version__ = declared().version
+    __version__: str
 
 __all__ = [
     "StopReason",
@@ -66,7 +65,9 @@ register_token_classifiers()
 
 
 def __getattr__(name: str) -> Any:
-    # loaded at first use, so that the environments and `turnppo --help` need no torch
+    # loaded at first use, so that the environments and `turnppo --help` need no torch, and an import reads no metadata
+    if name == "__version__":
+        return importlib.import_module(f"{__name__}.distribution").declared().version
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

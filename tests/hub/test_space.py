@@ -176,8 +176,7 @@ print(server.server_port, flush=True)
 server.serve_forever()
 """
 PARENT = """
-import pathlib, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background hands down that it is ignored
+import pathlib, sys
 from turnppo_hf.hub import space
 space.find_space = lambda: pathlib.Path(sys.argv[1])
 space._GRACE_S = 0.5

@@ -114,6 +114,9 @@ def train(folder: Path, resume: str | bool | None, seed: int = 42) -> None:
     found["evaluation"] = _compared(found["evaluation"])
     for name, network in trainer.model.networks.items():
         found[name] = _digest(network.state_dict())
+        # the networks are the best checkpoint's; those of the last step are in its checkpoint
+        last = folder / f"checkpoint-{MAX_STEPS}" / ("" if name == "actor" else name) / "model.safetensors"
+        found[f"{name} of the last step"] = hashlib.sha256(last.read_bytes()).hexdigest()
     found["optimizer"] = _digest(trainer.optimizer.state_dict())
     found["schedule"] = trainer.lr_scheduler.state_dict()["last_epoch"]
     if trainer.accelerator.is_main_process:

@@ -11,6 +11,8 @@ import pytest
 
 from benchmarks.damage import DAMAGES
 
+# what a run of another seed ends with; four short evaluation episodes may come out the same
+NUMBERS = {"actor of the last step", "critic of the last step", "optimizer", "log"}
 ROOT = Path(__file__).parents[1]
 
 
@@ -21,7 +23,7 @@ def test_killed_and_damaged_runs_end_as_the_uninterrupted_one() -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert all(count["equal"] == count["trials"] == 1 for count in found["kills"].values())
     assert found["damages"] == {name: "resumed from the one before, bit-equal" for name in DAMAGES}
-    assert {"actor", "optimizer", "log", "evaluation"} <= set(found["differs with another seed"])
+    assert set(found["differs with another seed"]) >= NUMBERS
 
 
 def test_page_has_the_figures_that_were_kept() -> None:
@@ -35,4 +37,4 @@ def test_page_has_the_figures_that_were_kept() -> None:
     assert set(kept["damages"]) == set(DAMAGES)
     for name, outcome in kept["damages"].items():
         assert f"| {name} | {outcome} |" in page
-    assert {"actor", "optimizer", "log", "evaluation"} <= set(kept["differs with another seed"])
+    assert set(kept["differs with another seed"]) >= NUMBERS

@@ -115,8 +115,9 @@ def test_twenty_sessions_survive_a_restart_of_the_server(server, make_trainer, e
     trainer._play_rollout_batch = collect_and_look
     start = time.monotonic()
     trainer.train()
-    assert trainer.state.global_step == 3 and [len(batch) for batch in batches] == [SESSIONS] * 3
     failed = [[item for item in batch if item.stop_reason is StopReason.ERROR] for batch in batches]
+    played = [len(batch) - len(lost) for batch, lost in zip(batches, failed, strict=True)]
+    assert trainer.state.global_step == 3 and played == [SESSIONS] * 3, "others are played in place of the lost ones"
     assert not failed[0] and not failed[2], "every session but the lost ones is opened anew"
     assert len(failed[1]) >= SESSIONS // 2
     assert all("lost" in item.error or "opened no session" in item.error for item in failed[1])

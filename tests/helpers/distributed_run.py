@@ -47,12 +47,12 @@ class Recorder(TrainerCallback):
     """Keeps each step's gradients, as the optimizer gets them."""
 
     def __init__(self):
-        self.tensors, self.sharding = {}, None
+        self.tensors, self.trainer = {}, None
 
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if self.sharding.skips_step:  # there is no gradient, and ZeRO-2's ranks do not agree on how to say so
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if self.trainer.sharding.skips_step:  # there is no gradient, and ZeRO-2's ranks do not agree on how to say so
             return
-        for name, parameter in model.named_parameters():
+        for name, parameter in self.trainer.model.named_parameters():
             gradient = whole_gradient(parameter)
             if gradient is not None:
                 self.tensors[f"gradient.{state.global_step}.{name}"] = gradient.detach().clone()
@@ -151,7 +151,7 @@ def run(
         peft_config=LoraConfig(**lora) if lora else None,
         train_dataset=IterableDataset.from_generator(seeds) if stream else None,
     )
-    recorder.sharding = trainer.sharding
+    recorder.trainer = trainer
     if poison is not None:
         break_step(trainer, **poison)
     trainer.train(resume_from_checkpoint=None if resume is None else str(folder / resume))

@@ -124,13 +124,16 @@ def _is_saved(folder: Path, trained: dict[str, torch.Tensor]) -> bool:
 
 
 class _FirstGradients(TrainerCallback):
-    """Gathers the gradients of the first step."""
+    """Gathers the gradients of the first step, those of both networks."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, torch.Tensor] = {}
+        self.trainer: TurnPPOTrainer | None = None
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        for name, parameter in model.named_parameters() if state.global_step == 0 else ():
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.trainer is None or state.global_step > 0:
+            return
+        for name, parameter in self.trainer.model.named_parameters():
             gradient = whole_gradient(parameter)
             if gradient is not None:
                 self.tensors[name] = gradient.detach().cpu().clone()
@@ -155,6 +158,7 @@ def _train(folder: Path, name: str, resume: Path | None, *, episodes: int, use_c
         disable_tqdm=True,
     )
     trainer = TurnPPOTrainer(str(find_model("tiny")), args=args, environment_factory=sokoban, callbacks=[gradients])
+    gradients.trainer = trainer
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     return trainer, gradients.tensors
 

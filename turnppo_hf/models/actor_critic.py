@@ -22,19 +22,15 @@ from turnppo_hf.ppo.batch import TurnBatch
 _MAX_LOGITS = 2**25
 # settings of models that change logits after the head: these keep their own forward's
 _RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+_EMBEDDINGS = ("get_input_embeddings", "get_output_embeddings")
 # what scripts ask of a model: the actor's, where the pair has none of its own
 _OF_THE_ACTOR = frozenset(
     (
+        *_EMBEDDINGS,
         *("device", "dtype", "generate", "generation_config", "can_generate", "save_pretrained", "push_to_hub"),
-        *(
-            "get_input_embeddings",
-            "get_output_embeddings",
-            "num_parameters",
-            "get_memory_footprint",
-            "warnings_issued",
-        ),
+        *("num_parameters", "get_memory_footprint", "warnings_issued", "chat_template", "model_tags", "get_decoder"),
         *("peft_config", "active_adapter", "active_adapters", "disable_adapter", "get_base_model"),
-        *("print_trainable_parameters", "get_nb_trainable_parameters", "chat_template", "model_tags", "get_decoder"),
+        *("print_trainable_parameters", "get_nb_trainable_parameters"),
     )
 )
 
@@ -55,6 +51,7 @@ class ActorCritic(nn.Module):
     """
 
     _keys_to_ignore_on_save = None
+    shows_embeddings = True  # not under FSDP2, where accelerate would shard the actor's as those of the pair
 
     def __init__(
         self, actor: PreTrainedModel, critic: PreTrainedModel | None, trunk_gradient: float | None = None
@@ -81,7 +78,8 @@ class ActorCritic(nn.Module):
             return super().__getattr__(name)
         except AttributeError as error:
             actor = self.__dict__.get("_modules", {}).get("actor")
-            if name in _OF_THE_ACTOR and actor is not None:
+            hides = name in _EMBEDDINGS and not self.shows_embeddings
+            if name in _OF_THE_ACTOR and actor is not None and not hides:
                 return getattr(actor, name)
             if not name.startswith("_") and actor is not None and hasattr(actor, name):
                 raise AttributeError(

@@ -26,6 +26,7 @@ class ShowActor(TrainerCallback):
         if any(isinstance(item, SyncRefModelCallback) for item in handler.callbacks):
             raise ValueError(f"`callbacks` has a SyncRefModelCallback. {describe_lacking('sync_ref_model')}")
         self.trainer = trainer
+        trainer.model.shows_embeddings = not trainer.sharding.is_fsdp
         handler.callbacks.insert(0, self)
         self.on_train_begin()
 

@@ -51,6 +51,7 @@ def assert_same_training(mine, expected):
     """Gradients of both networks, whitening, losses, norms, scores and weights are the same but for rounding."""
     assert mine["played"].tolist() == expected["played"].tolist()
     networks = {name.split(".")[2] for name in expected if name.startswith("gradient.0.")}
+    assert networks == {name.split(".")[1] for name in expected if name.startswith("weight.")}
     for network in networks:
         assert distance(mine, expected, 0, network) < 1e-6
         assert distance(mine, expected, 1, network) < 4e-6  # of weights that differ by the first step's rounding

@@ -146,6 +146,7 @@ def _save_and_read_settings(
 ) -> None:
     tokenizer.save_pretrained(folder)
     record.save(folder)
+    of_actor = {id(item) for item in networks.actor.parameters()}
     for name, network in networks.networks.items():
         part = folder / CRITIC_FOLDER if name == "critic" else folder
         part.mkdir(exist_ok=True)
@@ -161,8 +162,11 @@ def _save_and_read_settings(
         with torch.device("meta"):
             again = type(network)(AutoConfig.from_pretrained(part))
         shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-        for key, value in again.state_dict().items():
-            if tuple(value.shape) != shapes.get(key):
-                raise ValueError(
-                    f"the saved configuration asks for {key!r} {tuple(value.shape)}, not {shapes.get(key)}"
-                )
+        asked = {key: tuple(value.shape) for key, value in again.state_dict().items()}
+        if name == "critic" and of_actor & {id(item) for item in network.parameters()}:
+            # on the actor's layers, which may be adapted or quantized, it saves what is its own
+            own = {key for key, item in network.named_parameters() if id(item) not in of_actor}
+            shapes, asked = ({key: table[key] for key in own & table.keys()} for table in (shapes, asked))
+        for key, shape in asked.items():
+            if shape != shapes.get(key):
+                raise ValueError(f"the saved configuration asks for {key!r} {shape}, not {shapes.get(key)}")

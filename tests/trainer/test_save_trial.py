@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 from huggingface_hub import HfApi
+from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig
 
 from turnppo_hf.hub.exceptions import PushError
@@ -57,9 +58,17 @@ def test_what_cannot_be_saved_or_read_is_found_before_anything_is_played(make_tr
 
 
 @pytest.mark.parametrize("size", [2**40, 0])
-def test_trial_changes_no_number_and_leaves_nothing(make_trainer, tmp_path, monkeypatch, size):
+@pytest.mark.parametrize("critic", ["separate", "shared", "lora"])
+@pytest.mark.parametrize("is_adapted", [False, True])
+def test_trial_changes_no_number_and_leaves_nothing(
+    make_trainer, tiny_actor, tmp_path, monkeypatch, size, critic, is_adapted
+):
     monkeypatch.setattr("turnppo_hf.trainer.save_trial._WHOLE_BYTES", size)
-    trainer = make_trainer(save_strategy="steps", save_steps=1)
+    if critic == "lora" and not is_adapted:
+        pytest.skip("its base is frozen")
+    adapters = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(tiny_actor, adapters) if is_adapted else tiny_actor
+    trainer = make_trainer(model=model, save_strategy="steps", save_steps=1, critic=critic)
     weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     random = torch.get_rng_state()
     with trainer.opened():

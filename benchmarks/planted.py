@@ -19,9 +19,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
 
-import gymnasium
 import numpy as np
 from harness import parser_for, run
+from reliability import Lift
 from transformers import TrainerCallback
 from transformers.utils import logging
 
@@ -36,21 +36,13 @@ EPISODES = 16  # in a batch
 WORDS = {"raises": "ConnectionError: planted", "hangs": "timed out", "NaN": "reward nan"}
 
 
-class Planted(gymnasium.Env[str, str]):
-    """A lift between three floors whose steps fail as drawn."""
+class Planted(Lift):
+    """A lift whose steps fail as drawn."""
 
-    observation_space = action_space = gymnasium.spaces.Text(100)
     planted: ClassVar[Counter[str]] = Counter()
     num_steps = 0
     random = np.random.default_rng(0)
     lock = threading.Lock()
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        """Choose where it is and where to."""
-        super().reset(seed=seed)
-        self.floor, self.goal = (int(floor) for floor in self.np_random.permutation(3)[:2])
-        self.left = 3
-        return f"{self.floor}>{self.goal}", {}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Move, or fail."""
@@ -62,12 +54,8 @@ class Planted(gymnasium.Env[str, str]):
             raise ConnectionError("planted")
         if kind == "hangs":
             time.sleep(HANG_S)
-        self.floor += {"Up": 1, "Down": -1}.get(action.split(" ")[0], 0)
-        self.left -= 1
-        is_there = self.floor == self.goal
-        reward = float("nan") if kind == "NaN" else float(is_there)
-        reply = f"{self.floor}>{self.goal}"
-        return reply, reward, is_there, self.left == 0 and not is_there, {"solved": is_there}
+        reply, reward, terminated, truncated, info = super().step(action)
+        return reply, float("nan") if kind == "NaN" else reward, terminated, truncated, info
 
 
 class Watch(TrainerCallback):

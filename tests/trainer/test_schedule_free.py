@@ -62,13 +62,13 @@ def train(make_trainer: Any, tiny_actor: Any) -> Any:
         trainer.optimizer = Averaged([{"params": list(trainer.model.parameters())}], lr=0.5)
         trainer.create_scheduler(num_training_steps=10)
         notes = trainer.notes = {"rollout": [], "evaluation": []}
-        plays = trainer.collector._play_on_all_ranks
+        plays = trainer.collector._play
 
         def note(worker: Any, plans: Any, enough: int, label: str, *rest: Any) -> Any:
             notes[label].append(trainer.optimizer.param_groups[0]["train_mode"])
             return plays(worker, plans, enough, label, *rest)
 
-        trainer.collector._play_on_all_ranks = note
+        trainer.collector._play = note
         trainer.train(resume_from_checkpoint=resume)
         return trainer
 

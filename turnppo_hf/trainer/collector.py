@@ -104,7 +104,9 @@ class Collector:
             plans += self._plan(extra, key=(seed, 4, batch_number), first=rank * wanted)
         further = partial(self._further_groups, batch_number, len(rows)) if self.args.filter_groups else None
         replacements = partial(Replacements, self.args, self.tasks, batch_number, self._plan)
-        return self._play_on_all_ranks(self._worker, plans, len(rows), "rollout", replacements, further)
+        return self._play_on_all_ranks(
+            partial(self._play, self._worker, plans, len(rows), "rollout", replacements, further)
+        )
 
     def evaluate(self, dataset: Dataset, temperature: float) -> list[Trajectory]:
         """Play every task `num_generations_eval` times, over all ranks; return all trajectories."""
@@ -116,7 +118,7 @@ class Collector:
         worker = self._make_worker(temperature)
         try:
             none = partial(Replacements, self.args, self.tasks, 0, self._plan, rounds=0)
-            return self._play_on_all_ranks(worker, plans, len(plans), "evaluation", none)[1]
+            return self._play_on_all_ranks(partial(self._play, worker, plans, len(plans), "evaluation", none))[1]
         finally:
             worker.close()
 
@@ -167,19 +169,13 @@ class Collector:
         return self._plan(rows, key=(args.seed, 6, batch_number, attempt), first=first, per_task=per_task)
 
     def _play_on_all_ranks(
-        self,
-        worker: RolloutWorker,
-        plans: list[EpisodePlan],
-        enough: int,
-        label: str,
-        replacements: Callable[..., Replacements],
-        further: FurtherGroups | None = None,
+        self, play: Callable[[], tuple[list[Trajectory], RolloutTiming]]
     ) -> tuple[list[Trajectory], list[Trajectory]]:
         """Play this rank's part; return its trajectories and all ranks', or raise on every rank what one raised."""
         mine: list[Trajectory] = []
         timing, problem, cause = RolloutTiming(), None, None
         try:
-            mine, timing = self._play(worker, plans, enough, label, replacements, further)
+            mine, timing = play()
         except Exception as error:
             if self.args.world_size == 1:
                 raise
@@ -203,7 +199,7 @@ class Collector:
         enough: int,
         label: str,
         replacements: Callable[..., Replacements],
-        further: FurtherGroups | None,
+        further: FurtherGroups | None = None,
     ) -> tuple[list[Trajectory], RolloutTiming]:
         """Sample with the actor's current weights, play until enough episodes have ended, and reward these."""
         sync_s = worker.sync()

@@ -9,7 +9,7 @@ import pytest
 
 from turnppo_hf.cli.main import main
 from turnppo_hf.evaluation.study.plan import read_study
-from turnppo_hf.evaluation.study.report import claims_table
+from turnppo_hf.evaluation.study.report import cells_of, claims_table
 from turnppo_hf.evaluation.study.result import read_results
 
 ROOT = Path(__file__).parents[1]
@@ -28,14 +28,11 @@ def headline_rows() -> list[str]:
     study = read_study(ROOT / STUDY)
     results = read_results(study.results)
     verdicts = {row[1]: row for row in claims_table(study.blocks, results).rows}
-    rows = []
+    block = study.block("headline")
+    cells, rows = cells_of(block, results), []
     for method, name in NAMES.items():
-        cell = {"turns": "16", "method": method}
-        runs = sorted(
-            (run for run in results if run.block == "headline" and run.cell == cell), key=lambda run: run.seed
-        )
-        scores = [run.score for run in runs]
-        words, planned = ["", ""], len(study.block("headline").seeds)
+        scores = [run.score for run in cells[("turns", "16"), ("method", method)]]
+        words, planned = ["", ""], len(block.seeds)
         if len(scores) < planned:
             name += f" ({len(scores)} of {planned} seeds)"
         if method != "turn_ppo":
@@ -62,12 +59,11 @@ def test_readme_states_the_headline() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for row in headline_rows():
         assert row in text
-    results = read_results(read_study(ROOT / STUDY).results)
-    at_the_configs_rate: dict[str, list[float]] = {}
-    for run in results:
-        if run.block == "tuning" and run.cell["method"] == "turn_ppo" and run.cell["rate"] == "3e-4":
-            at_the_configs_rate.setdefault(run.cell["discounts"], []).append(run.score)
-    means = sorted(f"{fmean(scores):.2f}" for scores in at_the_configs_rate.values())
+    study = read_study(ROOT / STUDY)
+    results = read_results(study.results)
+    grid = {frozenset(cell): runs for cell, runs in cells_of(study.block("tuning"), results).items()}
+    at_the_configs_rate = [runs for cell, runs in grid.items() if {("method", "turn_ppo"), ("rate", "3e-4")} <= cell]
+    means = sorted(f"{fmean(run.score for run in runs):.2f}" for runs in at_the_configs_rate)
     assert f"cells of the grid have {means[0]} to {means[-1]} (two seeds each)" in text
     runs = [run for run in results if run.block == "headline"]
     assert {f"(success {run.start:.2f})" for run in runs} == {"(success 0.26)"} and "(success 0.26)" in text

@@ -9,7 +9,8 @@ from datasets import Dataset
 
 from turnppo_hf import TurnPPOConfig, TurnPPOTrainer
 
-EVALUATING = {"eval_strategy": "steps", "eval_steps": 1, "eval_dataset": Dataset.from_dict({"seed": [1, 2]})}
+EACH_STEP = {"eval_strategy": "steps", "eval_steps": 1}
+EVALUATING = {**EACH_STEP, "eval_dataset": Dataset.from_dict({"seed": [1, 2]})}
 SAVING = {"save_strategy": "steps", "save_steps": 1}
 
 
@@ -67,7 +68,7 @@ def test_metric_of_a_reward_function_or_of_the_user_s_own_evaluation_is_taken(
 
     rows = Dataset.from_list([{"prompt": [{"role": "user", "content": "a"}]}] * 2)
     args = TurnPPOConfig(
-        str(tmp_path), **{k: v for k, v in EVALUATING.items() if k != "eval_dataset"}, **SAVING, use_cpu=True,
+        str(tmp_path), **EACH_STEP, **SAVING, use_cpu=True,
         load_best_model_at_end=True, metric_for_best_model="exact", generation_batch_size=2, report_to="none",
     )  # fmt: skip
     common = {"args": args, "train_dataset": rows, "eval_dataset": rows, "processing_class": tiny_tokenizer}

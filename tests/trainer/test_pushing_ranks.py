@@ -37,9 +37,9 @@ def test_each_save_is_pushed_once_and_whole(hub: Hub, tmp_path: Path, launch: st
         pushed, saved = load(files[path]), load_file(tmp_path / case / path)
         assert pushed.keys() == saved.keys()
         assert all(torch.equal(pushed[key], saved[key]) for key in saved)
-        sizes = sorted(tensor.numel() for tensor in pushed.values())
+        sizes = {tensor.numel() for tensor in pushed.values()}
         weights = [weight for key, weight in trained.items() if key.startswith(f"weight.{network}.")]
-        assert weights and set(sizes) <= {weight.numel() for weight in weights}  # none is a rank's part
+        assert weights and sizes <= {weight.numel() for weight in weights}  # none is a rank's part
     if case == "adapters":
         plain = AutoPeftModelForCausalLM.from_pretrained(tmp_path / case, dtype=torch.float32)
         key = next(key for key in trained if key.startswith("weight.actor.") and "lora_B" in key)

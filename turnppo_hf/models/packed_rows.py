@@ -124,9 +124,10 @@ def runs_packed(model: nn.Module, batch: TurnBatch) -> bool:
         model (`nn.Module`): A causal language model or a token classifier of transformers.
         batch (`TurnBatch`): Its rows.
     """
-    lengths, positions = batch.attention_mask.sum(1), batch.num_positions
-    if lengths.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    # before anything is counted: on an accelerator each count waits for it
+    if batch.attention_mask.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
+    lengths, positions = batch.attention_mask.sum(1), batch.num_positions
     if positions - int(lengths.sum()) < max(_LEAST_SAVED, _LEAST_SHARE * positions) or is_shared_out(model):
         return False
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):

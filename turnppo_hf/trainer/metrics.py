@@ -183,13 +183,15 @@ def check_best_metric(name: str | None, environments: Sequence[str], *, logs_own
     Raises:
         `ValueError`: no evaluation has this metric.
     """
-    wanted = (name or "").removeprefix("eval_")
+    if name is None:
+        return
+    wanted = name.removeprefix("eval_")
     made_up = [
         Trajectory({}, environment, 0, (Turn((0,), (0,), (0.0,), "", "", "", 0.0, 0.0, "stop"),), StopReason.SOLVED)
         for environment in environments
     ]
     known = [*rollout_metrics(made_up), "tools/call_frequency", "tools/failure_frequency", "synthetic"]
-    if name is None or wanted in known or (logs_own and wanted != "loss"):
+    if wanted in known or (logs_own and wanted != "loss"):
         return
     raise ValueError(
         f"`metric_for_best_model` is {name!r}, and no evaluation has it, so no checkpoint would be the best."

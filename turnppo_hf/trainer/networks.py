@@ -42,13 +42,8 @@ from turnppo_hf.trainer.distributed import prevent_partitioned_loading
 from turnppo_hf.trainer.memory_check import check_memory
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 
-_OF_CONFIGS = (
-    "cache_dir",
-    "revision",
-    "subfolder",
-    "token",
-    "trust_remote_code",
-)  # what `from_pretrained` looks up by
+# what `from_pretrained` looks a configuration up by
+_OF_CONFIGS = ("cache_dir", "revision", "subfolder", "token", "trust_remote_code")
 
 
 def build_networks(

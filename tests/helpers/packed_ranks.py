@@ -5,12 +5,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch.distributed import destroy_process_group, get_rank
+from torch.distributed import get_rank
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.helpers.steps import gradients_of
 from tests.models.test_packed_rows import networks, rows_of
 from turnppo_hf.models import packed_rows
+from turnppo_hf.trainer.distributed import leave_together
 
 RAGGED, EQUAL = [8, 8, 9, 40, 70], [30, 30]
 
@@ -33,7 +34,9 @@ def main(folder):
     torch.distributed.all_gather(gathered, packed)
     if get_rank() == 0:
         save_file({**gradients_of(pair), "packed": torch.cat(gathered)}, Path(folder) / "gradients.safetensors")
-    destroy_process_group()
+    # its reducer would end gloo's threads while it holds the interpreter's lock, for which they may wait
+    del model
+    leave_together()
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ bench-smoke:
 	python benchmarks/custom_run.py > /dev/null
 	python benchmarks/short_rows.py --smoke > /dev/null
 	python benchmarks/packing.py --smoke > /dev/null
+	python benchmarks/host_memory.py --smoke > /dev/null
 	python benchmarks/planted.py --smoke > /dev/null
 	python benchmarks/soak.py --smoke > /dev/null
 	python benchmarks/gpu.py --smoke --minutes 5 --out smoke.json > /dev/null && rm smoke.json

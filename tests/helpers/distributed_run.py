@@ -21,7 +21,7 @@ from tests.helpers.scripted import CountingEnvironment
 from turnppo_hf import TurnPPOConfig, TurnPPOTrainer
 from turnppo_hf.ppo.batch import TurnBatch
 from turnppo_hf.trainer import collector
-from turnppo_hf.trainer.distributed import leave_together, whole, whole_gradient
+from turnppo_hf.trainer.distributed import Sharding, leave_together, whole, whole_gradient
 from turnppo_hf.trainer.replacement import Replacements
 from turnppo_hf.trajectory import StopReason
 
@@ -69,6 +69,20 @@ def actor_of(family, tokenizer):
     unset_hf_deepspeed_config()  # an earlier case's, which would have it made in ZeRO-3's partitions
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     return family_actor(family, vocab_size=len(tokenizer), max_position_embeddings=2048, **ids)
+
+
+def watch_loading():
+    """Return a list that gets this rank's share of weights that it holds before they are sharded."""
+    shares, sharded = [], Sharding.cut
+
+    def cut(sharding, networks, whole_on):
+        Sharding.cut = sharded
+        held = [parameter.numel() * (not parameter.is_meta) for parameter in networks.parameters()]
+        shares.append(sum(held) / sum(parameter.numel() for parameter in networks.parameters()))
+        return sharded(sharding, networks, whole_on)
+
+    Sharding.cut = cut
+    return shares
 
 
 def in_chunks(number):
@@ -142,6 +156,7 @@ def run(
     if fields.get("use_vllm"):
         collector.check_engine = lambda *_, **__: None  # the fake server computes nothing
     recorder, tokenizer = Recorder(), AutoTokenizer.from_pretrained(EMBEDDED)
+    loaded = watch_loading()
     trainer = TurnPPOTrainer(
         model=str(EMBEDDED) if family is None else actor_of(family, tokenizer),
         args=TurnPPOConfig(str(folder / name), algorithm=algorithm, **{**settings, **fields}),
@@ -166,6 +181,7 @@ def run(
             digest.update(tensors[key].numpy().tobytes())
     of_ranks = gather_object([(digest.hexdigest(), trainer.collapse.num_rollbacks)])
     tensors["ranks_agree"] = torch.tensor(len(set(of_ranks)) == 1)
+    tensors["loaded"] = torch.tensor([share for item in gather_object([loaded]) for share in item])
     tensors["cut"] = torch.tensor(all(isinstance(p, DTensor) for p in trainer.model.parameters()))
     played = [item for item in trainer._last_trajectories if item.stop_reason is not StopReason.ERROR]
     tensors["played"] = torch.tensor([len(trainer._last_trajectories), len(played)])

@@ -42,14 +42,6 @@ def launch(kind, processes=1, **fields):
             "The launch uses a sliced model",
         ),
         (
-            launch(
-                DistributedType.FSDP,
-                is_fsdp2=True,
-                fsdp=SimpleNamespace(cpu_ram_efficient_loading=True, mixed_precision_policy=None),
-            ),
-            "`fsdp_cpu_ram_efficient_loading`",
-        ),
-        (
             launch(DistributedType.DEEPSPEED, zero=SimpleNamespace(zero3_init_flag=True, zero_stage=3)),
             "`zero3_init_flag`",
         ),
@@ -138,7 +130,7 @@ def test_file_is_one_that_accelerate_takes(file):
     variables = variables_of(file.stem)
     assert variables["ACCELERATE_MIXED_PRECISION"] == written["mixed_precision"]
     if written["distributed_type"] == "FSDP":
-        assert variables["FSDP_VERSION"] == "2" and variables["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
+        assert variables["FSDP_VERSION"] == "2" and variables["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "true"
     if written["distributed_type"] == "DEEPSPEED":
         assert variables["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == file.stem[-1]
         assert variables["ACCELERATE_DEEPSPEED_ZERO3_INIT"] == "false"

@@ -17,11 +17,16 @@ pytestmark = pytest.mark.slow  # two processes
 LONG = {"optim": "adamw_torch", "max_steps": 4, "micro_batches": 3, "failing": [6, 7]}
 REF = {"beta": 0.1, "num_minibatches": 2, "max_steps": 4, "failing": [0, 1, 2, 3], "micro_batches": 2}
 SHARED = {name: CASES[name] for name in ("two", "empty", "grpo", "family")}
+OF_FIRST = [  # each with what else the first rank's weights reach: a reference, layers of both networks, fewer blocks
+    {"name": "reference", **REF},
+    {"name": "common", "critic": "shared"},
+    {"name": "blocks", "critic_layers": 1},
+]
 LAUNCH = [
     *({"name": name, **case} for name, case in SHARED.items()),
     {"name": "long", **LONG, "save_strategy": "steps", "save_steps": 2},
     {"name": "resumed", **LONG, "resume": "long/checkpoint-2"},
-    {"name": "reference", **REF},
+    *OF_FIRST,
 ]
 SERVER = {"name": "server", "use_vllm": True, "vllm_mode": "server"}
 
@@ -43,6 +48,23 @@ def folder(tmp_path_factory, server):
 @pytest.fixture(scope="module")
 def cut(folder):
     return {case["name"]: load_file(folder / f"{case['name']}.safetensors") for case in LAUNCH}
+
+
+@pytest.fixture(scope="module")
+def loaded_by_each(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("each")
+    launch = variables_of("fsdp2", mixed_precision="no", fsdp_cpu_ram_efficient_loading="false")
+    run_ranks("distributed_run.py", folder, json.dumps(OF_FIRST), timeout=300, **launch)
+    return {case["name"]: load_file(folder / f"{case['name']}.safetensors") for case in OF_FIRST}
+
+
+@pytest.mark.parametrize("case", [case["name"] for case in OF_FIRST])
+def test_networks_that_the_first_rank_alone_loads_train_as_those_that_each_rank_loads(cut, loaded_by_each, case):
+    first, each = cut[case], loaded_by_each[case]
+    assert first["loaded"].tolist() == [1.0, 0.0] and each["loaded"].tolist() == [1.0, 1.0]
+    assert any(name.startswith("gradient.") for name in first)
+    assert all(torch.equal(first[name], each[name]) for name in each if name != "loaded")
+    assert first.keys() == each.keys()
 
 
 @pytest.mark.parametrize("case", SHARED)

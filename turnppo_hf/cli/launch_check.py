@@ -27,7 +27,7 @@ from turnppo_hf.trainer.turn_ppo_trainer import TurnPPOTrainer
 _FSDP2 = "--use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP --fsdp_reshard_after_forward true"
 _WAYS = {  # name -> flags of `accelerate launch`, as the files of trainer_configs/accelerate set them
     "multi_gpu": "--multi_gpu",
-    "fsdp2": f"{_FSDP2} --fsdp_state_dict_type SHARDED_STATE_DICT --fsdp_cpu_ram_efficient_loading false",
+    "fsdp2": f"{_FSDP2} --fsdp_state_dict_type SHARDED_STATE_DICT --fsdp_cpu_ram_efficient_loading true",
     "zero2": "--use_deepspeed --zero_stage 2 --zero3_init_flag false",
     "zero3": "--use_deepspeed --zero_stage 3 --zero3_init_flag false",
 }

@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin, load_fsdp_model
 from accelerate.utils import reduce as reduce_over_ranks
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
+from transformers.integrations import is_fsdp_enabled
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import logging
 
 from turnppo_hf.models.actor_critic import ActorCritic
 from turnppo_hf.models.checkpoint import check_saved_networks, load_networks
-from turnppo_hf.trainer.common_layers import check_networks, common_layers
+from turnppo_hf.trainer.common_layers import check_networks
+from turnppo_hf.trainer.fsdp_sharding import shard_frozen, shard_networks, share_buffers
 
 logger = logging.get_logger(__name__)
 
@@ -58,6 +60,11 @@ def leave_together() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+
+
+def load_on() -> str | None:
+    """Return where this rank loads networks: on `meta`, without memory, where the first of its machine loads them."""
+    return "meta" if is_fsdp_enabled() and not PartialState().is_local_main_process else None
 
 
 def prevent_partitioned_loading(model: Any) -> None:
@@ -114,8 +121,8 @@ class Sharding:
         accelerator ([`~accelerate.Accelerator`]): Of the trainer.
 
     Raises:
-        `ValueError`: the launch asks for a way that is not supported, or for one that loads weights on one rank only,
-            or its processes do not find each other.
+        `ValueError`: the launch asks for a way that is not supported, or for one that loads weights in parts, or its
+            processes do not find each other.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -141,12 +148,13 @@ class Sharding:
             )
         plugin = accelerator.state.fsdp_plugin if self.is_fsdp else None
         zero = accelerator.state.deepspeed_plugin if self.is_deepspeed else None
-        if (plugin and plugin.cpu_ram_efficient_loading) or (zero and zero.zero3_init_flag):
+        if zero and zero.zero3_init_flag:
             raise ValueError(
-                "The launch loads weights on the first rank only (`fsdp_cpu_ram_efficient_loading`) or in parts "
-                "(`zero3_init_flag`), but the critic starts as a copy of the actor's, which each rank needs whole. "
-                "Set it to false."
+                "The launch loads weights in parts (`zero3_init_flag`), but the critic starts as a copy of the actor, "
+                "which each rank needs whole. Set it to false."
             )
+        if plugin:
+            plugin.cpu_ram_efficient_loading = False  # `cut` gives each rank what it lacks
         if plugin and plugin.mixed_precision_policy is not None:
             # gradients are small differences of large sums, and few bits of bfloat16 would be left of them
             policy = plugin.mixed_precision_policy
@@ -255,33 +263,34 @@ class Sharding:
             if self.is_deepspeed:
                 self.accelerator.state.deepspeed_plugin.set_deepspeed_weakref()
 
-    def cut(self, networks: ActorCritic) -> None:
+    def cut(self, networks: ActorCritic, whole_on: torch.device) -> WholeNetworks | None:
         """
-        Check that two networks can be cut, and do what accelerate does not: under FSDP2, shard each layer that lies in
-        a block of the actor and in one of the critic by itself, so that either block gathers it when it runs.
+        Check that two networks can be cut, and do what accelerate does not.
+
+        Args:
+            networks ([`~turnppo_hf.models.actor_critic.ActorCritic`]): Before they are cut.
+            whole_on (`torch.device`): Where their whole copies play.
+
+        Returns:
+            [`WholeNetworks`]: None where each rank holds whole networks while it trains.
 
         Raises:
             `ValueError`: see [`~turnppo_hf.trainer.common_layers.check_networks`].
         """
-        if not self.in_step:
-            return
-        check_networks(networks, is_fsdp=self.is_fsdp)
+        if self.in_step:
+            check_networks(networks, is_fsdp=self.is_fsdp)
         if self.is_fsdp:
-            plugin = self.accelerator.state.fsdp_plugin
-            policy = plugin.mixed_precision_policy or MixedPrecisionPolicy()
-            for layer in common_layers(networks):
-                fully_shard(layer, mp_policy=policy, offload_policy=plugin.cpu_offload)
+            share_buffers(networks, self.accelerator)
+        copies = WholeNetworks(networks, whole_on) if self.is_split else None
+        if self.is_fsdp:
+            shard_networks(networks, self.accelerator)
+        return copies
 
     def shard_reference(self, model: nn.Module) -> nn.Module:
         """Place a frozen network, in shards where FSDP2 shards the others, else whole."""
         if not self.is_fsdp:
             return model.to(self.accelerator.device)
-        blocks = set(getattr(model, "_no_split_modules", None) or ())
-        policy = self.accelerator.state.fsdp_plugin.mixed_precision_policy or MixedPrecisionPolicy()
-        for module in list(model.modules()):
-            if type(module).__name__ in blocks:
-                fully_shard(module, mp_policy=policy)
-        fully_shard(model, mp_policy=policy)
+        shard_frozen(model, self.accelerator)
         return model
 
     def check_checkpoint(self, folder: str) -> None:
@@ -343,7 +352,10 @@ class WholeNetworks:
     def __init__(self, networks: ActorCritic, device: torch.device) -> None:
         self.source = networks
         # without the weights, of which the host's memory would else hold a second time all
-        empty = {id(item): nn.Parameter(item.new_empty(0), requires_grad=False) for item in networks.parameters()}
+        empty = {
+            id(item): nn.Parameter(torch.empty(0, dtype=item.dtype, device=device), requires_grad=False)
+            for item in networks.parameters()
+        }
         self.copy = copy.deepcopy(networks, empty).requires_grad_(False).eval()
         self.copy.to(device)
         self.device = device

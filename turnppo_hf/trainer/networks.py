@@ -38,7 +38,7 @@ from turnppo_hf.models.adapters import (
 )
 from turnppo_hf.models.critic_layers import depth_of
 from turnppo_hf.models.pretrained import EMBEDDED_MODELS, find_model
-from turnppo_hf.trainer.distributed import prevent_partitioned_loading
+from turnppo_hf.trainer.distributed import load_on, prevent_partitioned_loading
 from turnppo_hf.trainer.memory_check import check_memory
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 
@@ -136,7 +136,8 @@ def load_actor(
     """
     if isinstance(model, str):
         model = str(find_model(model)) if model in EMBEDDED_MODELS else model
-        kwargs = {"device_map": None, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
+        place = load_on() if quantization_config is None else None
+        kwargs = {"device_map": place, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
         if quantization_config is not None:
             kwargs["quantization_config"] = quantization_config
         actor = _from_pretrained(model, kwargs)
@@ -254,7 +255,7 @@ def load_critic(
     critic = value_model
     if isinstance(value_model, str):
         critic = create_model_from_path(
-            value_model, AutoModelForTokenClassification, device_map=None, num_labels=1, dtype=actor.dtype
+            value_model, AutoModelForTokenClassification, device_map=load_on(), num_labels=1, dtype=actor.dtype
         )
     check_critic(critic.config.to_dict(), actor.config.to_dict(), "`value_model`")
     if args.critic_layers not in (None, depth_of(critic.config)):

@@ -35,7 +35,7 @@ from turnppo_hf.trainer.callbacks import install_callbacks
 from turnppo_hf.trainer.checkpoints import check_best, describe_newest, note_best, write_checkpoint
 from turnppo_hf.trainer.collapse_guard import CollapseGuard, restore_optimizer
 from turnppo_hf.trainer.collector import Collector
-from turnppo_hf.trainer.distributed import Sharding, WholeNetworks, shard_on_cpu
+from turnppo_hf.trainer.distributed import Sharding, shard_on_cpu
 from turnppo_hf.trainer.ending import Ending
 from turnppo_hf.trainer.hub_push import HubPusher
 from turnppo_hf.trainer.metrics import check_best_metric, rollout_metrics
@@ -180,8 +180,7 @@ class TurnPPOTrainer(BaseTrainer):
         self._guard = StepGuard(args.max_skipped_steps, self.sharding.sum, newest)
         self._autocast = self.accelerator.autocast if args.bf16 else nullcontext
         whole_on = torch.device("cpu") if args.use_vllm else self.accelerator.device
-        self._whole = WholeNetworks(self.model, whole_on) if self.sharding.is_split else None  # each rank holds a part
-        self.sharding.cut(self.model)
+        self._whole = self.sharding.cut(self.model, whole_on)  # where each rank holds a part of what trains
         self.collector = Collector(
             args,
             actor if self._whole is None else self._whole.copy.actor,

@@ -1,0 +1,94 @@
+"""Host memory of two ranks until the networks are sharded by FSDP2, loaded by the first rank alone or by each.
+
+`python benchmarks/host_memory.py [--smoke] [--json] [--save]`
+
+Two CPU processes make a trainer of a random actor and its critic. The figure is what each process took at most from
+before the networks were loaded until they were sharded, in units of one whole network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import harness
+
+ROOT = Path(__file__).parents[1]
+RANKS = 2
+
+
+def make_model(folder: Path, layers: int, width: int) -> None:
+    """Save a random actor with the tokenizer of the package's."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from turnppo_hf.models.pretrained import find_model
+
+    tokenizer = AutoTokenizer.from_pretrained(find_model("tiny"))
+    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), num_attention_heads=8, **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def shard(model: str) -> None:
+    """Make a trainer on this rank, shard its networks, and print the memory that it took in units of a network."""
+    import torch
+
+    from turnppo_hf import TurnPPOConfig, TurnPPOTrainer
+    from turnppo_hf.trainer.distributed import leave_together
+
+    args = TurnPPOConfig(f"{model}-run", max_steps=1, use_cpu=True, report_to="none")
+    before = harness.peak_mib()
+    trainer = TurnPPOTrainer(model=model, args=args, environment_factory="turnppo_hf/Sokoban-v0")
+    network = sum(parameter.numel() for parameter in trainer.model.actor.parameters()) * 4 / 2**20
+    trainer.accelerator.prepare(trainer.model, torch.optim.SGD(trainer.model.parameters()))
+    taken = (harness.peak_mib() - before) / network
+    print("FIGURES", json.dumps({"rank": args.process_index, "networks": taken, "network_mib": network}), flush=True)
+    del trainer
+    leave_together()
+
+
+def launched(model: Path, first_alone: bool) -> dict[str, float]:
+    """Run both ranks; return the memory of each."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(RANKS)]
+    command += [
+        "--config_file",
+        str(ROOT / "trainer_configs" / "accelerate" / "fsdp2.yaml"),
+        "--mixed_precision",
+        "no",
+    ]
+    command += ["--main_process_port", "0", "--fsdp_cpu_ram_efficient_loading", str(first_alone).lower()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [*command, __file__, "--model", str(model)], env=environment, capture_output=True, text=True, timeout=900
+    )
+    lines = [line.partition("FIGURES ")[2] for line in done.stdout.splitlines() if "FIGURES " in line]
+    if len(lines) != RANKS:
+        raise RuntimeError(done.stderr[-6000:])
+    figures = sorted((json.loads(line) for line in lines), key=lambda item: item["rank"])
+    return {
+        **{f"rank_{item['rank']}": item["networks"] for item in figures},
+        "network_mib": figures[0]["network_mib"],
+    }
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure both ways of loading."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_model(Path(folder) / "actor", *((2, 64) if options.smoke else (12, 1024)))
+        return {
+            name: launched(Path(folder) / "actor", first_alone)
+            for name, first_alone in (("each_rank_loads", False), ("first_rank_loads", True))
+        }
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--model"]:
+        shard(sys.argv[2])
+    else:
+        harness.run("host_memory", harness.parser_for(__doc__), measure)

@@ -16,7 +16,7 @@ from accelerate.utils import DistributedType
 
 from tests.helpers.launch import variables_of
 from tests.helpers.tiny import tiny_actor_critic
-from turnppo_hf.trainer import distributed
+from turnppo_hf.trainer import distributed, fsdp_sharding
 from turnppo_hf.trainer.distributed import Sharding, WholeNetworks, prevent_partitioned_loading
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +97,22 @@ def test_checkpoint_of_another_kind_of_launch_is_refused(tmp_path, file, kind):
     else:
         with pytest.raises(ValueError, match=f"the optimizer state of {kind}, and this launch uses replicas"):
             here.check_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("enabled", "recomputes", "is_first", "place"),
+    [
+        (True, "false", False, "meta"),
+        (True, "false", True, None),
+        (True, "true", False, None),
+        (False, "false", False, None),
+    ],
+)
+def test_first_rank_of_a_machine_loads_for_the_others(monkeypatch, enabled, recomputes, is_first, place):
+    monkeypatch.setattr(fsdp_sharding, "is_fsdp_enabled", lambda: enabled)
+    monkeypatch.setattr(fsdp_sharding, "PartialState", lambda: SimpleNamespace(is_local_main_process=is_first))
+    monkeypatch.setenv("FSDP_ACTIVATION_CHECKPOINTING", recomputes)
+    assert fsdp_sharding.load_on() == place
 
 
 def test_model_in_parts_is_refused():

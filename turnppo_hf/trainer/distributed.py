@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin, load_fsdp_model
 from accelerate.utils import reduce as reduce_over_ranks
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
-from transformers.integrations import is_fsdp_enabled
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import logging
 
@@ -60,11 +59,6 @@ def leave_together() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-
-
-def load_on() -> str | None:
-    """Return where this rank loads networks: on `meta`, without memory, where the first of its machine loads them."""
-    return "meta" if is_fsdp_enabled() and not PartialState().is_local_main_process else None
 
 
 def prevent_partitioned_loading(model: Any) -> None:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from transformers.integrations import is_fsdp_enabled
 
 from turnppo_hf.models.actor_critic import ActorCritic
 from turnppo_hf.trainer.common_layers import common_layers
+
+
+def load_on() -> str | None:
+    """
+    Return where this rank loads networks: on `meta`, without memory, where the first of its machine loads them.
+
+    Each rank loads them where accelerate recomputes activations: it wraps blocks before it shards them.
+    """
+    recomputes = os.environ.get("FSDP_ACTIVATION_CHECKPOINTING", "false").lower() == "true"
+    return "meta" if is_fsdp_enabled() and not recomputes and not PartialState().is_local_main_process else None
 
 
 def shard_networks(networks: ActorCritic, accelerator: Accelerator) -> None:
@@ -59,9 +71,8 @@ class FirstRanksWeights:
     """
     Gives every rank the weights of the first one, module by module, so that none holds more than it shards at once.
 
-    With `fsdp_cpu_ram_efficient_loading` the first rank of each machine loads weights, see
-    [`~turnppo_hf.trainer.distributed.load_on`]; on the others they lie on the device `meta`. All ranks call each
-    method, with the same modules in the same order.
+    With `fsdp_cpu_ram_efficient_loading` the first rank of each machine loads weights, see [`load_on`]; on the others
+    they lie on the device `meta`. All ranks call each method, with the same modules in the same order.
 
     Args:
         network (`nn.Module`): The same on every rank, but for its values; not yet sharded.

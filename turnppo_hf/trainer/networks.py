@@ -38,7 +38,8 @@ from turnppo_hf.models.adapters import (
 )
 from turnppo_hf.models.critic_layers import depth_of
 from turnppo_hf.models.pretrained import EMBEDDED_MODELS, find_model
-from turnppo_hf.trainer.distributed import load_on, prevent_partitioned_loading
+from turnppo_hf.trainer.distributed import prevent_partitioned_loading
+from turnppo_hf.trainer.fsdp_sharding import load_on
 from turnppo_hf.trainer.memory_check import check_memory
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 

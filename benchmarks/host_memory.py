@@ -56,13 +56,9 @@ def shard(model: str) -> None:
 def launched(model: Path, first_alone: bool) -> dict[str, float]:
     """Run both ranks; return the memory of each."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(RANKS)]
-    command += [
-        "--config_file",
-        str(ROOT / "trainer_configs" / "accelerate" / "fsdp2.yaml"),
-        "--mixed_precision",
-        "no",
-    ]
-    command += ["--main_process_port", "0", "--fsdp_cpu_ram_efficient_loading", str(first_alone).lower()]
+    command += ["--config_file", str(ROOT / "trainer_configs" / "accelerate" / "fsdp2.yaml")]
+    command += ["--mixed_precision", "no", "--main_process_port", "0"]
+    command += ["--fsdp_cpu_ram_efficient_loading", str(first_alone).lower()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
         [*command, __file__, "--model", str(model)], env=environment, capture_output=True, text=True, timeout=900

@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator, PartialState
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from transformers.integrations import is_fsdp_enabled
 
 from turnppo_hf.models.actor_critic import ActorCritic
@@ -109,7 +108,7 @@ class FirstRanksWeights:
         """Replace what a part of the network holds and no call has replaced, wherever it is held."""
         self.fill_buffers(part)
         for parameter in part.parameters() if self.is_needed else ():
-            if parameter in self._holders and not isinstance(parameter, DTensor):
+            if parameter in self._holders:  # shards are new parameters
                 filled = nn.Parameter(self._from_first(parameter), requires_grad=parameter.requires_grad)
                 for module, name in self._holders.pop(parameter):
                     module._parameters[name] = filled

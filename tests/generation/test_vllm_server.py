@@ -67,6 +67,41 @@ def test_failed_requests_are_sent_again(fault):
         generator.reset()
 
 
+@pytest.mark.parametrize("fault", ["drop", "500", "hang"])
+def test_answer_that_is_asked_for_between_attempts_may_fail_too(fault):
+    with serving() as server:
+        generator = connect(server, make_model(), timeout_s=0.5 if fault == "hang" else 5.0)
+        generator.sync()
+        server.faults += ["500"]
+        server.faults_of["turnppo_instance"] += [fault]
+        submit(generator, [0])
+        assert len(drain(generator, 1)) == 1
+        server.faults += ["500"]
+        server.faults_of["turnppo_instance"] += [fault] * 2
+        submit(generator, [1])
+        with pytest.raises(GenerationError, match=r"failed 3 times, last with .*`vllm_server_timeout`"):
+            generator.take_completions()
+
+
+@pytest.mark.parametrize("called", ["/v1/models", "turnppo_instance"])
+@pytest.mark.parametrize("fault", ["drop", "500", "hang"])
+def test_connection_and_sync_ask_again(called, fault):
+    with serving() as server:
+        server.faults_of[called] += [fault]
+        generator = connect(server, make_model(), timeout_s=0.5 if fault == "hang" else 5.0)
+        server.faults_of["turnppo_instance"] += [fault]
+        generator.sync()
+        assert len(server.weights) == 1
+
+
+@pytest.mark.parametrize("answer", ["404", "200"])
+def test_what_is_not_a_vllm_server_is_told_at_the_start(answer):
+    with serving() as server:
+        server.faults_of["/v1/models"] += [answer]
+        with pytest.raises(GenerationError, match=r"is not a vLLM server: it names no model.*`vllm_server_base_url`"):
+            connect(server)
+
+
 def test_request_that_fails_again_and_again_ends_the_batch():
     with serving() as server:
         generator = connect(server)

@@ -1,9 +1,11 @@
 """Train the tiny actor for some steps, case by case, and write what every step did: by one process or by several."""
 
+import contextlib
 import hashlib
 import json
 import math
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from tests.helpers.scripted import CountingEnvironment
 from turnppo_hf import TurnPPOConfig, TurnPPOTrainer
 from turnppo_hf.ppo.batch import TurnBatch
 from turnppo_hf.trainer import collector
-from turnppo_hf.trainer.distributed import Sharding, leave_together, whole, whole_gradient
+from turnppo_hf.trainer.distributed import Sharding, asks_for, leave_together, whole, whole_gradient
 from turnppo_hf.trainer.replacement import Replacements
 from turnppo_hf.trajectory import StopReason
 
@@ -203,6 +205,21 @@ def main(folder: Path, cases: str) -> None:
         run(folder, **case)
 
 
+def gloo_threads():
+    """The names of this process's threads that abort it where they outlive the interpreter."""
+    names = []
+    for task in Path("/proc/self/task").glob("*/comm"):
+        with contextlib.suppress(OSError):  # it has just ended
+            names.append(task.read_text().strip())
+    return [name for name in names if "gloo" in name]
+
+
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2])
     leave_together()
+    if not (asks_for("FSDP") or asks_for("DEEPSPEED")):  # these keep the group for as long as the process lives
+        for _ in range(100):  # a thread that was joined is listed for a moment
+            if not (left := gloo_threads()):
+                break
+            time.sleep(0.1)
+        assert not left, left

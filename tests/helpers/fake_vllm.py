@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import uuid
+from collections import defaultdict
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -12,7 +13,10 @@ from safetensors.torch import load_file
 
 
 class FakeVLLM(ThreadingHTTPServer):
-    """`faults` lists what the next completions do instead of answering: "drop", "hang", "500" or "400"."""
+    """
+    `faults` lists what the next completions do instead of answering: "drop", "hang", "500" or "400"; `faults_of` what
+    the next calls of other addresses and methods do.
+    """
 
     daemon_threads = True
     allow_reuse_address = True
@@ -21,6 +25,7 @@ class FakeVLLM(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Handler)
         self.takes_weights, self.max_model_len = takes_weights, max_model_len
         self.instance, self.faults, self.weights, self.log = uuid.uuid4().hex, [], [], []
+        self.faults_of = defaultdict(list)
         self.release = threading.Event()  # ends what hangs
 
     @property
@@ -48,13 +53,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.server.log.append(self.path)
+        if self._fails(self.server.faults_of[self.path]):
+            return
         replies = {"/health": {}, "/v1/models": {"data": [{"id": "m", "max_model_len": self.server.max_model_len}]}}
         self._reply(200, replies[self.path])
 
     def do_POST(self):
         server = self.server
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
-        server.log.append(body.get("method", self.path))
+        server.log.append(called := body.get("method", self.path))
+        if self._fails(server.faults_of[called]):
+            return
         if self.path == "/v1/completions":
             self._complete(body)
         elif self.path == "/reset_prefix_cache":
@@ -68,18 +77,22 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(200, {"results": [None]})
 
     def _complete(self, body):
-        fault = self.server.faults.pop(0) if self.server.faults else None
-        if fault == "hang":
-            self.server.release.wait()
-        if fault in ("drop", "hang"):
-            self.connection.close()
-            return
-        if fault is not None:
-            self._reply(int(fault), {"error": "made to fail"})
+        if self._fails(self.server.faults):
             return
         ids = [body["prompt"][0]] * min(2, body["max_tokens"])
         choice = {"token_ids": ids, "logprobs": {"token_logprobs": [-0.5] * len(ids)}, "finish_reason": "stop"}
         self._reply(200, {"choices": [choice]})
+
+    def _fails(self, faults):
+        """Whether this call was made to fail, as it just did."""
+        fault = faults.pop(0) if faults else None
+        if fault == "hang":
+            self.server.release.wait()
+        if fault in ("drop", "hang"):
+            self.connection.close()
+        elif fault is not None:
+            self._reply(int(fault), {"error": "made to fail"})
+        return fault is not None
 
     def _reply(self, status, content):
         data = json.dumps(content).encode()

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -77,23 +78,23 @@ class StudyRunner:
         Raises:
             `StudyError`: a run that would be refused; the message names it.
         """
-        file = self.study.work / "check.yaml"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        for block in self.study.blocks:
-            candidates = {
-                key: next(c for c in of.cells() if all(c[axis] == value for axis, value in held.items()))
-                for key, (of, held) in self.study.best_requests(block).items()
-            }
-            for run in self.study.runs(block, candidates):
-                if run.seed != block.seeds[0]:
-                    break
-                self._write_config(run, file, self.study.work / run.name)
-                try:
-                    parse_run([str(file)])
-                except (ValueError, TypeError) as error:
-                    reason = str(error).replace(f"{file}: ", "")
-                    raise StudyError(f"{self.study.path}: {run.name} cannot run. {reason}") from error
-        file.unlink(missing_ok=True)
+        self.study.work.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.study.work, prefix="check-") as folder:  # others may check as well
+            file = Path(folder) / "run.yaml"
+            for block in self.study.blocks:
+                candidates = {
+                    key: next(c for c in of.cells() if all(c[axis] == value for axis, value in held.items()))
+                    for key, (of, held) in self.study.best_requests(block).items()
+                }
+                for run in self.study.runs(block, candidates):
+                    if run.seed != block.seeds[0]:
+                        break
+                    self._write_config(run, file, self.study.work / run.name)
+                    try:
+                        parse_run([str(file)])
+                    except (ValueError, TypeError) as error:
+                        reason = str(error).replace(f"{file}: ", "")
+                        raise StudyError(f"{self.study.path}: {run.name} cannot run. {reason}") from error
 
     def overview(self) -> str:
         """Return one line a run: finished with its score, or not run."""

@@ -85,11 +85,11 @@ class ServerEngine:
         self._failure: GenerationError | None = None
         self._ready = threading.Event()
         self._wake: threading.Event | None = None
+        self._instance = ""  # not asked yet
         self._wait_until_healthy()
-        [served] = self._call("GET", "/v1/models")["data"][:1]
-        self._name = served["id"]
-        self.max_context: int | None = served.get("max_model_len")
-        self._instance = self._ask_instance() if model is not None else ""
+        self._name, self.max_context = self._try(self._ask_model)
+        if model is not None:
+            self._instance = self._try(self._ask_instance)
 
     def add(self, request: str, prompt_ids: list[int], sampling: dict[str, Any]) -> None:
         """See [`~turnppo_hf.generation.vllm_generator.Engine`]."""
@@ -139,7 +139,7 @@ class ServerEngine:
                 problem = str(error)
         if problems := [text for text in self.gather([problem]) if text]:
             raise GenerationError(problems[0])
-        self._instance = self._ask_instance()
+        self._instance = self._try(self._ask_instance)
 
     def rest(self) -> None:
         """
@@ -182,6 +182,9 @@ class ServerEngine:
         """Call again after a failure of the connection, once the server is back and has the weights."""
         for attempt in range(_ATTEMPTS):
             try:
+                if attempt:  # what asks whether the server is back can fail as the call can
+                    with self._lock:
+                        self._recover()
                 return call()
             except (OSError, http.client.HTTPException) as error:
                 if attempt == _ATTEMPTS - 1:
@@ -190,13 +193,11 @@ class ServerEngine:
                         f"but gave no answer within `vllm_server_timeout` ({self.timeout_s:g} s). See its log, or "
                         "raise the timeout."
                     ) from error
-                with self._lock:
-                    self._recover()
         raise AssertionError
 
     def _recover(self) -> None:
         self._wait_until_healthy()
-        if self.model is not None and (instance := self._ask_instance()) != self._instance:
+        if self._instance and (instance := self._ask_instance()) != self._instance:
             self._push()
             self._instance = instance
 
@@ -214,6 +215,16 @@ class ServerEngine:
                 f"The vLLM server at {self.url} could not forget what it computed with the last weights, since it has "
                 "requests of somebody else running. Give the trainer a server of its own."
             )
+
+    def _ask_model(self) -> tuple[str, int | None]:
+        try:
+            [served] = self._call("GET", "/v1/models")["data"][:1]
+            return served["id"], served.get("max_model_len")
+        except (_RefusedError, ValueError, KeyError, TypeError) as error:
+            raise GenerationError(
+                f"What answers at {self.url} is not a vLLM server: it names no model under /v1/models ({error!r}). "
+                "Correct `vllm_server_base_url`, or `vllm_server_host` and `vllm_server_port`."
+            ) from error
 
     def _ask_instance(self) -> str:
         return str(self._rpc("turnppo_instance")[0])

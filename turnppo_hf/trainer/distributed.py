@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -55,8 +56,13 @@ def shard_on_cpu(accelerator: Accelerator) -> bool:
 
 
 def leave_together() -> None:
-    """End the process group when all ranks are done: its threads abort a process that ends with them running."""
+    """
+    End the process group when all ranks are done: its threads abort a process that ends with them running.
+
+    A trainer that nothing names any more still holds the group, in cycles; drop one that has a name before.
+    """
     if torch.distributed.is_initialized():
+        gc.collect()
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 

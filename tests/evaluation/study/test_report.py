@@ -113,3 +113,22 @@ def test_result_file_is_read_back_and_a_damaged_one_is_named(results, tmp_path):
     (tmp_path / "seed_2.json").write_text('{"study": 3}')
     with pytest.raises(ValueError, match=r"seed_2.json is no result of a study .*Remove the file"):
         read_results(tmp_path)
+
+
+def test_lead_is_compared_with_the_lead_elsewhere(tmp_path):
+    claim = {"claim": "The lead grows", "axis": "method", "better": "turn", "than": "tuned"}
+    claim |= {"at": {"moves": "1"}, "more_than_at": {"moves": "2"}}
+    seeds = [1, 2, 3, 4, 5, 6]
+    study = read_study(write(tmp_path, {"blocks": {"main": {"seeds": seeds, "claims": [claim]}}}))
+    leads = {"1": 0.25, "2": -0.125}
+    results = [
+        result(method, moves, seed, 0.5 + 0.01 * seed + (lead if method == "turn" else 0.0))
+        for seed in seeds
+        for moves, lead in leads.items()
+        for method in ENDS
+    ]
+    (row,) = claims_table(study.blocks, results).rows
+    assert row[1] == "main: turn against tuned, moves 1 more than moves 2"
+    assert row[2:] == ("6 of 6", "+0.375 (+0.375 to +0.375)", "0.031", "**holds**")
+    (row,) = claims_table(study.blocks, results[:-1]).rows  # one run of the other lead is missing
+    assert row[2] == "5 of 6" and row[-1] == "**not decided**"

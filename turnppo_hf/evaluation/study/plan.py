@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from turnppo_hf.environments.names import did_you_mean
 BEST_OF = "best_of"  # in place of settings: those of the best cell of a block that comes before
 _STUDY_KEYS = ("name", "protocol", "config", "results", "work", "settings", "minutes_per_run", "starts", "blocks")
 _BLOCK_KEYS = ("question", "axes", "seeds", "settings", "claims")
-_CLAIM_KEYS = ("claim", "axis", "better", "than", "at", "margin")
+_CLAIM_KEYS = ("claim", "axis", "better", "than", "at", "more_than_at", "margin")
 _OF_THE_STUDY = ("seed", "output_dir", "resume_from_checkpoint")  # settings that it chooses for each run
 _MARGIN = 0.05  # of the score
 
@@ -29,13 +29,18 @@ class StudyError(ValueError):
 
 @dataclass(frozen=True)
 class Claim:
-    """That one value of an axis is better than another, all else equal. Each seed is a pair."""
+    """
+    That one value of an axis is better than another, all else equal, or that its lead is larger than it is elsewhere.
+
+    Each seed is a pair.
+    """
 
     claim: str  # in words
     axis: str
     better: str  # value of the axis
     than: str
     at: Mapping[str, str]  # values of the other axes
+    more_than_at: Mapping[str, str] = field(default_factory=dict)  # those where the lead is smaller, if it says so
     margin: float = _MARGIN  # a difference below it does not count as better
 
 
@@ -225,19 +230,29 @@ def _list(block: Mapping[str, Any], at: str) -> Iterator[tuple[int, Any]]:
 def _read_claim(entry: Any, axes: Mapping[str, Mapping[str, Any]], at: str) -> Claim:
     found = _mapping(entry, at)
     _check_keys(found, _CLAIM_KEYS, ("claim", "axis", "better", "than"), at)
-    axis, held = str(found["axis"]), {str(name): str(value) for name, value in _mapping(found.get("at"), at).items()}
-    for name in (axis, *held):
-        if name not in axes:
-            raise StudyError(f"{at}: {name!r} is no axis of the block.{did_you_mean(name, axes)}")
-    pairs = [(axis, str(found["better"])), (axis, str(found["than"])), *held.items()]
-    for name, value in pairs:
-        if value not in axes[name]:
-            raise StudyError(f"{at}: {value!r} is no value of the axis {name!r}.{did_you_mean(value, axes[name])}")
-    if missing := set(axes) - {axis} - set(held):
-        raise StudyError(
-            f"{at} leaves {sorted(missing)[0]!r} open, so it compares no two cells. Name its value in `at`."
-        )
-    return Claim(str(found["claim"]), axis, pairs[0][1], pairs[1][1], held, float(found.get("margin", _MARGIN)))
+    axis, better, than = (str(found[name]) for name in ("axis", "better", "than"))
+    held = _held(found, "at", at)
+    elsewhere = _held(found, "more_than_at", at)
+    for cell in (held, elsewhere) if elsewhere else (held,):
+        for name in (axis, *cell):
+            if name not in axes:
+                raise StudyError(f"{at}: {name!r} is no axis of the block.{did_you_mean(name, axes)}")
+        for name, value in ((axis, better), (axis, than), *cell.items()):
+            if value not in axes[name]:
+                raise StudyError(f"{at}: {value!r} is no value of the axis {name!r}.{did_you_mean(value, axes[name])}")
+        if missing := set(axes) - {axis} - set(cell):
+            raise StudyError(
+                f"{at} leaves {sorted(missing)[0]!r} open, so it compares no two cells. Name its value in "
+                f"`{'at' if cell is held else 'more_than_at'}`."
+            )
+    if elsewhere == held:
+        raise StudyError(f"{at}: `more_than_at` is `at`, so the lead is compared with itself. Name another cell.")
+    margin = float(found.get("margin", _MARGIN))
+    return Claim(str(found["claim"]), axis, better, than, held, elsewhere, margin)
+
+
+def _held(claim: Mapping[str, Any], key: str, at: str) -> dict[str, str]:
+    return {str(name): str(value) for name, value in _mapping(claim.get(key), f"{at}.{key}").items()}
 
 
 def _check_settings(settings: Mapping[str, Any], before: Sequence[Block], at: str) -> None:

@@ -105,6 +105,8 @@ def claims_table(blocks: Sequence[Block], results: Sequence[StudyResult]) -> Tab
         for claim in block.claims:
             found = judge_claim(block, claim, results)
             setting = ", ".join([f"{claim.better} against {claim.than}", *(f"{n} {v}" for n, v in claim.at.items())])
+            if claim.more_than_at:
+                setting += " more than " + ", ".join(f"{n} {v}" for n, v in claim.more_than_at.items())
             difference, p_value = "-", "-"
             if found.pairs:
                 difference = f"{found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
@@ -116,16 +118,26 @@ def claims_table(blocks: Sequence[Block], results: Sequence[StudyResult]) -> Tab
 
 
 def judge_claim(block: Block, claim: Claim, results: Sequence[StudyResult]) -> Comparison:
-    """Compare the two cells of a claim, seed by seed."""
-    cells = cells_of(block, results)
-    sides = []
-    for value in (claim.better, claim.than):
-        wanted = {**claim.at, claim.axis: value}
-        runs = next((runs for cell, runs in cells.items() if dict(cell) == wanted), [])
-        sides.append({run.seed: run.score for run in runs if run.score is not None})
-    seeds = [seed for seed in block.seeds if seed in sides[0] and seed in sides[1]]
-    better, than = ([side[seed] for seed in seeds] for side in sides)
-    return compare(better, than, margin=claim.margin, planned=len(block.seeds))
+    """Compare the two cells of a claim, seed by seed, or the lead between them with the lead elsewhere."""
+    lead = _lead(block, claim, claim.at, results)
+    elsewhere = _lead(block, claim, claim.more_than_at, results) if claim.more_than_at else dict.fromkeys(lead, 0.0)
+    seeds = [seed for seed in block.seeds if seed in lead and seed in elsewhere]
+    larger, smaller = ([side[seed] for seed in seeds] for side in (lead, elsewhere))
+    return compare(larger, smaller, margin=claim.margin, planned=len(block.seeds))
+
+
+def _lead(block: Block, claim: Claim, at: Mapping[str, str], results: Sequence[StudyResult]) -> dict[int, float]:
+    """Return seed -> by how much the score of the better value is above the other's."""
+    cells = {frozenset(cell): runs for cell, runs in cells_of(block, results).items()}
+    better, than = (
+        {run.seed: run.score for run in cells.get(frozenset({**at, claim.axis: value}.items()), ())}
+        for value in (claim.better, claim.than)
+    )
+    return {
+        seed: score - other
+        for seed, score in better.items()
+        if score is not None and (other := than.get(seed)) is not None
+    }
 
 
 def cells_table(block: Block, cells: Mapping[Cell, Sequence[StudyResult]]) -> Table:

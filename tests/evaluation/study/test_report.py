@@ -9,7 +9,7 @@ from tests.evaluation.study.test_plan import write
 from turnppo_hf.evaluation.results import LearningPoint
 from turnppo_hf.evaluation.study.pages import write_html, write_markdown
 from turnppo_hf.evaluation.study.plan import read_study
-from turnppo_hf.evaluation.study.report import cells_of, cells_table, claims_table, study_sections
+from turnppo_hf.evaluation.study.report import cells_of, cells_table, claims_table, levels_of, study_sections
 from turnppo_hf.evaluation.study.result import StudyResult, read_results
 from turnppo_hf.evaluation.summary import Summary
 
@@ -132,3 +132,32 @@ def test_lead_is_compared_with_the_lead_elsewhere(tmp_path):
     assert row[2:] == ("6 of 6", "+0.375 (+0.375 to +0.375)", "0.031", "**holds**")
     (row,) = claims_table(study.blocks, results[:-1]).rows  # one run of the other lead is missing
     assert row[2] == "5 of 6" and row[-1] == "**not decided**"
+
+
+def test_levels_of_all_blocks_stand_together_in_rising_order(tmp_path):
+    axes = {"moves": {10: {"environment_kwargs": {"moves": 10}}}, "method": {"turn": {"algorithm": "turn_ppo"}}}
+    more = {"question": "And longer?", "axes": axes, "seeds": [1, 2]}
+    study = read_study(write(tmp_path, {"blocks": {"more": more}}))
+    longer = [replace(result("turn", "10", seed, 0.9), block="more") for seed in (1, 2)]
+    results = [*longer, *(result(method, moves, 1, 0.5) for moves in ("2", "1") for method in ENDS)]
+    [(axes, lines)] = levels_of(study.blocks, results).items()
+    assert axes == ("moves", "method")
+    assert {line: {value: len(runs) for value, runs in at.items()} for line, at in lines.items()} == {
+        "turn": {"1": 1, "2": 1, "10": 2},
+        "tuned": {"1": 1, "2": 1},
+    }
+    assert [list(at) for at in lines.values()] == [["1", "2", "10"], ["1", "2"]]
+    assert levels_of(study.blocks, longer) == {}  # one value is no curve
+
+
+@pytest.mark.slow
+def test_page_has_the_scores_by_level(study, results):
+    more = [result(method, "2", 1, end) for method, end in ENDS.items()]
+    section = next(s for s in study_sections(study.blocks, [*results, *more]) if s.title == "Final score by moves")
+    assert section.tables[0].header == ("moves", "turn", "tuned")
+    assert section.tables[0].rows[1] == (
+        "2",
+        "**0.750** (0.750 to 0.750), n = 1",
+        "**0.500** (0.500 to 0.500), n = 1",
+    )
+    assert [picture.name for picture in section.pictures] == ["moves_levels.png"]

@@ -74,6 +74,7 @@ def study_sections(
         sections.append(
             Section("Runs with cut episodes", (f"A token limit or a long prompt ended episodes of: {names}.",))
         )
+    sections += _level_sections(blocks, results)
     for block in blocks:
         cells = cells_of(block, results)
         if not cells:
@@ -164,6 +165,54 @@ def cells_table(block: Block, cells: Mapping[Cell, Sequence[StudyResult]]) -> Ta
     return Table(header, tuple(rows))
 
 
+def levels_of(
+    blocks: Sequence[Block], results: Sequence[StudyResult]
+) -> dict[tuple[str, str], dict[str, dict[str, list[StudyResult]]]]:
+    """
+    Return the finished runs of all blocks with the same two axes together: the axes' names -> value of the last one,
+    such as a method -> value of the first, such as a number of turns, in rising order -> runs.
+    """
+    found: dict[tuple[str, str], dict[str, dict[str, list[StudyResult]]]] = {}
+    for block in blocks:
+        if len(block.axes) == 2:
+            first, last = block.axes
+            levels = found.setdefault((first, last), {})
+            for cell, runs in cells_of(block, results).items():
+                levels.setdefault(cell[1][1], {})[cell[0][1]] = runs
+    return {
+        axes: {line: dict(sorted(at.items(), key=lambda item: _rank(item[0]))) for line, at in levels.items()}
+        for axes, levels in found.items()
+        if len({value for at in levels.values() for value in at}) > 1
+    }
+
+
+def _rank(value: str) -> tuple[float, str]:
+    """Numbers by size, before and apart from words."""
+    return (float(value) if re.fullmatch(r"[0-9.]+", value) else float("inf"), value)
+
+
+def _level_sections(blocks: Sequence[Block], results: Sequence[StudyResult]) -> list[Section]:
+    """Lay out final scores over the values of an axis that several cells differ in, all blocks together."""
+    sections = []
+    for (axis, last), lines in levels_of(blocks, results).items():
+        values = sorted({value for at in lines.values() for value in at}, key=_rank)
+        rows = [(value, *(_score(at.get(value, ())) for at in lines.values())) for value in values]
+        title = f"Final score by {axis}"
+        with TemporaryDirectory() as folder:
+            file = draw_levels(lines, Path(folder) / "picture.png", title=title, axis=axis)
+            picture = Picture(_file_name([axis, "levels"]), f"{title}, one line for each {last}", file.read_bytes())
+        sections.append(Section(title, (), (Table((axis, *lines), tuple(rows)),), (picture,)))
+    return sections
+
+
+def _score(runs: Sequence[StudyResult]) -> str:
+    scores = [run.score for run in runs if run.score is not None]
+    if not scores:
+        return "-"
+    low, high = bootstrap_interval(scores)
+    return f"**{fmean(scores):.3f}** ({low:.3f} to {high:.3f}), n = {len(scores)}"
+
+
 def cut_runs(results: Sequence[StudyResult]) -> list[StudyResult]:
     """Return the runs in which a token limit or a long prompt ended an episode: they answer another question."""
     return [result for result in results if result.cut_share > 0]
@@ -177,23 +226,13 @@ def _last_mean(runs: Sequence[StudyResult], name: str) -> str:
 
 
 def _pictures(block: Block, cells: Mapping[Cell, Sequence[StudyResult]], scales: Sequence[str]) -> list[Picture]:
-    """Draw one chart of curves for each combination of all axes but the last, and levels where an axis has several."""
+    """Draw one chart of curves for each combination of all axes but the last."""
     pictures = []
     panels: dict[Cell, dict[str, Sequence[StudyResult]]] = {}
     for cell, runs in cells.items():
         panels.setdefault(cell[:-1], {})[cell[-1][1]] = runs
     with TemporaryDirectory() as folder:
         file = Path(folder) / "picture.png"
-        if len(block.axes) == 2 and len(panels) > 1:
-            axis, last = block.axes
-            groups: dict[str, dict[str, Sequence[StudyResult]]] = {}
-            for panel, lines in panels.items():
-                for line, runs in lines.items():
-                    groups.setdefault(line, {})[panel[0][1]] = runs
-            title = f"Final score by {axis}"
-            draw_levels(groups, file, title=title, axis=axis)
-            name = _file_name([block.name, "levels"])
-            pictures.append(Picture(name, f"{title}, one line for each {last}", file.read_bytes()))
         for panel, lines in panels.items():
             for scale in scales:
                 title = ", ".join([_heading(block.name), *(f"{axis} {value}" for axis, value in panel)])

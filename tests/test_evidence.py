@@ -9,7 +9,7 @@ import pytest
 
 from turnppo_hf.cli.main import main
 from turnppo_hf.evaluation.study.plan import read_study
-from turnppo_hf.evaluation.study.report import cells_of, claims_table
+from turnppo_hf.evaluation.study.report import cells_of, cells_table, claims_table, levels_of
 from turnppo_hf.evaluation.study.result import read_results
 
 ROOT = Path(__file__).parents[1]
@@ -21,6 +21,7 @@ NAMES = {
     "grpo": "GRPO, groups of 8",
     "gigpo": "GiGPO, groups of 8",
 }
+TOLD = ("README.md", "docs/turn_ppo.md", "docs/studies.md")
 
 
 def headline_rows() -> list[str]:
@@ -44,6 +45,18 @@ def headline_rows() -> list[str]:
     return rows
 
 
+def level_rows() -> list[str]:
+    """The README's other table: the mean of each method by turns, and its number of seeds."""
+    study = read_study(ROOT / STUDY)
+    lines = levels_of(study.blocks, read_results(study.results))["turns", "method"]
+    rows = []
+    for turns in sorted({value for at in lines.values() for value in at}, key=int):
+        found = [[run.score for run in lines[method].get(turns, ())] for method in NAMES]
+        cells = [f"{fmean(scores):.2f} ({len(scores)})" if scores else "-" for scores in found]
+        rows.append(f"| {turns} | {' | '.join(cells)} |")
+    return rows
+
+
 @pytest.mark.slow
 def test_page_of_the_study_is_what_the_results_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib", reason='needs matplotlib: pip install -e ".[report]"')
@@ -57,7 +70,7 @@ def test_page_of_the_study_is_what_the_results_give(tmp_path: Path, monkeypatch:
 
 def test_readme_states_the_headline() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for row in headline_rows():
+    for row in [*headline_rows(), *level_rows()]:
         assert row in text
     study = read_study(ROOT / STUDY)
     results = read_results(study.results)
@@ -69,3 +82,26 @@ def test_readme_states_the_headline() -> None:
     assert {f"(success {run.start:.2f})" for run in runs} == {"(success 0.26)"} and "(success 0.26)" in text
     episodes = {run.episodes_per_step * run.settings["max_steps"] for run in runs}
     assert [f"{number:,.0f} episodes each" in text for number in episodes] == [True]
+
+
+def test_pages_state_what_the_rate_does_with_four_turns() -> None:
+    study = read_study(ROOT / STUDY)
+    results = read_results(study.results)
+    figures = []
+    for name, line in (("headline", "turn_ppo"), ("rates", "turn_ppo_3e-4")):
+        block = study.block(name)
+        [(cell, runs)] = [item for item in cells_of(block, results).items() if [v for _, v in item[0]] == ["4", line]]
+        table = cells_table(block, {cell: runs})
+        row = dict(zip(table.header, table.rows[0], strict=True))
+        score = fmean(run.score for run in runs if run.score is not None)
+        figures.append(
+            [f"{value:.2f}" for value in (score, float(row["clip fraction"]), float(row["std of log-ratio"]))]
+        )
+    (high, clip, spread), (low, _, narrow) = figures
+    assert len(runs) == 5
+    pages = {name: " ".join((ROOT / name).read_text(encoding="utf-8").split()) for name in TOLD}
+    assert f"(a clip fraction of {clip}). With the others' 3e-4 it has {low} there (five seeds)" in pages["README.md"]
+    told = f"of {spread} and a success of {high} with 4 turns, 3e-4 gives {narrow} and {low}"
+    assert told in pages["docs/turn_ppo.md"]
+    assert f"costs it the lead ({high})" in pages["docs/studies.md"]
+    assert f"brings it back ({low})" in pages["docs/studies.md"]

@@ -48,10 +48,12 @@ def headline_rows() -> list[str]:
 def level_rows() -> list[str]:
     """The README's other table: the mean of each method by turns, and its number of seeds."""
     study = read_study(ROOT / STUDY)
-    lines = levels_of(study.blocks, read_results(study.results))["turns", "method"]
+    levels = next(
+        found for found in levels_of(study.blocks, read_results(study.results)) if "headline" in found.blocks
+    )
     rows = []
-    for turns in sorted({value for at in lines.values() for value in at}, key=int):
-        found = [[run.score for run in lines[method].get(turns, ())] for method in NAMES]
+    for turns in levels.values:
+        found = [[run.score for run in levels.lines[method].get(turns, ())] for method in NAMES]
         cells = [f"{fmean(scores):.2f} ({len(scores)})" if scores else "-" for scores in found]
         rows.append(f"| {turns} | {' | '.join(cells)} |")
     return rows

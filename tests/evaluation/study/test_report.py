@@ -134,30 +134,41 @@ def test_lead_is_compared_with_the_lead_elsewhere(tmp_path):
     assert row[2] == "5 of 6" and row[-1] == "**not decided**"
 
 
-def test_levels_of_all_blocks_stand_together_in_rising_order(tmp_path):
-    axes = {"moves": {10: {"environment_kwargs": {"moves": 10}}}, "method": {"turn": {"algorithm": "turn_ppo"}}}
-    more = {"question": "And longer?", "axes": axes, "seeds": [1, 2]}
-    study = read_study(write(tmp_path, {"blocks": {"more": more}}))
-    longer = [replace(result("turn", "10", seed, 0.9), block="more") for seed in (1, 2)]
-    results = [*longer, *(result(method, moves, 1, 0.5) for moves in ("2", "1") for method in ENDS)]
-    [(axes, lines)] = levels_of(study.blocks, results).items()
-    assert axes == ("moves", "method")
-    assert {line: {value: len(runs) for value, runs in at.items()} for line, at in lines.items()} == {
-        "turn": {"1": 1, "2": 1, "10": 2},
-        "tuned": {"1": 1, "2": 1},
+def test_levels_of_blocks_that_are_alike_stand_together_in_rising_order(tmp_path):
+    method = {"turn": {"algorithm": "turn_ppo"}, "tuned": {"algorithm": "token_ppo"}}
+    axes = {number: {"environment_kwargs": {"moves": number}} for number in (1, 2, 10, 20)}
+
+    def block(*moves, **settings):
+        chosen = {"moves": {number: axes[number] for number in moves}, "method": method}
+        return {"question": "And longer?", "axes": chosen, "seeds": [1, 2], "settings": settings}
+
+    blocks = {"one": block(10), "more": block(2, 1), "other": block(1, 20, max_steps=9)}
+    study = read_study(write(tmp_path, {"blocks": blocks}))
+    of = {"10": "one", "2": "more", "1": "more"}
+    results = [replace(result("tuned", moves, 1, 0.5), block=name) for moves, name in of.items()]
+    results += [replace(result("turn", moves, seed, 0.9), block=of[moves]) for moves in ("10", "2") for seed in (1, 2)]
+    results += [replace(result("turn", moves, 1, 0.1), block="other") for moves in ("20", "1")]
+    together, apart = levels_of(study.blocks, results)
+    assert (together.axis, together.last, together.blocks) == ("moves", "method", ["one", "more"])
+    assert together.values == ["1", "2", "10"]  # though the first line lacks one
+    assert {line: {value: len(runs) for value, runs in at.items()} for line, at in together.lines.items()} == {
+        "turn": {"10": 2, "2": 2},
+        "tuned": {"10": 1, "2": 1, "1": 1},
     }
-    assert [list(at) for at in lines.values()] == [["1", "2", "10"], ["1", "2"]]
-    assert levels_of(study.blocks, longer) == {}  # one value is no curve
+    assert (apart.blocks, apart.values, list(apart.lines)) == (["other"], ["1", "20"], ["turn"])
+    assert levels_of(study.blocks, results[:1]) == []  # one value is no curve
 
 
 @pytest.mark.slow
 def test_page_has_the_scores_by_level(study, results):
     more = [result(method, "2", 1, end) for method, end in ENDS.items()]
-    section = next(s for s in study_sections(study.blocks, [*results, *more]) if s.title == "Final score by moves")
+    section = next(
+        s for s in study_sections(study.blocks, [*results, *more]) if s.title == "Final score by moves: main"
+    )
     assert section.tables[0].header == ("moves", "turn", "tuned")
     assert section.tables[0].rows[1] == (
         "2",
         "**0.750** (0.750 to 0.750), n = 1",
         "**0.500** (0.500 to 0.500), n = 1",
     )
-    assert [picture.name for picture in section.pictures] == ["moves_levels.png"]
+    assert [picture.name for picture in section.pictures] == ["main_levels.png"]

@@ -69,6 +69,7 @@ def draw_levels(
     *,
     title: str,
     axis: str,
+    values: Sequence[str],
     theme: ThemeName = "light",
 ) -> Path:
     """
@@ -79,11 +80,11 @@ def draw_levels(
         output (`str`): Picture to write.
         title (`str`): Of the picture.
         axis (`str`): Name of the axis.
+        values (`Sequence[str]`): Its values, from left to right.
         theme (`"light"` or `"dark"`, *optional*, defaults to `"light"`): Of the page that shows it.
     """
     colors = read_theme(theme)
     figure, axes = new_chart(colors, (_WIDTH, _HEIGHT))
-    values = list(dict.fromkeys(value for levels in groups.values() for value in levels))
     for number, ((name, levels), color) in enumerate(
         zip(groups.items(), itertools.cycle(colors.series), strict=False)
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -165,43 +166,54 @@ def cells_table(block: Block, cells: Mapping[Cell, Sequence[StudyResult]]) -> Ta
     return Table(header, tuple(rows))
 
 
-def levels_of(
-    blocks: Sequence[Block], results: Sequence[StudyResult]
-) -> dict[tuple[str, str], dict[str, dict[str, list[StudyResult]]]]:
-    """
-    Return the finished runs of all blocks with the same two axes together: the axes' names -> value of the last one,
-    such as a method -> value of the first, such as a number of turns, in rising order -> runs.
-    """
-    found: dict[tuple[str, str], dict[str, dict[str, list[StudyResult]]]] = {}
+@dataclass(frozen=True)
+class Levels:
+    """The finished runs of blocks that differ in nothing but the values of an axis."""
+
+    axis: str  # such as a number of turns
+    last: str  # the other axis, such as a method
+    blocks: list[str] = field(default_factory=list)
+    lines: dict[str, dict[str, list[StudyResult]]] = field(
+        default_factory=dict
+    )  # value of `last` -> of `axis` -> runs
+
+    @property
+    def values(self) -> list[str]:
+        """The values of the axis, numbers by size before words."""
+        return sorted({value for at in self.lines.values() for value in at}, key=_rank)
+
+
+def levels_of(blocks: Sequence[Block], results: Sequence[StudyResult]) -> list[Levels]:
+    """Return the finished runs of all blocks with two axes, those together that have one axis and all else alike."""
+    found: dict[str, Levels] = {}
     for block in blocks:
-        if len(block.axes) == 2:
-            first, last = block.axes
-            levels = found.setdefault((first, last), {})
-            for cell, runs in cells_of(block, results).items():
-                levels.setdefault(cell[1][1], {})[cell[0][1]] = runs
-    return {
-        axes: {line: dict(sorted(at.items(), key=lambda item: _rank(item[0]))) for line, at in levels.items()}
-        for axes, levels in found.items()
-        if len({value for at in levels.values() for value in at}) > 1
-    }
+        if len(block.axes) != 2:
+            continue
+        axis, last = block.axes
+        alike = json.dumps([axis, last, block.axes[last], block.settings], sort_keys=True)
+        levels = found.setdefault(alike, Levels(axis, last))
+        for cell, runs in cells_of(block, results).items():
+            levels.lines.setdefault(cell[1][1], {}).setdefault(cell[0][1], runs)
+            levels.blocks.extend({block.name}.difference(levels.blocks))
+    return [levels for levels in found.values() if len(levels.values) > 1]
 
 
 def _rank(value: str) -> tuple[float, str]:
-    """Numbers by size, before and apart from words."""
-    return (float(value) if re.fullmatch(r"[0-9.]+", value) else float("inf"), value)
+    return (float(value) if re.fullmatch(r"\d+(\.\d+)?", value) else float("inf"), value)
 
 
 def _level_sections(blocks: Sequence[Block], results: Sequence[StudyResult]) -> list[Section]:
-    """Lay out final scores over the values of an axis that several cells differ in, all blocks together."""
+    """Lay out final scores over the values of an axis that several cells differ in."""
     sections = []
-    for (axis, last), lines in levels_of(blocks, results).items():
-        values = sorted({value for at in lines.values() for value in at}, key=_rank)
-        rows = [(value, *(_score(at.get(value, ())) for at in lines.values())) for value in values]
-        title = f"Final score by {axis}"
+    for levels in levels_of(blocks, results):
+        rows = [(value, *(_score(at.get(value, ())) for at in levels.lines.values())) for value in levels.values]
+        title = f"Final score by {levels.axis}: {', '.join(levels.blocks)}"
         with TemporaryDirectory() as folder:
-            file = draw_levels(lines, Path(folder) / "picture.png", title=title, axis=axis)
-            picture = Picture(_file_name([axis, "levels"]), f"{title}, one line for each {last}", file.read_bytes())
-        sections.append(Section(title, (), (Table((axis, *lines), tuple(rows)),), (picture,)))
+            file = Path(folder) / "picture.png"
+            draw_levels(levels.lines, file, title=title, axis=levels.axis, values=levels.values)
+            text = f"{title}, one line for each {levels.last}"
+            picture = Picture(_file_name([*levels.blocks, "levels"]), text, file.read_bytes())
+        sections.append(Section(title, (), (Table((levels.axis, *levels.lines), tuple(rows)),), (picture,)))
     return sections
 
 

@@ -89,21 +89,28 @@ def test_readme_states_the_headline() -> None:
 def test_pages_state_what_the_rate_does_with_four_turns() -> None:
     study = read_study(ROOT / STUDY)
     results = read_results(study.results)
-    figures = []
-    for name, line in (("headline", "turn_ppo"), ("rates", "turn_ppo_3e-4")):
+    scores, spreads, seeds = {}, {}, {}
+    for name in ("headline", "rates"):
         block = study.block(name)
-        [(cell, runs)] = [item for item in cells_of(block, results).items() if [v for _, v in item[0]] == ["4", line]]
-        table = cells_table(block, {cell: runs})
-        row = dict(zip(table.header, table.rows[0], strict=True))
-        score = fmean(run.score for run in runs if run.score is not None)
-        figures.append(
-            [f"{value:.2f}" for value in (score, float(row["clip fraction"]), float(row["std of log-ratio"]))]
-        )
-    (high, clip, spread), (low, _, narrow) = figures
-    assert len(runs) == 5
+        for cell, runs in cells_of(block, results).items():
+            turns, line = (value for _, value in cell)
+            if turns == "4":
+                scores[line] = f"{fmean(run.score for run in runs if run.score is not None):.2f}"
+                table = cells_table(block, {cell: runs})
+                row = dict(zip(table.header, table.rows[0], strict=True))
+                spreads[line], seeds[line] = f"{float(row['std of log-ratio']):.2f}", len(runs)
     pages = {name: " ".join((ROOT / name).read_text(encoding="utf-8").split()) for name in TOLD}
-    assert f"(a clip fraction of {clip}). With the others' 3e-4 it has {low} there (five seeds)" in pages["README.md"]
-    told = f"of {spread} and a success of {high} with 4 turns, 3e-4 gives {narrow} and {low}"
+    assert (
+        f"gives it {scores['turn_ppo']}, token PPO {scores['token_ppo_1e-3']}, GiGPO {scores['gigpo_1e-3']} and GRPO "
+        f"{scores['grpo_1e-3']} (two seeds each of these three)"
+    ) in pages["README.md"]
+    assert {seeds[line] for line in ("token_ppo_1e-3", "gigpo_1e-3", "grpo_1e-3")} == {2}
+    small = sorted(scores[line] for line in (*NAMES, "turn_ppo_3e-4") if line != "turn_ppo")
+    assert f"with 3e-4 all have {small[0]} to {small[-1]}" in pages["README.md"]
+    high, low = scores["turn_ppo"], scores["turn_ppo_3e-4"]
+    told = (
+        f"{spreads['turn_ppo']} and a success of {high} with 4 turns, 3e-4 gives {spreads['turn_ppo_3e-4']} and {low}"
+    )
     assert told in pages["docs/turn_ppo.md"]
-    assert f"costs it the lead ({high})" in pages["docs/studies.md"]
+    assert f"costs Turn-PPO the lead ({high})" in pages["docs/studies.md"]
     assert f"brings it back ({low})" in pages["docs/studies.md"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ def metric(tmp_path_factory: pytest.TempPathFactory) -> Any:
         patch.setenv("HF_EVALUATE_OFFLINE", "1")
         patch.setenv("HF_MODULES_CACHE", str(caches / "modules"))
         patch.setenv("HF_METRICS_CACHE", str(caches / "metrics"))
+        for name in [name for name in sys.modules if name.split(".")[0] == "evaluate"]:
+            patch.delitem(sys.modules, name)  # another test's, which has read other variables
         evaluate = pytest.importorskip("evaluate")  # reads the variables when it is imported
         loaded = evaluate.load(AGENT_EPISODES)
     assert list((caches / "modules").rglob("agent_episodes.py"))

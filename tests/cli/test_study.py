@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from turnppo_hf.cli import study_runs
 from turnppo_hf.cli.main import main
 from turnppo_hf.evaluation.study.result import read_results
 
@@ -39,6 +40,20 @@ def test_run_that_would_be_refused_is_named_before_any_starts(tmp_path, capsys):
     assert not (tmp_path / "results").exists()
     assert main(["study", str(file), "--only", "nothing"]) == 2
     assert "in no run's name" in capsys.readouterr().err
+
+
+def test_two_commands_check_one_study_at_the_same_time(tmp_path, monkeypatch):
+    file = write(tmp_path, {"good": {}}, [1])
+    parse_run = study_runs.parse_run
+
+    def meanwhile_another(arguments):
+        monkeypatch.setattr(study_runs, "parse_run", parse_run)
+        assert main(["study", str(file), "--list"]) == 0
+        return parse_run(arguments)
+
+    monkeypatch.setattr(study_runs, "parse_run", meanwhile_another)
+    assert main(["study", str(file), "--list"]) == 0
+    assert not list((tmp_path / "work").iterdir())
 
 
 @pytest.mark.slow

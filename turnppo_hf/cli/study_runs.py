@@ -89,12 +89,15 @@ class StudyRunner:
                 for run in self.study.runs(block, candidates):
                     if run.seed != block.seeds[0]:
                         break
-                    self._write_config(run, file, self.study.work / run.name)
-                    try:
-                        parse_run([str(file)])
-                    except (ValueError, TypeError) as error:
-                        reason = str(error).replace(f"{file}: ", "")
-                        raise StudyError(f"{self.study.path}: {run.name} cannot run. {reason}") from error
+                    self._check_run(run, file)
+
+    def _check_run(self, run: PlannedRun, file: Path) -> None:
+        self._write_config(run, file, self.study.work / run.name)
+        try:
+            parse_run([str(file)])
+        except (ValueError, TypeError) as error:
+            reason = str(error).replace(f"{file}: ", "")
+            raise StudyError(f"{self.study.path}: {run.name} cannot run. {reason}") from error
 
     def overview(self) -> str:
         """Return one line a run: finished with its score, or not run."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -231,28 +231,34 @@ def _read_claim(entry: Any, axes: Mapping[str, Mapping[str, Any]], at: str) -> C
     found = _mapping(entry, at)
     _check_keys(found, _CLAIM_KEYS, ("claim", "axis", "better", "than"), at)
     axis, better, than = (str(found[name]) for name in ("axis", "better", "than"))
-    held = _held(found, "at", at)
-    elsewhere = _held(found, "more_than_at", at)
-    for cell in (held, elsewhere) if elsewhere else (held,):
-        for name in (axis, *cell):
-            if name not in axes:
-                raise StudyError(f"{at}: {name!r} is no axis of the block.{did_you_mean(name, axes)}")
-        for name, value in ((axis, better), (axis, than), *cell.items()):
-            if value not in axes[name]:
-                raise StudyError(f"{at}: {value!r} is no value of the axis {name!r}.{did_you_mean(value, axes[name])}")
-        if missing := set(axes) - {axis} - set(cell):
-            raise StudyError(
-                f"{at} leaves {sorted(missing)[0]!r} open, so it compares no two cells. Name its value in "
-                f"`{'at' if cell is held else 'more_than_at'}`."
-            )
-    if elsewhere == held:
+    _check_values([(axis, better), (axis, than)], axes, at)
+    held, elsewhere = (_read_cell(found, key, axes, axis, at) for key in ("at", "more_than_at"))
+    if held == elsewhere and elsewhere:
         raise StudyError(f"{at}: `more_than_at` is `at`, so the lead is compared with itself. Name another cell.")
     margin = float(found.get("margin", _MARGIN))
     return Claim(str(found["claim"]), axis, better, than, held, elsewhere, margin)
 
 
-def _held(claim: Mapping[str, Any], key: str, at: str) -> dict[str, str]:
-    return {str(name): str(value) for name, value in _mapping(claim.get(key), f"{at}.{key}").items()}
+def _read_cell(
+    claim: Mapping[str, Any], key: str, axes: Mapping[str, Mapping[str, Any]], axis: str, at: str
+) -> dict[str, str]:
+    """Read a value of each axis but the compared one; nothing at all where the claim names no other cell."""
+    cell = {str(name): str(value) for name, value in _mapping(claim.get(key), f"{at}.{key}").items()}
+    _check_values(cell.items(), axes, at)
+    missing = set(axes) - {axis} - set(cell)
+    if missing and (cell or key == "at"):
+        raise StudyError(
+            f"{at} leaves {sorted(missing)[0]!r} open, so it compares no two cells. Name its value in `{key}`."
+        )
+    return cell
+
+
+def _check_values(pairs: Iterable[tuple[str, str]], axes: Mapping[str, Mapping[str, Any]], at: str) -> None:
+    for axis, value in pairs:
+        if axis not in axes:
+            raise StudyError(f"{at}: {axis!r} is no axis of the block.{did_you_mean(axis, axes)}")
+        if value not in axes[axis]:
+            raise StudyError(f"{at}: {value!r} is no value of the axis {axis!r}.{did_you_mean(value, axes[axis])}")
 
 
 def _check_settings(settings: Mapping[str, Any], before: Sequence[Block], at: str) -> None:

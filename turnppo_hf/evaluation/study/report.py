@@ -121,16 +121,18 @@ def claims_table(blocks: Sequence[Block], results: Sequence[StudyResult]) -> Tab
 
 def judge_claim(block: Block, claim: Claim, results: Sequence[StudyResult]) -> Comparison:
     """Compare the two cells of a claim, seed by seed, or the lead between them with the lead elsewhere."""
-    lead = _lead(block, claim, claim.at, results)
-    elsewhere = _lead(block, claim, claim.more_than_at, results) if claim.more_than_at else dict.fromkeys(lead, 0.0)
+    cells = {frozenset(cell): runs for cell, runs in cells_of(block, results).items()}
+    lead = _lead(claim, claim.at, cells)
+    elsewhere = _lead(claim, claim.more_than_at, cells) if claim.more_than_at else dict.fromkeys(lead, 0.0)
     seeds = [seed for seed in block.seeds if seed in lead and seed in elsewhere]
     larger, smaller = ([side[seed] for seed in seeds] for side in (lead, elsewhere))
     return compare(larger, smaller, margin=claim.margin, planned=len(block.seeds))
 
 
-def _lead(block: Block, claim: Claim, at: Mapping[str, str], results: Sequence[StudyResult]) -> dict[int, float]:
+def _lead(
+    claim: Claim, at: Mapping[str, str], cells: Mapping[frozenset[tuple[str, str]], Sequence[StudyResult]]
+) -> dict[int, float]:
     """Return seed -> by how much the score of the better value is above the other's."""
-    cells = {frozenset(cell): runs for cell, runs in cells_of(block, results).items()}
     better, than = (
         {run.seed: run.score for run in cells.get(frozenset({**at, claim.axis: value}.items()), ())}
         for value in (claim.better, claim.than)
@@ -149,14 +151,13 @@ def cells_table(block: Block, cells: Mapping[Cell, Sequence[StudyResult]]) -> Ta
     for cell, runs in cells.items():
         scores = [run.score for run in runs if run.score is not None]
         starts = [run.start for run in runs if run.start is not None]
-        low, high = bootstrap_interval(scores)
         below = sum(run.score < run.start for run in runs if run.score is not None and run.start is not None)
         rows.append(
             (
                 *(value for _, value in cell),
                 f"{len(runs)} of {len(block.seeds)}",
                 f"{fmean(starts):.3f}" if starts else "-",
-                f"**{fmean(scores):.3f}** ({low:.3f} to {high:.3f})",
+                _mean_of(scores),
                 " ".join(f"{score:.2f}" for score in scores),
                 f"{below} of {len(scores)}",
                 *(_last_mean(runs, name) for name in _SHOWN.values()),
@@ -173,9 +174,8 @@ class Levels:
     axis: str  # such as a number of turns
     last: str  # the other axis, such as a method
     blocks: list[str] = field(default_factory=list)
-    lines: dict[str, dict[str, list[StudyResult]]] = field(
-        default_factory=dict
-    )  # value of `last` -> of `axis` -> runs
+    # value of `last` -> value of `axis` -> runs
+    lines: dict[str, dict[str, list[StudyResult]]] = field(default_factory=dict)
 
     @property
     def values(self) -> list[str]:
@@ -192,9 +192,11 @@ def levels_of(blocks: Sequence[Block], results: Sequence[StudyResult]) -> list[L
         axis, last = block.axes
         alike = json.dumps([axis, last, block.axes[last], block.settings], sort_keys=True)
         levels = found.setdefault(alike, Levels(axis, last))
-        for cell, runs in cells_of(block, results).items():
-            levels.lines.setdefault(cell[1][1], {}).setdefault(cell[0][1], runs)
-            levels.blocks.extend({block.name}.difference(levels.blocks))
+        cells = cells_of(block, results)
+        if cells:
+            levels.blocks.append(block.name)
+        for ((_, value), (_, line)), runs in cells.items():
+            levels.lines.setdefault(line, {}).setdefault(value, runs)
     return [levels for levels in found.values() if len(levels.values) > 1]
 
 
@@ -219,10 +221,12 @@ def _level_sections(blocks: Sequence[Block], results: Sequence[StudyResult]) -> 
 
 def _score(runs: Sequence[StudyResult]) -> str:
     scores = [run.score for run in runs if run.score is not None]
-    if not scores:
-        return "-"
+    return f"{_mean_of(scores)}, n = {len(scores)}" if scores else "-"
+
+
+def _mean_of(scores: Sequence[float]) -> str:
     low, high = bootstrap_interval(scores)
-    return f"**{fmean(scores):.3f}** ({low:.3f} to {high:.3f}), n = {len(scores)}"
+    return f"**{fmean(scores):.3f}** ({low:.3f} to {high:.3f})"
 
 
 def cut_runs(results: Sequence[StudyResult]) -> list[StudyResult]:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from tests.conftest import EMBEDDED
-from tests.helpers.generators import drain, make_model
+from tests.helpers.generators import drain, make_model, with_lora
 from tests.trainer.test_turn_ppo_trainer import train_logs
 from turnppo_hf.generation.self_check import check_engine, logprob_gaps
 from turnppo_hf.generation.vllm_generator import VLLMGenerator
@@ -39,12 +39,6 @@ def perturb(model, size=0.3):
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight) * size * weight.std().nan_to_num(1.0))
-
-
-def with_lora(model, **changes):
-    peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False, **changes)
-    return peft.get_peft_model(model, config)
 
 
 def perturb_adapter(policy):

@@ -4,25 +4,31 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from tests.conftest import EMBEDDED
+from tests.helpers.generators import with_lora
 from tests.helpers.launch import ROOT, free_port, run_ranks
 from tests.trainer.test_turn_ppo_trainer import train_logs
 from turnppo_hf.generation.self_check import check_engine, logprob_gaps
 from turnppo_hf.generation.vllm_server import ServerEngine
+from turnppo_hf.models.adapters import keep_layout
 
 pytest.importorskip("vllm", reason="needs vLLM, which has an environment of its own: see .ci/run")
 
 FLOAT32_GAP = 1e-4  # nats
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    port, log = free_port(), tmp_path_factory.mktemp("server") / "log"
+@contextmanager
+def serving(folder, *flags):
+    """A server of its own process that answers; yields its address."""
+    port, log = free_port(), folder / "log"
     program = "import sys; from turnppo_hf.cli.main import main; sys.exit(main())"
-    command = [sys.executable, "-c", program, "vllm-serve", "tiny", "--port", str(port)]
+    command = [sys.executable, "-c", program, "vllm-serve", "tiny", "--port", str(port), *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "VLLM_CPU_KVCACHE_SPACE": "1"}
     with open(log, "w") as file:
         server = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
@@ -33,6 +39,18 @@ def url(tmp_path_factory):
     finally:
         server.terminate()
         server.wait(60)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("server")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def roomy_url(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("server"), "--max_lora_rank", "4") as url:
+        yield url
 
 
 def test_weights_reach_the_server_and_logprobs_match(url, embedded_actor):
@@ -48,6 +66,55 @@ def test_weights_reach_the_server_and_logprobs_match(url, embedded_actor):
         assert float(logprob_gaps(engine, embedded_actor, temperature=temperature).max()) < FLOAT32_GAP
     check_engine(engine, embedded_actor)
     engine.rest()
+
+
+def test_adapter_reaches_a_server_that_has_room_for_it_alone(roomy_url, make_trainer, embedded_actor, monkeypatch):
+    sent = []
+    monkeypatch.setattr(ServerEngine, "_send_weights", recorded(ServerEngine._send_weights, sent))
+    policy = with_lora(embedded_actor)
+    engine = ServerEngine(roomy_url, policy)
+    for _ in range(3):
+        with torch.no_grad():
+            for weight in (weight for weight in policy.parameters() if weight.requires_grad):
+                weight.add_(torch.randn_like(weight) * 0.1)
+        if sent:
+            assert float(logprob_gaps(engine, policy).mean()) > 1e-3  # control
+        engine.sync()
+        assert float(logprob_gaps(engine, policy).max()) < FLOAT32_GAP
+    assert len(sent) == 1  # the base
+    settings = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": roomy_url}
+    trainer = make_trainer(model=policy, max_steps=3, **settings)
+    trainer.train()
+    assert max(entry["sampling/logprob_gap_max"] for entry in train_logs(trainer)) < FLOAT32_GAP
+    assert len(sent) == 2  # once by another client, in its three transfers
+
+
+def test_whole_policy_reaches_a_server_with_room_for_adapters(roomy_url, embedded_actor):
+    with torch.no_grad():
+        for weight in embedded_actor.parameters():
+            weight.add_(torch.randn_like(weight) * 0.3 * weight.std())
+    engine = ServerEngine(roomy_url, embedded_actor)
+    engine.sync()
+    assert float(logprob_gaps(engine, embedded_actor).max()) < FLOAT32_GAP
+
+
+def test_quantized_base_is_sampled_on_a_server(roomy_url):
+    pytest.importorskip("bitsandbytes")
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32, bnb_4bit_quant_type="nf4")
+    base = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32, quantization_config=four_bits)
+    keep_layout(base)
+    policy = with_lora(base)
+    engine = ServerEngine(roomy_url, policy)
+    engine.sync()
+    assert float(logprob_gaps(engine, policy).max()) < FLOAT32_GAP
+
+
+def recorded(method, calls):
+    def call(*args, **kwargs):
+        calls.append(kwargs)
+        return method(*args, **kwargs)
+
+    return call
 
 
 def test_trainer_in_another_process_than_the_server_trains(url, make_trainer, embedded_actor):

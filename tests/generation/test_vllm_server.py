@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.helpers.fake_vllm import serving
-from tests.helpers.generators import drain, make_model
+from tests.helpers.generators import drain, make_model, with_lora
 from tests.helpers.launch import free_port, run_ranks
 from tests.trainer.test_turn_ppo_trainer import tasks, train_logs
 from turnppo_hf.generation import vllm_server
@@ -175,6 +175,75 @@ def test_restart_that_no_request_met_is_noticed_at_the_end_of_the_batch():
             generator.reset()
 
 
+def test_adapter_goes_alone_once_the_server_has_its_base():
+    policy = with_lora(make_model())
+    with serving(max_lora_rank=8) as server:
+        generator = connect(server, policy)
+        for number in (1, 2):
+            with torch.no_grad():
+                for weight in (weight for weight in policy.parameters() if weight.requires_grad):
+                    weight.add_(1)
+            generator.sync()
+            [(name, sent)] = server.adapters.items()  # the one before is gone
+            state = {key: weight for key, weight in policy.state_dict().items() if "lora_" in key}
+            assert {key.replace(".default", "") for key in state} == set(sent)
+            assert all(torch.equal(weight, sent[key.replace(".default", "")]) for key, weight in state.items())
+            submit(generator, [number])
+            assert drain(generator, 1)[number].completion_ids == (10 + number,) * 2
+            assert server.asked[-1] == name
+            generator.reset()
+        [base] = server.weights
+        assert set(base) == set(dict(make_model().named_parameters()))
+        with torch.no_grad():
+            policy.get_base_model().model.norm.weight.add_(1)
+        generator.sync()
+        assert len(server.weights) == 2  # another base is noticed
+        assert server.log.index("/v1/load_lora_adapter") < server.log.index("/reset_prefix_cache")
+
+
+def test_restarted_server_gets_base_and_adapter_before_the_requests_go_on():
+    with serving(max_lora_rank=8) as first:
+        port = first.server_address[1]
+        generator = connect(first, with_lora(make_model()))
+        generator.sync()
+        [name] = first.adapters
+        first.faults += ["hang"] * 3
+        submit(generator, range(3))
+        answered = threading.Thread(target=first.release.wait)
+        answered.start()
+    answered.join()
+    with serving(port=port, max_lora_rank=8) as second:
+        assert len(drain(generator, 3)) == 3
+        assert len(second.weights) == 1 and list(second.adapters) == [name]
+        assert set(second.asked) == {name}
+        generator.reset()
+        second.instance = uuid.uuid4().hex  # again, and no request meets it
+        second.adapters.clear()
+        generator.sync()
+        assert len(second.weights) == 2 and len(second.adapters) == 1
+
+
+@pytest.mark.parametrize("room", [0, 2])
+def test_server_without_room_for_the_adapter_gets_it_merged_and_that_is_said(caplog, room):
+    policy = with_lora(make_model())
+    with serving(max_lora_rank=room) as server, caplog.at_level("WARNING", logger="turnppo_hf"):
+        connect(server, policy).sync()
+        assert set(server.weights[0]) == set(dict(make_model().named_parameters())) and not server.adapters
+        assert "no room for an adapter of rank 4" in caplog.text
+        assert "`turnppo vllm-serve MODEL --max_lora_rank 4`" in caplog.text
+        policy.get_base_model().is_quantized = True
+        with pytest.raises(GenerationError, match=r"into a quantized base it would be rounded away.*max_lora_rank 4"):
+            connect(server, policy)
+
+
+def test_adapter_that_the_server_refuses_is_told_with_its_words():
+    with serving(max_lora_rank=8) as server:
+        generator = connect(server, with_lora(make_model()))
+        server.faults_of["/v1/load_lora_adapter"] += ["400"]
+        with pytest.raises(GenerationError, match=r"did not take the trainer's adapter \(.*made to fail.*TMPDIR"):
+            generator.sync()
+
+
 def test_wake_interrupts_the_waiting_for_a_server():
     with serving() as server:
         generator = connect(server)
@@ -188,10 +257,12 @@ def test_wake_interrupts_the_waiting_for_a_server():
 
 
 @pytest.mark.slow
-def test_ranks_with_unequal_live_counts_get_their_own_answers(tmp_path):
-    with serving() as server:
-        run_ranks("server_ranks.py", server.url, tmp_path)
+@pytest.mark.parametrize("policy", ["whole", "adapter"])
+def test_ranks_with_unequal_live_counts_get_their_own_answers(tmp_path, policy):
+    with serving(max_lora_rank=8) as server:
+        run_ranks("server_ranks.py", server.url, tmp_path, policy)
         assert len(server.weights) == 1  # the main rank's alone
+        assert set(server.asked) == (set(server.adapters) or {"m"})
     for rank, expected in ((0, [30, 31, 32, 20, 21, 10]), (1, [110])):
         answers = json.loads((tmp_path / f"{rank}.json").read_text())
         assert answers == [[episode, [episode] * 2] for episode in sorted(expected)]

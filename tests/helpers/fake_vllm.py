@@ -21,10 +21,11 @@ class FakeVLLM(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
 
-    def __init__(self, port=0, takes_weights=True, max_model_len=128):
+    def __init__(self, port=0, takes_weights=True, max_model_len=128, max_lora_rank=0):
         super().__init__(("127.0.0.1", port), _Handler)
-        self.takes_weights, self.max_model_len = takes_weights, max_model_len
+        self.takes_weights, self.max_model_len, self.max_lora_rank = takes_weights, max_model_len, max_lora_rank
         self.instance, self.faults, self.weights, self.log = uuid.uuid4().hex, [], [], []
+        self.adapters, self.asked = {}, []  # those that are served, by their names; the models that completions name
         self.faults_of = defaultdict(list)
         self.release = threading.Event()  # ends what hangs
 
@@ -55,7 +56,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.log.append(self.path)
         if self._fails(self.server.faults_of[self.path]):
             return
-        replies = {"/health": {}, "/v1/models": {"data": [{"id": "m", "max_model_len": self.server.max_model_len}]}}
+        models = [
+            {"id": "m", "max_model_len": self.server.max_model_len},
+            *({"id": id} for id in self.server.adapters),
+        ]
+        replies = {"/health": {}, "/v1/models": {"data": models}}
         self._reply(200, replies[self.path])
 
     def do_POST(self):
@@ -68,10 +73,18 @@ class _Handler(BaseHTTPRequestHandler):
             self._complete(body)
         elif self.path == "/reset_prefix_cache":
             self._reply(200, {"success": True})
-        elif not server.takes_weights:
+        elif self.path.endswith("load_lora_adapter") and server.max_lora_rank:
+            if "lora_path" in body:
+                server.adapters[body["lora_name"]] = load_file(f"{body['lora_path']}/adapter_model.safetensors")
+            else:
+                del server.adapters[body["lora_name"]]
+            self._reply(200, "Success")
+        elif not server.takes_weights or "method" not in body:
             self._reply(404, {"detail": "Not Found"})
         elif body["method"] == "turnppo_instance":
             self._reply(200, {"results": [server.instance]})
+        elif body["method"] == "turnppo_max_lora_rank":
+            self._reply(200, {"results": [str(server.max_lora_rank)]})
         else:
             server.weights.append(load_file(body["args"][0]))
             self._reply(200, {"results": [None]})
@@ -79,6 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _complete(self, body):
         if self._fails(self.server.faults):
             return
+        self.server.asked.append(body["model"])
         ids = [body["prompt"][0]] * min(2, body["max_tokens"])
         choice = {"token_ids": ids, "logprobs": {"token_logprobs": [-0.5] * len(ids)}, "finish_reason": "stop"}
         self._reply(200, {"choices": [choice]})

@@ -1,5 +1,6 @@
 """Tiny models and prompts for tests of generators, and what a full forward says of a response."""
 
+import pytest
 import torch
 
 from tests.helpers.tiny import tiny_actor
@@ -16,6 +17,12 @@ def make_model(kind="llama", **changes):
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model
+
+
+def with_lora(model, **changes):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False, **changes)
+    return peft.get_peft_model(model, config)
 
 
 def drain(generator, count):

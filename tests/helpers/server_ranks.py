@@ -6,14 +6,15 @@ import sys
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from tests.helpers.generators import drain, make_model
+from tests.helpers.generators import drain, make_model, with_lora
 from turnppo_hf.generation.vllm_generator import VLLMGenerator
 from turnppo_hf.generation.vllm_server import ServerEngine
 
 if __name__ == "__main__":
-    url, output = sys.argv[1:]
+    url, output, policy = sys.argv[1:]
     state = PartialState(cpu=True)
-    engine = ServerEngine(url, make_model(), timeout_s=20, gather=gather_object, is_main=state.is_main_process)
+    model = with_lora(make_model()) if policy == "adapter" else make_model()
+    engine = ServerEngine(url, model, timeout_s=20, gather=gather_object, is_main=state.is_main_process)
     generator = VLLMGenerator(engine, eos_token_ids=[])
     generator.sync()
     answers = {}

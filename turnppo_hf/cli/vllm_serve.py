@@ -17,6 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="float32", help="the trainer's: float32, or bfloat16 (%(default)s)")
     parser.add_argument("--max_model_length", type=int, help="tokens of prompt and response (default: the model's)")
     parser.add_argument("--gpu_memory_utilization", type=float, help="share of its memory (default: 0.9, on CPU 0.3)")
+    parser.add_argument(
+        "--max_lora_rank",
+        type=int,
+        help="take a policy's adapter alone, of this rank at most (default: merged weights)",
+    )
     parser.add_argument("--vllm_flags", default="", help="further flags of vLLM's own server, in one string")
 
 
@@ -34,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         max_model_length=arguments.max_model_length,
         memory_utilization=arguments.gpu_memory_utilization,
+        max_lora_rank=arguments.max_lora_rank,
         extra=shlex.split(arguments.vllm_flags),
     )
     os.execve(command[0], command, environment)  # its signals and its exit status are the server's own

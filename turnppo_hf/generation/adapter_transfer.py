@@ -48,7 +48,23 @@ def adapter_settings(model: nn.Module) -> dict[str, Any]:
     known = ModelRegistry.models.get(type(plain.get_base_model()).__name__)
     if known is None or not supports_lora(known.load_model_cls()):
         return {}
-    rank = _largest_rank(plain.peft_config[_TRAINED])
+    return room_for(rank_of(model))
+
+
+def rank_of(model: nn.Module) -> int:
+    """Return the largest rank of a policy's adapter."""
+    return _largest_rank(unwrapped(model).peft_config[_TRAINED])
+
+
+def room_for(rank: int) -> dict[str, Any]:
+    """
+    Return what an engine is started with so that it takes one adapter of this rank at a time.
+
+    Raises:
+        `ValueError`: vLLM has no room of this size.
+    """
+    if not 1 <= rank <= _RANKS[-1]:
+        raise ValueError(f"`max_lora_rank` must be 1 to {_RANKS[-1]}, which vLLM makes room for, got {rank}.")
     return {"enable_lora": True, "max_loras": 1, "max_lora_rank": next(size for size in _RANKS if size >= rank)}
 
 

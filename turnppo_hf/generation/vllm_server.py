@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,11 +23,15 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig
+from transformers.utils import logging
 
+from turnppo_hf.generation.adapter_transfer import base_marks, rank_of, room_for, travels_alone, write_adapter
 from turnppo_hf.generation.vllm_colocate import cpu_settings
 from turnppo_hf.generation.vllm_generator import Answer
-from turnppo_hf.generation.weight_transfer import EXTENSION, engine_weights
+from turnppo_hf.generation.weight_transfer import EXTENSION, engine_weights, unwrapped
 from turnppo_hf.trajectory import GenerationError
+
+logger = logging.get_logger(__name__)
 
 _ATTEMPTS = 3  # a request is sent this often before the run stops
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0  # between tries to reach a server that does not answer
@@ -37,7 +42,9 @@ class ServerEngine:
     An [`~turnppo_hf.generation.vllm_generator.Engine`] on a server.
 
     Any server of vLLM's can be sampled from. Weights go to one that `turnppo vllm-serve` started: through a file, so
-    that server and trainer need a folder that both see (`TMPDIR` names another one than the machine's own).
+    that server and trainer need a folder that both see (`TMPDIR` names another one than the machine's own). Where it
+    was started with room for the rank of a policy's adapter, `--max_lora_rank`, the base is sent once and then the
+    adapter alone; other adapters are merged.
 
     A server that does not answer is tried again, in longer and longer pauses. One that was started anew in the
     meantime gets the weights again; what it answered before that is noticed at the end of the batch and not used.
@@ -59,7 +66,8 @@ class ServerEngine:
             Whether this is the main rank.
 
     Raises:
-        [`~turnppo_hf.trajectory.GenerationError`]: no server answers, or it takes no weights and there is a model.
+        [`~turnppo_hf.trajectory.GenerationError`]: no server answers, it takes no weights and there is a model, or it
+            takes no adapter and the model is quantized, so that none can be merged.
     """
 
     # "processed" at temperature 1 without top-p is the same; elsewhere only what `turnppo vllm-serve` starts is right
@@ -87,9 +95,13 @@ class ServerEngine:
         self._wake: threading.Event | None = None
         self._instance = ""  # not asked yet
         self._wait_until_healthy()
-        self._name, self.max_context = self._try(self._ask_model)
+        self._served, self.max_context = self._try(self._ask_model)
+        self._adapter = ""  # the one on the server that requests are answered with
+        self._base: tuple[str, torch.Tensor] | None = None  # the instance that has it, and its marks
+        self._takes_adapter = False
         if model is not None:
             self._instance = self._try(self._ask_instance)
+            self._takes_adapter = self._try(lambda: self._check_adapter(model))
 
     def add(self, request: str, prompt_ids: list[int], sampling: dict[str, Any]) -> None:
         """See [`~turnppo_hf.generation.vllm_generator.Engine`]."""
@@ -131,14 +143,18 @@ class ServerEngine:
         if self.model is None:
             return
         self._failure = None
-        problem = None
+        old, problem, name = self._adapter, None, ""
         if self.is_main:
+            name = f"policy-{uuid.uuid4().hex}" if self._takes_adapter else ""
+            self._adapter = name
             try:
-                self._try(self._push)
+                self._try(lambda: self._push(old))
             except GenerationError as error:
                 problem = str(error)
-        if problems := [text for text in self.gather([problem]) if text]:
+        answers = self.gather([(problem, name)])
+        if problems := [text for text, _ in answers if text]:
             raise GenerationError(problems[0])
+        self._adapter = "".join(name for _, name in answers)  # the main rank's
         self._instance = self._try(self._ask_instance)
 
     def rest(self) -> None:
@@ -155,7 +171,7 @@ class ServerEngine:
             )
 
     def _send(self, request: str, prompt_ids: list[int], sampling: dict[str, Any]) -> None:
-        body = {"model": self._name, "prompt": prompt_ids, "return_token_ids": True, **sampling}
+        body = {"prompt": prompt_ids, "return_token_ids": True, **sampling}
         try:
             answer = self._try(lambda: self._complete(request, body))
             if answer is not None and request in self._open:
@@ -174,6 +190,7 @@ class ServerEngine:
     def _complete(self, request: str, body: dict[str, Any]) -> Answer | None:
         if request not in self._open:
             return None
+        body = {"model": self._adapter or self._served, **body}
         [choice] = self._call("POST", "/v1/completions", body, request)["choices"]
         logprobs = tuple(choice["logprobs"]["token_logprobs"])
         return Answer(request, tuple(choice["token_ids"]), logprobs, choice["finish_reason"])
@@ -201,20 +218,61 @@ class ServerEngine:
             self._push()
             self._instance = instance
 
-    def _push(self) -> None:
+    def _push(self, old: str = "") -> None:
+        """Send what the server lacks: all weights, or the base once and the adapter, in place of the `old` one."""
         assert self.model is not None
         memory = Path("/dev/shm")
         folder = os.environ.get("TMPDIR") or (str(memory) if memory.is_dir() else None)
         with tempfile.TemporaryDirectory(dir=folder) as written:
-            file = Path(written) / "weights.safetensors"
-            with engine_weights(self.model) as weights:
-                save_file({name: weight.to("cpu", self.dtype).contiguous() for name, weight in weights}, file)
-            self._rpc("turnppo_load_weights", str(file))
+            if not self._takes_adapter:
+                self._send_weights(Path(written), merges=True)
+            else:
+                self._send_adapter(Path(written), old)
         if not self._call("POST", "/reset_prefix_cache").get("success", True):
             raise GenerationError(
                 f"The vLLM server at {self.url} could not forget what it computed with the last weights, since it has "
                 "requests of somebody else running. Give the trainer a server of its own."
             )
+
+    def _send_weights(self, folder: Path, *, merges: bool) -> None:
+        file = folder / "weights.safetensors"
+        with engine_weights(self.model, merges=merges) as weights:
+            save_file({name: weight.to("cpu", self.dtype).contiguous() for name, weight in weights}, file)
+        self._rpc("turnppo_load_weights", str(file))
+        file.unlink()
+
+    def _send_adapter(self, folder: Path, old: str) -> None:
+        base, marks = self._base, base_marks(self.model)
+        instance = self._ask_instance()
+        if base is None or base[0] != instance or not torch.equal(base[1], marks):
+            self._send_weights(folder, merges=False)
+            self._base = instance, marks
+        names = [item["id"] for item in self._call("GET", "/v1/models")["data"]]
+        if self._adapter in names:  # another rank's sender met the new server first
+            return
+        if old in names:
+            self._post("/v1/unload_lora_adapter", lora_name=old)
+        write_adapter(self.model, folder / self._adapter, self.dtype)
+        self._post("/v1/load_lora_adapter", lora_name=self._adapter, lora_path=str(folder / self._adapter))
+
+    def _check_adapter(self, model: nn.Module) -> bool:
+        """Whether the policy's adapter goes alone; a warning where it would if the server had room."""
+        if not travels_alone(model):
+            return False
+        rank, room = rank_of(model), int(self._rpc("turnppo_max_lora_rank")[0])
+        advice = f"start the server with `turnppo vllm-serve MODEL --max_lora_rank {rank}`"
+        if room < rank and getattr(unwrapped(model).get_base_model(), "is_quantized", False):
+            raise GenerationError(
+                f"The vLLM server at {self.url} has no room for an adapter of rank {rank}, and merged into a "
+                f"quantized base it would be rounded away. Please {advice}."
+            )
+        if room < rank and self.is_main:
+            logger.warning(
+                "The vLLM server at %s has no room for an adapter of rank %d, so all weights are sent for every "
+                "batch, with the adapter merged. To send the adapter alone, %s.",
+                *(self.url, rank, advice),
+            )
+        return room >= rank
 
     def _ask_model(self) -> tuple[str, int | None]:
         try:
@@ -237,6 +295,16 @@ class ServerEngine:
             raise GenerationError(
                 f"The vLLM server at {self.url} did not take the trainer's weights ({error}), so it would sample with "
                 f"others. {hint}; trainer and server must see the same folder for temporary files."
+            ) from error
+
+    def _post(self, path: str, **body: str) -> None:
+        try:
+            self._call("POST", path, body)
+        except _RefusedError as error:
+            raise GenerationError(
+                f"The vLLM server at {self.url} did not take the trainer's adapter ({error}), so it would sample with "
+                "another policy. See its log; trainer and server must see the same folder for temporary files "
+                "(`TMPDIR`)."
             ) from error
 
     def _wait_until_healthy(self) -> None:
@@ -288,7 +356,7 @@ class ServerEngine:
             )
         if response.status >= 400:
             raise _RefusedError(response.status, said)
-        return json.loads(content) if content.strip() else {}
+        return json.loads(content) if content.lstrip()[:1] in (b"{", b"[") else {}
 
 
 class _RefusedError(Exception):
@@ -311,6 +379,7 @@ def serve_command(
     dtype: str,
     max_model_length: int | None = None,
     memory_utilization: float | None = None,
+    max_lora_rank: int | None = None,
     extra: list[str] | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """
@@ -330,6 +399,7 @@ def serve_command(
         "logprobs_mode": "processed_logprobs",  # of what is drawn from, so that a temperature is in it
         "gpu_memory_utilization": memory_utilization or (0.3 if current_platform.is_cpu() else 0.9),
         **({"max_model_len": max_model_length} if max_model_length else {}),
+        **({} if max_lora_rank is None else room_for(max_lora_rank)),
     }
     if current_platform.is_cpu():
         context = max_model_length or AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings
@@ -341,4 +411,7 @@ def serve_command(
             [f"--no-{flag}"] if value is False else [f"--{flag}"] if value is True else [f"--{flag}", str(value)]
         )
     defaults = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "WARNING"}
-    return [*command, *(extra or [])], {**defaults, **os.environ, "VLLM_SERVER_DEV_MODE": "1"}
+    modes = {"VLLM_SERVER_DEV_MODE": "1"}
+    if max_lora_rank is not None:
+        modes["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+    return [*command, *(extra or [])], {**defaults, **os.environ, **modes}

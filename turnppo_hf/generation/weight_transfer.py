@@ -141,6 +141,11 @@ class WeightReceiver:
         self._turnppo_instance = getattr(self, "_turnppo_instance", None) or uuid.uuid4().hex
         return self._turnppo_instance
 
+    def turnppo_max_lora_rank(self) -> str:
+        """Return the largest rank of an adapter that the server takes alone: 0 where it was started without room."""
+        lora = self.vllm_config.lora_config  # type: ignore[attr-defined]  # a worker's
+        return str(0 if lora is None else lora.max_lora_rank)
+
     def turnppo_load_weights(self, path: str) -> None:
         """Load a file of safetensors that the trainer wrote to a folder that both see."""
         load_into_worker(self, load_file(path).items())

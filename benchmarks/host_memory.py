@@ -1,9 +1,9 @@
-"""Host memory of two ranks until the networks are sharded by FSDP2, loaded by the first rank alone or by each.
+"""Host memory of two ranks until the networks are cut by FSDP2 or ZeRO-3, loaded by the first rank alone or by each.
 
-`python benchmarks/host_memory.py [--smoke] [--json] [--save]`
+`python benchmarks/host_memory.py [--launch fsdp2|zero3] [--smoke] [--json] [--save]`
 
 Two CPU processes make a trainer of a random actor and its critic. The figure is what each process took at most from
-before the networks were loaded until they were sharded, in units of one whole network.
+before the networks were loaded until they were cut, in units of one whole network. ZeRO-3 needs DeepSpeed.
 """
 
 from __future__ import annotations
@@ -35,33 +35,37 @@ def make_model(folder: Path, layers: int, width: int) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def shard(model: str) -> None:
+def shard(model: str, first_alone: bool) -> None:
     """Make a trainer on this rank, shard its networks, and print the memory that it took in units of a network."""
     import torch
 
     from turnppo_hf import TurnPPOConfig, TurnPPOTrainer
+    from turnppo_hf.models.adapters import number_in
+    from turnppo_hf.trainer import networks
     from turnppo_hf.trainer.distributed import leave_together
 
+    if not first_alone:
+        networks.load_on = lambda args: None
     args = TurnPPOConfig(f"{model}-run", max_steps=1, use_cpu=True, report_to="none")
     before = harness.peak_mib()
     trainer = TurnPPOTrainer(model=model, args=args, environment_factory="turnppo_hf/Sokoban-v0")
-    network = sum(parameter.numel() for parameter in trainer.model.actor.parameters()) * 4 / 2**20
-    trainer.accelerator.prepare(trainer.model, torch.optim.SGD(trainer.model.parameters()))
+    network = sum(number_in(parameter) for parameter in trainer.model.actor.parameters()) * 4 / 2**20
+    if trainer.sharding.is_fsdp:  # ZeRO-3's are cut, and DeepSpeed would add the optimizer's memory
+        trainer.accelerator.prepare(trainer.model, torch.optim.SGD(trainer.model.parameters()))
     taken = (harness.peak_mib() - before) / network
     print("FIGURES", json.dumps({"rank": args.process_index, "networks": taken, "network_mib": network}), flush=True)
     del trainer
     leave_together()
 
 
-def launched(model: Path, first_alone: bool) -> dict[str, float]:
+def launched(launch: str, model: Path, way: str) -> dict[str, float]:
     """Run both ranks; return the memory of each."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(RANKS)]
-    command += ["--config_file", str(ROOT / "trainer_configs" / "accelerate" / "fsdp2.yaml")]
+    command += ["--config_file", str(ROOT / "trainer_configs" / "accelerate" / f"{launch}.yaml")]
     command += ["--mixed_precision", "no", "--main_process_port", "0"]
-    command += ["--fsdp_cpu_ram_efficient_loading", str(first_alone).lower()]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(
-        [*command, __file__, "--model", str(model)], env=environment, capture_output=True, text=True, timeout=900
+        [*command, __file__, "--model", str(model), way], env=environment, capture_output=True, text=True, timeout=900
     )
     lines = [line.partition("FIGURES ")[2] for line in done.stdout.splitlines() if "FIGURES " in line]
     if len(lines) != RANKS:
@@ -78,13 +82,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         make_model(Path(folder) / "actor", *((2, 64) if options.smoke else (12, 1024)))
         return {
-            name: launched(Path(folder) / "actor", first_alone)
-            for name, first_alone in (("each_rank_loads", False), ("first_rank_loads", True))
+            way: launched(options.launch, Path(folder) / "actor", way)
+            for way in ("each_rank_loads", "first_rank_loads")
         }
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--model"]:
-        shard(sys.argv[2])
+        shard(sys.argv[2], first_alone=sys.argv[3] == "first_rank_loads")
     else:
-        harness.run("host_memory", harness.parser_for(__doc__), measure)
+        parser = harness.parser_for(__doc__)
+        parser.add_argument("--launch", choices=("fsdp2", "zero3"), default="fsdp2")
+        harness.run("host_memory", parser, measure)

@@ -49,13 +49,13 @@ PRIVATE_NAMES = {
     "openenv.core.EnvClient._ws": "environments/integrations/openenv.py: shows a new connection; openenv 0.10",
     "transformers.PretrainedConfig._attn_implementation": "generation/transformers_generator.py, "
     "models/packed_rows.py: whether the mask, or rows without one, are taken; transformers 5.19 to 5.24",
-    "transformers.PreTrainedModel._no_split_modules": "models/actor_critic.py, trainer/fsdp_sharding.py: the blocks "
-    "that FSDP wraps; transformers 5.19 to 5.24",
+    "transformers.PreTrainedModel._no_split_modules": "models/actor_critic.py, trainer/fsdp_sharding.py, "
+    "trainer/zero_sharding.py: the blocks that are cut one by one; transformers 5.19 to 5.24",
     "transformers.PreTrainedModel._hf_peft_config_loaded": "trainer/networks.py: refuses an adapter that cannot be "
     "switched off; transformers 5.19 to 5.24",
-    "torch.nn.Module._parameters": "models/adapters.py, trainer/fsdp_sharding.py: networks that hold the "
+    "torch.nn.Module._parameters": "models/adapters.py, trainer/first_rank_weights.py: networks that hold the "
     "same tensors; torch 2.11 to 2.15",
-    "torch.nn.Module._buffers": "models/adapters.py, trainer/fsdp_sharding.py: networks that hold the "
+    "torch.nn.Module._buffers": "models/adapters.py, trainer/first_rank_weights.py: networks that hold the "
     "same tensors; torch 2.11 to 2.15",
     "deepspeed.Parameter._hp_mapping": "trainer/distributed.py: gradients under ZeRO-1 and ZeRO-2; deepspeed 0.19",
     "accelerate.utils.DeepSpeedPlugin.select._from_accelerator_state": "trainer/distributed.py: DeepSpeed on CPU "

@@ -10,16 +10,19 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from tests.helpers.distributed_run import run
 from tests.helpers.launch import run_ranks, variables_of
-from tests.trainer.test_fsdp import LONG, SHARED
+from tests.trainer.test_fsdp import LONG, OF_FIRST, SHARED
 from tests.trainer.test_two_processes import CASES, assert_same_training
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="needs DeepSpeed: pip install turnppo-hf[deepspeed]"
 )
+# minibatches are cut by each rank, so one process's are others
+FIRST = [{key: value for key, value in case.items() if key != "num_minibatches"} for case in OF_FIRST]
 LAUNCH = [
     *({"name": name, **CASES[name]} for name in SHARED),
     {"name": "long", **LONG, "save_strategy": "steps", "save_steps": 2},
     {"name": "resumed", **LONG, "resume": "long/checkpoint-2"},
+    *FIRST,
 ]
 
 
@@ -38,6 +41,13 @@ def recorded(folder, case):
 @pytest.mark.parametrize("case", SHARED)
 def test_shares_take_the_step_of_whole_networks(folder, tmp_path, case):
     assert_same_training(recorded(folder, case), run(tmp_path, case, **SHARED[case], use_cpu=True))
+
+
+@pytest.mark.parametrize("case", FIRST, ids=lambda case: case["name"])
+def test_under_zero3_the_first_rank_alone_loads_for_the_others(folder, tmp_path, case):
+    loaded = recorded(folder, case["name"])["loaded"].tolist()
+    assert loaded == ([1.0, 0.0] if folder.name.startswith("zero3") else [1.0, 1.0])
+    assert_same_training(recorded(folder, case["name"]), run(tmp_path, **case, use_cpu=True))
 
 
 def test_what_is_saved_is_whole_and_plain_transformers_loads_it(folder):

@@ -16,8 +16,9 @@ from accelerate.utils import DistributedType
 
 from tests.helpers.launch import variables_of
 from tests.helpers.tiny import tiny_actor_critic
-from turnppo_hf.trainer import distributed, fsdp_sharding
-from turnppo_hf.trainer.distributed import Sharding, WholeNetworks, prevent_partitioned_loading
+from turnppo_hf.trainer import distributed, first_rank_weights
+from turnppo_hf.trainer.distributed import Sharding, WholeNetworks
+from turnppo_hf.trainer.zero_sharding import prevent_partitioned_loading
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "trainer_configs" / "accelerate").glob("*.yaml"))
@@ -40,10 +41,6 @@ def launch(kind, processes=1, **fields):
                 parallelism_config=SimpleNamespace(tp_enabled=True, cp_enabled=False, sp_enabled=False),
             ),
             "The launch uses a sliced model",
-        ),
-        (
-            launch(DistributedType.DEEPSPEED, zero=SimpleNamespace(zero3_init_flag=True, zero_stage=3)),
-            "`zero3_init_flag`",
         ),
     ],
 )
@@ -79,10 +76,10 @@ def test_accelerators_that_nobody_uses_are_named(asked, count, warns, monkeypatc
     assert not warns or ("2 accelerators are visible" in warnings[0] and "--num_processes 2" in warnings[0])
 
 
-def test_clipping_of_deepspeed_gives_way_to_that_of_each_network():
-    zero = SimpleNamespace(zero3_init_flag=False, zero_stage=3, deepspeed_config={"gradient_clipping": 1.0})
+def test_clipping_and_loading_of_deepspeed_give_way_to_those_of_two_networks():
+    zero = SimpleNamespace(zero3_init_flag=True, zero_stage=3, deepspeed_config={"gradient_clipping": 1.0})
     sharding = Sharding(launch(DistributedType.DEEPSPEED, zero=zero))
-    assert zero.deepspeed_config["gradient_clipping"] == 0.0
+    assert zero.deepspeed_config["gradient_clipping"] == 0.0 and not zero.zero3_init_flag
     assert sharding.is_split and sharding.in_step
 
 
@@ -100,19 +97,23 @@ def test_checkpoint_of_another_kind_of_launch_is_refused(tmp_path, file, kind):
 
 
 @pytest.mark.parametrize(
-    ("enabled", "recomputes", "is_first", "place"),
+    ("fsdp", "recomputes", "zero_stage", "is_first", "place"),
     [
-        (True, "false", False, "meta"),
-        (True, "false", True, None),
-        (True, "true", False, None),
-        (False, "false", False, None),
+        (True, "false", None, False, "meta"),
+        (True, "false", None, True, None),
+        (True, "true", None, False, None),
+        (False, "false", None, False, None),
+        (False, "false", 3, False, "meta"),
+        (False, "false", 3, True, None),
+        (False, "false", 2, False, None),
     ],
 )
-def test_first_rank_of_a_machine_loads_for_the_others(monkeypatch, enabled, recomputes, is_first, place):
-    monkeypatch.setattr(fsdp_sharding, "is_fsdp_enabled", lambda: enabled)
-    monkeypatch.setattr(fsdp_sharding, "PartialState", lambda: SimpleNamespace(is_local_main_process=is_first))
+def test_first_rank_of_a_machine_loads_for_the_others(monkeypatch, fsdp, recomputes, zero_stage, is_first, place):
+    monkeypatch.setattr(first_rank_weights, "is_fsdp_enabled", lambda: fsdp)
+    monkeypatch.setattr(first_rank_weights, "PartialState", lambda: SimpleNamespace(is_local_main_process=is_first))
     monkeypatch.setenv("FSDP_ACTIVATION_CHECKPOINTING", recomputes)
-    assert fsdp_sharding.load_on() == place
+    zero = None if zero_stage is None else SimpleNamespace(zero_stage=zero_stage)
+    assert first_rank_weights.load_on(SimpleNamespace(deepspeed_plugin=zero)) == place
 
 
 def test_model_in_parts_is_refused():

@@ -31,7 +31,7 @@ from turnppo_hf.evaluation.results import RESULTS_FILE, HeldOut, LearningPoint, 
 from turnppo_hf.evaluation.summary import Summary, comparison_table, reference_players, summarize
 from turnppo_hf.hub.files import CRITIC_FOLDER
 from turnppo_hf.hub.run_record import EPISODES_FILE, TRAIN_CONFIG, package_version
-from turnppo_hf.models.adapters import ADAPTER_CONFIG, is_adapted, trained
+from turnppo_hf.models.adapters import ADAPTER_CONFIG, is_adapted, number_in, trained
 from turnppo_hf.models.critic_layers import depth_of
 from turnppo_hf.models.pretrained import EMBEDDED_MODELS, find_model
 from turnppo_hf.ppo.algorithms import ALGORITHMS
@@ -279,7 +279,7 @@ def describe_run(run: RunConfig, tasks: Tasks, trainer: TurnPPOTrainer) -> str:
     """Return what will run, one line an aspect."""
     task, args = run.task, run.training
     networks = ", ".join(
-        f"{name} {sum(parameter.numel() for parameter in network.parameters()) / 1e6:.2f} M parameters"
+        f"{name} {sum(number_in(parameter) for parameter in network.parameters()) / 1e6:.2f} M parameters"
         + (f" ({trained(network.parameters()) / 1e6:.3f} M trained)" if is_adapted(trainer.model.actor) else "")
         for name, network in trainer.model.networks.items()
     )

@@ -372,9 +372,14 @@ def head_state(critic: Any) -> dict[str, torch.Tensor]:
     return {name: weight for name, weight in critic.named_parameters() if not name.startswith(trunk)}
 
 
+def number_in(parameter: nn.Parameter) -> int:
+    """Return how many numbers a parameter holds over all ranks, also where ZeRO-3 has cut it."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
 def trained(parameters: Iterable[nn.Parameter]) -> int:
     """Count the numbers that training changes."""
-    return sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    return sum(number_in(parameter) for parameter in parameters if parameter.requires_grad)
 
 
 def _import_peft() -> Any:

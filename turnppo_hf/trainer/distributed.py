@@ -24,7 +24,9 @@ from transformers.utils import logging
 from turnppo_hf.models.actor_critic import ActorCritic
 from turnppo_hf.models.checkpoint import check_saved_networks, load_networks
 from turnppo_hf.trainer.common_layers import check_networks
-from turnppo_hf.trainer.fsdp_sharding import shard_frozen, shard_networks, share_buffers
+from turnppo_hf.trainer.first_rank_weights import FirstRanksWeights, share_buffers
+from turnppo_hf.trainer.fsdp_sharding import shard_frozen, shard_networks
+from turnppo_hf.trainer.zero_sharding import clip_gradients, cut_networks, drop_gradients
 
 logger = logging.get_logger(__name__)
 
@@ -67,21 +69,6 @@ def leave_together() -> None:
         torch.distributed.destroy_process_group()
 
 
-def prevent_partitioned_loading(model: Any) -> None:
-    """
-    Keep transformers from loading networks in ZeRO-3's partitions: the critic starts as a copy of whole weights.
-
-    Raises:
-        `ValueError`: the model given is partitioned already.
-    """
-    if isinstance(model, nn.Module) and any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        raise ValueError(
-            "`model` was loaded in ZeRO-3's partitions, so no critic can be copied from it. Load it before the "
-            "TurnPPOConfig is made, or pass its id."
-        )
-    unset_hf_deepspeed_config()  # the trainer's accelerator sets it again
-
-
 class StepInDeepSpeed(TrainerCallback):
     """
     Lets DeepSpeed's engine step where other optimizers do; accelerate steps in the last backward, unclipped.
@@ -121,8 +108,7 @@ class Sharding:
         accelerator ([`~accelerate.Accelerator`]): Of the trainer.
 
     Raises:
-        `ValueError`: the launch asks for a way that is not supported, or for one that loads weights in parts, or its
-            processes do not find each other.
+        `ValueError`: the launch asks for a way that is not supported, or its processes do not find each other.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -148,11 +134,6 @@ class Sharding:
             )
         plugin = accelerator.state.fsdp_plugin if self.is_fsdp else None
         zero = accelerator.state.deepspeed_plugin if self.is_deepspeed else None
-        if zero and zero.zero3_init_flag:
-            raise ValueError(
-                "The launch loads weights in parts (`zero3_init_flag`), but the critic starts as a copy of the actor, "
-                "which each rank needs whole. Set it to false."
-            )
         if plugin:
             plugin.cpu_ram_efficient_loading = False  # `cut` gives each rank what it lacks
         if plugin and plugin.mixed_precision_policy is not None:
@@ -161,6 +142,7 @@ class Sharding:
             plugin.mixed_precision_policy = MixedPrecisionPolicy(policy.param_dtype, reduce_dtype=torch.float32)
         if zero:
             zero.deepspeed_config["gradient_clipping"] = 0.0  # each network is clipped by itself
+            zero.zero3_init_flag = False  # `cut` does it: a critic starts as a copy of whole weights
         # no rank holds a whole network while it trains
         self.is_split = self.is_fsdp or (zero is not None and zero.zero_stage == 3)
         # forwards and backwards of the ranks wait for each other
@@ -220,7 +202,7 @@ class Sharding:
         """Scale a network's gradients down to a norm of `max_norm` over all ranks; return the norm before."""
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         if self.is_deepspeed:
-            return _clip_in_deepspeed(trained, max_norm, self.sum)
+            return clip_gradients(trained, max_norm, self.sum)
         norm = torch.nn.utils.clip_grad_norm_(trained, max_norm)
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
@@ -240,7 +222,7 @@ class Sharding:
         self.skips_step = not is_made
         if self.is_deepspeed:
             if self.skips_step:
-                _drop_gradients_of_deepspeed(self.accelerator.deepspeed_engine_wrapped.engine.optimizer)
+                drop_gradients(self.accelerator.deepspeed_engine_wrapped.engine.optimizer)
             return
         for optimizer in self.accelerator._optimizers:
             optimizer._is_overflow = self.skips_step  # what keeps `Trainer` from stepping the schedule
@@ -279,16 +261,17 @@ class Sharding:
         """
         if self.in_step:
             check_networks(networks, is_fsdp=self.is_fsdp)
-        if self.is_fsdp:
-            share_buffers(networks, self.accelerator)
-        copies = WholeNetworks(networks, whole_on) if self.is_split else None
-        if self.is_fsdp:
-            shard_networks(networks, self.accelerator)
+        if not self.is_split:
+            return None
+        share_buffers(networks, self.accelerator)
+        copies = WholeNetworks(networks, whole_on)
+        (shard_networks if self.is_fsdp else cut_networks)(networks, self.accelerator)
         return copies
 
     def shard_reference(self, model: nn.Module) -> nn.Module:
         """Place a frozen network, in shards where FSDP2 shards the others, else whole."""
         if not self.is_fsdp:
+            FirstRanksWeights(model, self.accelerator.device).fill(model)
             return model.to(self.accelerator.device)
         shard_frozen(model, self.accelerator)
         return model
@@ -422,32 +405,6 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to_local()
     part: torch.Tensor = getattr(tensor, "ds_tensor", tensor)
     return part
-
-
-def _drop_gradients_of_deepspeed(zero: Any) -> None:
-    """Do what ZeRO does after an overflow: empty what the next backward would add to."""
-    zero.zero_grad(set_to_none=True)
-    if getattr(zero, "cpu_offload", False) or getattr(zero, "offload_optimizer", False):
-        zero.reset_cpu_buffers()
-    zero.averaged_gradients.clear()  # in place: what reads a parameter's gradient holds the same dictionary
-    zero.overflow = True  # what keeps `Trainer` from stepping the schedule; each step of ZeRO's sets it anew
-
-
-def _clip_in_deepspeed(
-    parameters: list[nn.Parameter], max_norm: float, add: Callable[[torch.Tensor], torch.Tensor]
-) -> float:
-    """Do for one network what DeepSpeed does for all parameters at once, with its own access to their gradients."""
-    from deepspeed import utils
-
-    in_parts = hasattr(parameters[0], "ds_id")  # ZeRO-3 returns each rank's part, ZeRO-1 and 2 gather
-    read = utils.safe_get_local_grad if in_parts else utils.safe_get_full_grad
-    write = utils.safe_set_local_grad if in_parts else utils.safe_set_full_grad
-    square = torch.stack([read(parameter).double().square().sum() for parameter in parameters]).sum()
-    norm = float(add(square) if in_parts else square) ** 0.5
-    if norm > max_norm:
-        for parameter in parameters:
-            write(parameter, read(parameter) * (max_norm / (norm + 1e-6)))
-    return norm
 
 
 _BUCKET_SIZE = 2**26  # numbers that the ranks add at a time

@@ -38,10 +38,10 @@ from turnppo_hf.models.adapters import (
 )
 from turnppo_hf.models.critic_layers import depth_of
 from turnppo_hf.models.pretrained import EMBEDDED_MODELS, find_model
-from turnppo_hf.trainer.distributed import prevent_partitioned_loading
-from turnppo_hf.trainer.fsdp_sharding import load_on
+from turnppo_hf.trainer.first_rank_weights import load_on
 from turnppo_hf.trainer.memory_check import check_memory
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
+from turnppo_hf.trainer.zero_sharding import prevent_partitioned_loading
 
 # what `from_pretrained` looks a configuration up by
 _OF_CONFIGS = ("cache_dir", "revision", "subfolder", "token", "trust_remote_code")
@@ -137,7 +137,7 @@ def load_actor(
     """
     if isinstance(model, str):
         model = str(find_model(model)) if model in EMBEDDED_MODELS else model
-        place = load_on() if quantization_config is None else None
+        place = load_on(args) if quantization_config is None else None
         kwargs = {"device_map": place, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
         if quantization_config is not None:
             kwargs["quantization_config"] = quantization_config
@@ -201,11 +201,11 @@ def _check_trained(actor: PreTrainedModel, args: TurnPPOConfig) -> None:
                 "The model is quantized, and its weights are too coarse to be trained. Add `peft_config` (`use_peft: "
                 "true`), so that adapters are trained on it."
             )
-        if args.use_vllm and (args.vllm_mode == "server" or not travels_alone(actor)):
+        if args.use_vllm and not travels_alone(actor):
             raise ValueError(
                 "The model is quantized and `use_vllm` is set, but its adapter would have to be merged for vLLM, and "
-                "quantized weights are too coarse for that. Use plain LoRA on layers of the blocks and "
-                'vllm_mode="colocate", to which the adapter goes alone, or do without `use_vllm`.'
+                "quantized weights are too coarse for that. Use plain LoRA on layers of the blocks, which goes alone, "
+                "or do without `use_vllm`."
             )
     if args.use_vllm:
         check_mergeable(actor)
@@ -256,7 +256,7 @@ def load_critic(
     critic = value_model
     if isinstance(value_model, str):
         critic = create_model_from_path(
-            value_model, AutoModelForTokenClassification, device_map=load_on(), num_labels=1, dtype=actor.dtype
+            value_model, AutoModelForTokenClassification, device_map=load_on(args), num_labels=1, dtype=actor.dtype
         )
     check_critic(critic.config.to_dict(), actor.config.to_dict(), "`value_model`")
     if args.critic_layers not in (None, depth_of(critic.config)):

@@ -162,7 +162,8 @@ def _save_and_read_settings(
             continue
         with torch.device("meta"):
             again = type(network)(AutoConfig.from_pretrained(part))
-        shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+        state = network.state_dict(keep_vars=True)
+        shapes = {key: tuple(getattr(value, "ds_shape", value.shape)) for key, value in state.items()}  # ZeRO-3's: cut
         asked = {key: tuple(value.shape) for key, value in again.state_dict().items()}
         if name == "critic" and of_actor & {id(item) for item in network.parameters()}:
             # on the actor's layers, which may be adapted or quantized, it saves what is its own

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from turnppo_hf.models.adapters import number_in
+
 # parameters of the actor. Below, a second thread takes up to a quarter off a step on an idle machine, and makes it two
 # to four times as long beside other work (benchmarks/threads.py): threads wait for each other after each small
 # operation, for as long as another process holds one of their cores
@@ -25,9 +27,9 @@ def num_worth(args: Any, actor: torch.nn.Module) -> int:
 
     Args:
         args ([`TurnPPOConfig`]): Where it trains, and whether vLLM samples, which has threads of its own.
-        actor (`nn.Module`): Whole, as it is before a launch cuts it.
+        actor (`nn.Module`): For the number of its parameters, whole or cut by a launch.
     """
-    parameters = sum(parameter.numel() for parameter in actor.parameters())
+    parameters = sum(number_in(parameter) for parameter in actor.parameters())
     if args.device.type == "cpu" and not args.use_vllm and parameters < SMALL:
         return 1
     return torch.get_num_threads()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from turnppo_hf.trainer.fsdp_sharding import FirstRanksWeights
+from turnppo_hf.trainer.first_rank_weights import FirstRanksWeights
 
 CPU = torch.device("cpu")
 

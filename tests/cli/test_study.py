@@ -5,14 +5,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.evaluation.study.test_report import result
 from turnppo_hf.cli import study_runs
 from turnppo_hf.cli.main import main
-from turnppo_hf.evaluation.study.result import read_results
+from turnppo_hf.cli.study_runs import StudyRunner
+from turnppo_hf.evaluation.study.plan import read_study
+from turnppo_hf.evaluation.study.result import read_results, weights_digest
 
 CONFIG = Path(__file__).parents[2] / "trainer_configs" / "sokoban_cpu.yaml"
 SMALL = {
@@ -57,6 +61,48 @@ def test_two_commands_check_one_study_at_the_same_time(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_start_is_made_with_the_variables_before_its_command(tmp_path, monkeypatch):
+    file = write(tmp_path, {"good": {"model": str(tmp_path / "start")}}, [1])
+    study = yaml.safe_load(file.read_text()) | {
+        "starts": {str(tmp_path / "start"): "ONE_WAY=slow imitate CONFIG --x=1"}
+    }
+    file.write_text(yaml.safe_dump(study, sort_keys=False))
+    made = []
+
+    def make(command, *, env, check):
+        made.append((command[-3:], env["ONE_WAY"]))
+        (tmp_path / "start").mkdir()
+        raise KeyboardInterrupt  # no run starts
+
+    monkeypatch.setattr(study_runs.subprocess, "run", make)
+    with pytest.raises(KeyboardInterrupt):
+        StudyRunner(read_study(file)).run()
+    assert made == [(["imitate", "CONFIG", "--x=1"], "slow")]
+
+
+def test_start_with_other_weights_than_finished_runs_had_is_refused(tmp_path, capsys):
+    start = tmp_path / "start"
+    start.mkdir()
+    (start / "model.safetensors").write_bytes(b"weights")
+    file = write(tmp_path, {"good": {"model": str(start)}, "other": {"model": str(start), "gamma": 0.5}}, [1])
+    settings = {"model": str(start)}
+    finished = replace(result("good", "1", 1, 0.5), block="first", cell={"method": "good"}, settings=settings)
+    digest = weights_digest(start)
+    assert digest and not weights_digest("tiny") and not weights_digest(None)
+    for known, refused in ((digest, False), ("", False), ("another", True)):
+        replace(finished, start_digest=known).save(tmp_path / "results" / "first" / "good" / "seed_1.json")
+        runner = StudyRunner(read_study(file))
+        if refused:
+            assert main(["study", str(file)]) == 2
+            error = capsys.readouterr().err
+            assert f"{start} holds other weights than the ones that 1 finished runs" in error
+            assert "first/good/seed_1 was one" in error and "Bring that folder back" in error
+        else:
+            runner.minutes = 0.0
+            assert not runner.run()
+        assert not list((tmp_path / "work").rglob("*.log"))  # no run was started
+
+
 def test_failing_run_stops_no_other_and_finished_ones_are_kept(tmp_path, capsys):
     file = write(tmp_path, {"bad": {"model": str(tmp_path / "nowhere")}, "good": {}}, [1, 2])
     assert main(["study", str(file), "--workers", "1"]) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -21,10 +22,11 @@ import yaml
 
 from turnppo_hf.cli.train_arguments import parse_run
 from turnppo_hf.evaluation.study.plan import Block, PlannedRun, Study, StudyError, run_name
-from turnppo_hf.evaluation.study.result import StudyResult, read_results
+from turnppo_hf.evaluation.study.result import StudyResult, read_results, weights_digest
 from turnppo_hf.hub.processes import end_process, left_by_signals
 
 _POLL_S = 0.5
+_VARIABLE = re.compile(r"[A-Z_]+=")
 _STOP_S = 10.0  # that a process has to end in, before it is killed
 _DEATH_SIGNAL = 1  # of Linux' prctl: the signal that a process gets when its parent is gone
 
@@ -54,7 +56,8 @@ class StudyRunner:
         minutes (`float`, *optional*): After these no run is started.
 
     Raises:
-        `StudyError`: `only` names no run, or `workers` is below 1.
+        `StudyError`: `only` names no run, or `workers` is below 1. `run` raises it where runs would start from other
+            weights than finished ones from the same folder.
     """
 
     def __init__(
@@ -137,6 +140,7 @@ class StudyRunner:
         if waiting:
             print(f"{block.name}: {len(wanted) - len(waiting)} of {len(wanted)} runs are finished", flush=True)
             self._make_starts(waiting)
+            self._check_starts(waiting)
         jobs: list[_Job] = []
         try:
             while jobs or (waiting and not _is_over(end)):
@@ -244,12 +248,27 @@ class StudyRunner:
             if json.dumps(folder) not in named or Path(folder).exists():
                 continue
             print(f"turnppo {words}", flush=True)
-            command = [sys.executable, "-m", "turnppo_hf.cli", *shlex.split(words)]
-            done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+            variables, command = _variables_and_command(words)
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+            done = subprocess.run([sys.executable, "-m", "turnppo_hf.cli", *command], env=environment, check=False)
             if done.returncode or not Path(folder).exists():
                 raise StudyError(
                     f"`turnppo {words}` made no {folder} (exit {done.returncode}), which "
                     f"runs of {self.study.path} start from."
+                )
+
+    def _check_starts(self, runs: list[PlannedRun]) -> None:
+        """Check that runs start from the weights that finished ones from the same folder started from."""
+        for folder in sorted({str(run.settings.get("model")) for run in runs}):
+            digest = weights_digest(folder)
+            from_it = [result for result in self.results.values() if str(result.settings.get("model")) == folder]
+            unlike = [result.name for result in from_it if result.start_digest not in ("", digest)]
+            if unlike:
+                raise StudyError(
+                    f"{folder} holds other weights than the ones that {len(unlike)} finished runs of "
+                    f"{self.study.path} started from ({unlike[0]} was one), so new runs could not be compared with "
+                    "them. Processors with other instruction sets make other weights by the same command. Bring that "
+                    f"folder back, or move {self.study.results} away and train all of them again."
                 )
 
     def _write_config(self, run: PlannedRun, file: Path, folder: Path) -> None:
@@ -261,6 +280,13 @@ class StudyRunner:
             for seed in block.seeds:
                 for cell in block.cells():
                     yield run_name(block.name, cell, seed)
+
+
+def _variables_and_command(words: str) -> tuple[dict[str, str], list[str]]:
+    """Split a command as a shell does: what stands before it as NAME=value is its environment."""
+    parts = shlex.split(words)
+    count = next((number for number, part in enumerate(parts) if not _VARIABLE.match(part)), len(parts))
+    return dict(part.split("=", 1) for part in parts[:count]), parts[count:]
 
 
 def _is_over(end: float | None) -> bool:

@@ -115,6 +115,24 @@ def test_result_file_is_read_back_and_a_damaged_one_is_named(results, tmp_path):
         read_results(tmp_path)
 
 
+def test_runs_from_unlike_starts_are_not_compared_and_are_named(study, results):
+    def starting(run, digest, rate):
+        return replace(run, settings={"model": "start"}, start_digest=digest, before=summary(rate))
+
+    of = {"turn": ("a", 0.25), "tuned": ("b", 0.25)}
+    unlike = [starting(run, *of[run.cell["method"]]) for run in results]
+    (row, *_) = claims_table(study.blocks, unlike).rows
+    assert row[2] == "0 of 6" and row[-1] == "**not decided**"
+    titles = {section.title: section for section in study_sections(study.blocks, unlike, "Protocol.")}
+    assert titles["Runs from unlike starts"].paragraphs[0].endswith("start (6 runs from 0.250, 6 runs from 0.250).")
+    # a result of before digests were kept is known by what it scored first
+    for rate, pairs in ((0.25, "6 of 6"), (0.5, "0 of 6")):
+        of["tuned"] = ("", rate)
+        (row, *_) = claims_table(study.blocks, [starting(run, *of[run.cell["method"]]) for run in results]).rows
+        assert row[2] == pairs
+    assert "Runs from unlike starts" not in {item.title for item in study_sections(study.blocks, results, "Protocol.")}
+
+
 def test_lead_is_compared_with_the_lead_elsewhere(tmp_path):
     claim = {"claim": "The lead grows", "axis": "method", "better": "turn", "than": "tuned"}
     claim |= {"at": {"moves": "1"}, "more_than_at": {"moves": "2"}}

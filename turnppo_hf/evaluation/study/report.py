@@ -75,6 +75,9 @@ def study_sections(
         sections.append(
             Section("Runs with cut episodes", (f"A token limit or a long prompt ended episodes of: {names}.",))
         )
+    if unlike := unlike_starts(results):
+        text = "Folders that held other weights for some runs than for others, which no claim compares: "
+        sections.append(Section("Runs from unlike starts", (text + "; ".join(unlike) + ".",)))
     sections += _level_sections(blocks, results)
     for block in blocks:
         cells = cells_of(block, results)
@@ -132,15 +135,18 @@ def judge_claim(block: Block, claim: Claim, results: Sequence[StudyResult]) -> C
 def _lead(
     claim: Claim, at: Mapping[str, str], cells: Mapping[frozenset[tuple[str, str]], Sequence[StudyResult]]
 ) -> dict[int, float]:
-    """Return seed -> by how much the score of the better value is above the other's."""
+    """Return seed -> by how much the score of the better value is above the other's, where both started alike."""
     better, than = (
-        {run.seed: run.score for run in cells.get(frozenset({**at, claim.axis: value}.items()), ())}
+        {run.seed: run for run in cells.get(frozenset({**at, claim.axis: value}.items()), ())}
         for value in (claim.better, claim.than)
     )
     return {
-        seed: score - other
-        for seed, score in better.items()
-        if score is not None and (other := than.get(seed)) is not None
+        seed: run.score - other.score
+        for seed, run in better.items()
+        if (other := than.get(seed)) is not None
+        and run.starts_as(other)
+        and run.score is not None
+        and other.score is not None
     }
 
 
@@ -232,6 +238,20 @@ def _mean_of(scores: Sequence[float]) -> str:
 def cut_runs(results: Sequence[StudyResult]) -> list[StudyResult]:
     """Return the runs in which a token limit or a long prompt ended an episode: they answer another question."""
     return [result for result in results if result.cut_share > 0]
+
+
+def unlike_starts(results: Sequence[StudyResult]) -> list[str]:
+    """Name the folders that runs started from with unlike weights, and how many runs with each."""
+    found: dict[str, list[list[StudyResult]]] = {}
+    for run in results:
+        groups = found.setdefault(str(run.settings.get("model")), [])
+        group = next((group for group in groups if group[0].starts_as(run)), None)
+        groups.append([run]) if group is None else group.append(run)
+    return [
+        f"{folder} (" + ", ".join(f"{len(group)} runs from {group[0].start or 0:.3f}" for group in groups) + ")"
+        for folder, groups in found.items()
+        if len(groups) > 1
+    ]
 
 
 def _last_mean(runs: Sequence[StudyResult], name: str) -> str:

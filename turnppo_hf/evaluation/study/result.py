@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +47,7 @@ class StudyResult:
     critic: CriticJudgement | None = field(default=None, metadata=NULLABLE)
     curve: tuple[LearningPoint, ...] = ()
     log: Mapping[str, Any] = field(default_factory=dict)  # name -> one number a logged step
+    start_digest: str = ""  # of the weights that it started from, where they lay in a folder
 
     @classmethod
     def of_run(cls, run: PlannedRun, study: str, folder: Path, *, wall_s: float, cpu_s: float) -> StudyResult:
@@ -80,6 +82,7 @@ class StudyResult:
             critic=results.critic,
             curve=results.learning_curve or (),
             log=_columns(history),
+            start_digest=weights_digest(run.settings.get("model")),
         )
 
     @classmethod
@@ -105,6 +108,11 @@ class StudyResult:
         beside.write_text(json.dumps(write_fields(self), indent=1) + "\n", encoding="utf-8")
         beside.replace(file)
 
+    def starts_as(self, other: StudyResult) -> bool:
+        """Whether two runs started from the same weights: by digests, where one has none by their first scores."""
+        digests = {self.start_digest, other.start_digest}
+        return len(digests) == 1 or ("" in digests and self.before == other.before)
+
     @property
     def name(self) -> str:
         """That of the run it is of."""
@@ -125,6 +133,12 @@ def _score(summary: Summary | None) -> float | None:
     if summary is None:
         return None
     return summary.mean_return if summary.success_rate is None else summary.success_rate
+
+
+def weights_digest(model: Any) -> str:
+    """Return what tells the weights in a model's folder from others; nothing where it is no folder."""
+    files = sorted(Path(str(model)).glob("*.safetensors")) if model else []
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16] if files else ""
 
 
 def read_results(folder: Path) -> list[StudyResult]:

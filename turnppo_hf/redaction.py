@@ -215,21 +215,24 @@ def _secret_names(mapping: Mapping[Any, Any], name: str | None) -> dict[Any, str
     return {key: key for key in secret if not (in_vocabulary and key.lower() == "token")}
 
 
-def _secret_leaves(value: Any, path: str = "", name: str | None = None) -> Iterator[tuple[str, str | None, Any]]:
+def _secret_leaves(
+    value: Any, path: str = "", name: str | None = None, used: tuple[str, ...] | None = None
+) -> Iterator[tuple[str, str | None, Any]]:
     """Yield every leaf of settings with its place, and the name that makes it a secret, if one does."""
+    used = _used_secrets() if used is None else used
     if is_dataclass(value) and not isinstance(value, type):
         value = {item.name: getattr(value, item.name) for item in fields(value)}
     if isinstance(value, Mapping):
         names = _secret_names(value, name)
         for key, inner in value.items():
-            shown = redact_text(key)
-            yield f"{path}.{shown}".lstrip("."), None, key
-            yield from _secret_leaves(inner, f"{path}.{shown}".lstrip("."), names.get(key))
+            shown = f"{path}.{_redact(str(key), used)}".lstrip(".")
+            yield shown, None, key
+            yield from _secret_leaves(inner, shown, names.get(key), used)
     elif isinstance(value, list | tuple | set | frozenset):
         for number, inner in enumerate(value):
-            yield from _secret_leaves(inner, f"{path}[{number}]", name)
+            yield from _secret_leaves(inner, f"{path}[{number}]", name, used)
     elif isinstance(value, str) and name is None and (inner := _read_json(value)) is not None:
-        yield from _secret_leaves(inner, path, name)
+        yield from _secret_leaves(inner, path, name, used)
     else:
         yield path, name if name is not None and _is_secret_value(name, value) else None, value
 

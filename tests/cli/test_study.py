@@ -60,7 +60,6 @@ def test_two_commands_check_one_study_at_the_same_time(tmp_path, monkeypatch):
     assert not list((tmp_path / "work").iterdir())
 
 
-@pytest.mark.slow
 def test_start_is_made_with_the_variables_before_its_command(tmp_path, monkeypatch):
     file = write(tmp_path, {"good": {"model": str(tmp_path / "start")}}, [1])
     study = yaml.safe_load(file.read_text()) | {
@@ -103,6 +102,7 @@ def test_start_with_other_weights_than_finished_runs_had_is_refused(tmp_path, ca
         assert not list((tmp_path / "work").rglob("*.log"))  # no run was started
 
 
+@pytest.mark.slow
 def test_failing_run_stops_no_other_and_finished_ones_are_kept(tmp_path, capsys):
     file = write(tmp_path, {"bad": {"model": str(tmp_path / "nowhere")}, "good": {}}, [1, 2])
     assert main(["study", str(file), "--workers", "1"]) == 1

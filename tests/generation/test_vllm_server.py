@@ -2,7 +2,6 @@
 
 import json
 import threading
-import uuid
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from tests.helpers.generators import drain, make_model, with_lora
 from tests.helpers.launch import free_port, run_ranks
 from tests.trainer.test_turn_ppo_trainer import tasks, train_logs
 from turnppo_hf.generation import vllm_server
+from turnppo_hf.generation.adapter_transfer import base_marks
 from turnppo_hf.generation.vllm_generator import VLLMGenerator
 from turnppo_hf.generation.vllm_server import ServerEngine
 from turnppo_hf.trajectory import GenerationError
@@ -170,7 +170,7 @@ def test_restart_that_no_request_met_is_noticed_at_the_end_of_the_batch():
         generator.sync()
         submit(generator, [0])
         drain(generator, 1)
-        server.instance = uuid.uuid4().hex
+        server.restart()
         with pytest.raises(GenerationError, match=r"was started anew during the rollout.*not trained on"):
             generator.reset()
 
@@ -217,8 +217,7 @@ def test_restarted_server_gets_base_and_adapter_before_the_requests_go_on():
         assert len(second.weights) == 1 and list(second.adapters) == [name]
         assert set(second.asked) == {name}
         generator.reset()
-        second.instance = uuid.uuid4().hex  # again, and no request meets it
-        second.adapters.clear()
+        second.restart()  # again, and no request meets it
         generator.sync()
         assert len(second.weights) == 2 and len(second.adapters) == 1
 
@@ -236,12 +235,73 @@ def test_server_without_room_for_the_adapter_gets_it_merged_and_that_is_said(cap
             connect(server, policy)
 
 
-def test_adapter_that_the_server_refuses_is_told_with_its_words():
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [("400", "same folder"), ("404", r"`turnppo vllm-serve MODEL --max_lora_rank 4`"), ("500", "See its log")],
+)
+def test_adapter_that_the_server_refuses_is_told_with_its_words(fault, words):
     with serving(max_lora_rank=8) as server:
         generator = connect(server, with_lora(make_model()))
-        server.faults_of["/v1/load_lora_adapter"] += ["400"]
-        with pytest.raises(GenerationError, match=r"did not take the trainer's adapter \(.*made to fail.*TMPDIR"):
+        server.faults_of["/v1/load_lora_adapter"] += [fault]
+        with pytest.raises(GenerationError, match=rf"did not take the trainer's adapter \(.*made to fail.*{words}"):
             generator.sync()
+
+
+def test_rank_that_meets_a_restarted_server_late_finds_the_policy_of_the_others():
+    policy = with_lora(make_model())
+    with serving(max_lora_rank=8) as server:
+        first, late = connect(server, policy), connect(server, policy)
+        first.sync()
+        late.engine.is_main = False
+        late.engine.gather = lambda mine: [("", first.engine._weights, first.engine._adapter), *mine]
+        late.sync()
+        server.restart()
+        for episode, generator in enumerate((first, late)):
+            server.faults += ["500"]
+            submit(generator, [episode])
+            assert len(drain(generator, 1)) == 1
+        assert len(server.weights) == 2  # at the start, and by the rank that was first
+        assert server.log.count("/v1/load_lora_adapter") == 2
+        server.faults_of["/v1/load_lora_adapter"] += ["400"]  # "has already been loaded": another was faster by little
+        late.engine._post("/v1/load_lora_adapter", lora_name=late.engine._adapter, lora_path="/nowhere")
+        for generator in (first, late):
+            generator.reset()
+
+
+def test_weights_of_another_trainer_on_the_server_are_noticed():
+    with serving(max_lora_rank=8) as server:
+        mine, other = connect(server, with_lora(make_model())), connect(server, make_model())
+        mine.sync()
+        other.sync()
+        mine.sync()
+        assert len(server.weights) == 3 and set(server.weights[2]) == set(server.weights[0])
+
+
+@pytest.mark.parametrize("kind", ["whole", "adapter"])
+def test_policy_that_cannot_be_written_is_told_at_once_and_to_every_rank(kind, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    told = []
+    with serving(max_lora_rank=8) as server:
+        model = make_model() if kind == "whole" else with_lora(make_model())
+        generator = connect(server, model, gather=lambda mine: told.extend(mine) or mine)
+        monkeypatch.setattr(vllm_server, "save_file" if kind == "whole" else "write_adapter", full)
+        with pytest.raises(GenerationError, match=r"could not be written to .*No space left.*`TMPDIR`"):
+            generator.sync()
+    assert len(told) == 1 and "No space left" in told[0][0]
+
+
+def test_adapter_of_a_copy_that_is_not_trained_is_no_part_of_its_base():
+    policy = with_lora(make_model()).requires_grad_(False)  # as what is whole while a launch cuts the one that trains
+    before = base_marks(policy)
+    with torch.no_grad():
+        for name, weight in policy.named_parameters():
+            if "lora_" in name:
+                weight.add_(1)
+        assert torch.equal(base_marks(policy), before)
+        policy.get_base_model().model.norm.weight.add_(1)
+    assert not torch.equal(base_marks(policy), before)
 
 
 def test_wake_interrupts_the_waiting_for_a_server():

@@ -21,9 +21,11 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from tests.helpers.families import family_actor
 from tests.helpers.scripted import CountingEnvironment
 from turnppo_hf import TurnPPOConfig, TurnPPOTrainer
+from turnppo_hf.models.adapters import number_in
 from turnppo_hf.ppo.batch import TurnBatch
 from turnppo_hf.trainer import collector
 from turnppo_hf.trainer.distributed import Sharding, asks_for, leave_together, whole, whole_gradient
+from turnppo_hf.trainer.first_rank_weights import FirstRanksWeights
 from turnppo_hf.trainer.replacement import Replacements
 from turnppo_hf.trajectory import StopReason
 
@@ -85,6 +87,22 @@ def watch_loading():
 
     Sharding.cut = cut
     return shares
+
+
+@contextlib.contextmanager
+def watch_filling():
+    """Yield a list that gets how many numbers each call fills that no call before has filled."""
+    counts, fill = [], FirstRanksWeights.fill
+
+    def watched(weights, part):
+        counts.append(sum(parameter.numel() for parameter in part.parameters() if parameter in weights._holders))
+        fill(weights, part)
+
+    FirstRanksWeights.fill = watched
+    try:
+        yield counts
+    finally:
+        FirstRanksWeights.fill = fill
 
 
 def in_chunks(number):
@@ -159,15 +177,16 @@ def run(
         collector.check_engine = lambda *_, **__: None  # the fake server computes nothing
     recorder, tokenizer = Recorder(), AutoTokenizer.from_pretrained(EMBEDDED)
     loaded = watch_loading()
-    trainer = TurnPPOTrainer(
-        model=str(EMBEDDED) if family is None else actor_of(family, tokenizer),
-        args=TurnPPOConfig(str(folder / name), algorithm=algorithm, **{**settings, **fields}),
-        processing_class=tokenizer,
-        callbacks=[recorder],
-        environment_factory=Ragged,
-        peft_config=LoraConfig(**lora) if lora else None,
-        train_dataset=IterableDataset.from_generator(seeds) if stream else None,
-    )
+    with watch_filling() as filled:
+        trainer = TurnPPOTrainer(
+            model=str(EMBEDDED) if family is None else actor_of(family, tokenizer),
+            args=TurnPPOConfig(str(folder / name), algorithm=algorithm, **{**settings, **fields}),
+            processing_class=tokenizer,
+            callbacks=[recorder],
+            environment_factory=Ragged,
+            peft_config=LoraConfig(**lora) if lora else None,
+            train_dataset=IterableDataset.from_generator(seeds) if stream else None,
+        )
     recorder.trainer = trainer
     if poison is not None:
         break_step(trainer, **poison)
@@ -184,6 +203,8 @@ def run(
     of_ranks = gather_object([(digest.hexdigest(), trainer.collapse.num_rollbacks)])
     tensors["ranks_agree"] = torch.tensor(len(set(of_ranks)) == 1)
     tensors["loaded"] = torch.tensor([share for item in gather_object([loaded]) for share in item])
+    total = sum(number_in(parameter) for parameter in trainer.model.parameters())
+    tensors["filled"] = torch.tensor(max(filled, default=0) / total)
     tensors["cut"] = torch.tensor(all(isinstance(p, DTensor) for p in trainer.model.parameters()))
     played = [item for item in trainer._last_trajectories if item.stop_reason is not StopReason.ERROR]
     tensors["played"] = torch.tensor([len(trainer._last_trajectories), len(played)])

@@ -25,9 +25,14 @@ class FakeVLLM(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Handler)
         self.takes_weights, self.max_model_len, self.max_lora_rank = takes_weights, max_model_len, max_lora_rank
         self.instance, self.faults, self.weights, self.log = uuid.uuid4().hex, [], [], []
+        self.loaded = ""  # the name of the weights that came last
         self.adapters, self.asked = {}, []  # those that are served, by their names; the models that completions name
         self.faults_of = defaultdict(list)
         self.release = threading.Event()  # ends what hangs
+
+    def restart(self):
+        """Forget what a process forgets that is started anew."""
+        self.instance, self.loaded, self.adapters = uuid.uuid4().hex, "", {}
 
     @property
     def url(self):
@@ -85,8 +90,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(200, {"results": [server.instance]})
         elif body["method"] == "turnppo_max_lora_rank":
             self._reply(200, {"results": [str(server.max_lora_rank)]})
+        elif body["method"] == "turnppo_loaded":
+            self._reply(200, {"results": [server.loaded]})
         else:
-            server.weights.append(load_file(body["args"][0]))
+            file, server.loaded = body["args"]
+            server.weights.append(load_file(file))
             self._reply(200, {"results": [None]})
 
     def _complete(self, body):

@@ -45,8 +45,10 @@ def test_shares_take_the_step_of_whole_networks(folder, tmp_path, case):
 
 @pytest.mark.parametrize("case", FIRST, ids=lambda case: case["name"])
 def test_under_zero3_the_first_rank_alone_loads_for_the_others(folder, tmp_path, case):
-    loaded = recorded(folder, case["name"])["loaded"].tolist()
-    assert loaded == ([1.0, 0.0] if folder.name.startswith("zero3") else [1.0, 1.0])
+    found, is_cut = recorded(folder, case["name"]), folder.name.startswith("zero3")
+    assert found["loaded"].tolist() == ([1.0, 0.0] if is_cut else [1.0, 1.0])
+    if is_cut and case["name"] != "reference":  # which is whole
+        assert 0 < float(found["filled"]) < 0.35  # a block at a time, of the two or three that there are
     assert_same_training(recorded(folder, case["name"]), run(tmp_path, **case, use_cpu=True))
 
 

@@ -247,8 +247,9 @@ class StudyRunner:
         for folder, words in self.study.starts.items():
             if json.dumps(folder) not in named or Path(folder).exists():
                 continue
-            print(f"turnppo {words}", flush=True)
             variables, command = _variables_and_command(words)
+            shown = " ".join(f"{name}={value}" for name, value in variables.items())
+            print(f"{shown} turnppo {shlex.join(command)}".lstrip(), flush=True)
             environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
             done = subprocess.run([sys.executable, "-m", "turnppo_hf.cli", *command], env=environment, check=False)
             if done.returncode or not Path(folder).exists():

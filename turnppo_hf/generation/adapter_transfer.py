@@ -82,8 +82,9 @@ def write_adapter(model: nn.Module, folder: Path, dtype: torch.dtype) -> int:
 
 
 def base_marks(model: nn.Module) -> torch.Tensor:
-    """Return sums over each weight that is not trained, by which another base is noticed: it has to be sent anew."""
-    frozen = [weight.detach() for weight in unwrapped(model).parameters() if not weight.requires_grad]
+    """Return sums over each weight beneath a policy's adapter, by which another base is noticed."""
+    plain = unwrapped(model)
+    frozen = [weight.detach() for name, weight in plain.named_parameters() if plain.prefix not in name]
     return torch.stack([part.sum(dtype=torch.float64) for item in frozen for part in (item, item.flatten()[::2])])
 
 

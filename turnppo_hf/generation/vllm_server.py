@@ -7,13 +7,14 @@ import http.client
 import json
 import os
 import queue
+import shutil
 import socket
 import sys
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -96,10 +97,13 @@ class ServerEngine:
         self._instance = ""  # not asked yet
         self._wait_until_healthy()
         self._served, self.max_context = self._try(self._ask_model)
-        self._adapter = ""  # the one on the server that requests are answered with
-        self._base: tuple[str, torch.Tensor] | None = None  # the instance that has it, and its marks
+        self._weights = self._adapter = self._last_adapter = ""  # names of what the server is to have, and had
+        self._marks: torch.Tensor | None = None  # of the base that an adapter stands on
         self._takes_adapter = False
         if model is not None:
+            memory = Path("/dev/shm")
+            folder = os.environ.get("TMPDIR") or (str(memory) if memory.is_dir() else None)
+            self._folder = tempfile.TemporaryDirectory(prefix="turnppo-policy-", dir=folder)
             self._instance = self._try(self._ask_instance)
             self._takes_adapter = self._try(lambda: self._check_adapter(model))
 
@@ -143,18 +147,19 @@ class ServerEngine:
         if self.model is None:
             return
         self._failure = None
-        old, problem, name = self._adapter, None, ""
+        problem = ""
         if self.is_main:
-            name = f"policy-{uuid.uuid4().hex}" if self._takes_adapter else ""
-            self._adapter = name
             try:
-                self._try(lambda: self._push(old))
+                self._name_policy()
+                self._try(self._push)
             except GenerationError as error:
                 problem = str(error)
-        answers = self.gather([(problem, name)])
-        if problems := [text for text, _ in answers if text]:
+            except Exception as error:  # the other ranks wait for the answer
+                problem = f"The weights could not be sent to the vLLM server at {self.url}: {error!r}."
+        answers = self.gather([(problem, self._weights, self._adapter) if self.is_main else ("", "", "")])
+        if problems := [text for text, _, _ in answers if text]:
             raise GenerationError(problems[0])
-        self._adapter = "".join(name for _, name in answers)  # the main rank's
+        self._weights, self._adapter = next(names[1:] for names in answers if names[1])  # the main rank's
         self._instance = self._try(self._ask_instance)
 
     def rest(self) -> None:
@@ -215,45 +220,80 @@ class ServerEngine:
     def _recover(self) -> None:
         self._wait_until_healthy()
         if self._instance and (instance := self._ask_instance()) != self._instance:
-            self._push()
+            self._push(is_late=True)
             self._instance = instance
 
-    def _push(self, old: str = "") -> None:
-        """Send what the server lacks: all weights, or the base once and the adapter, in place of the `old` one."""
+    def _name_policy(self) -> None:
+        """Name what is sent next: weights as often as they change, the adapter each time."""
         assert self.model is not None
-        memory = Path("/dev/shm")
-        folder = os.environ.get("TMPDIR") or (str(memory) if memory.is_dir() else None)
-        with tempfile.TemporaryDirectory(dir=folder) as written:
-            if not self._takes_adapter:
-                self._send_weights(Path(written), merges=True)
-            else:
-                self._send_adapter(Path(written), old)
-        if not self._call("POST", "/reset_prefix_cache").get("success", True):
-            raise GenerationError(
-                f"The vLLM server at {self.url} could not forget what it computed with the last weights, since it has "
-                "requests of somebody else running. Give the trainer a server of its own."
-            )
-
-    def _send_weights(self, folder: Path, *, merges: bool) -> None:
-        file = folder / "weights.safetensors"
-        with engine_weights(self.model, merges=merges) as weights:
-            save_file({name: weight.to("cpu", self.dtype).contiguous() for name, weight in weights}, file)
-        self._rpc("turnppo_load_weights", str(file))
-        file.unlink()
-
-    def _send_adapter(self, folder: Path, old: str) -> None:
-        base, marks = self._base, base_marks(self.model)
-        instance = self._ask_instance()
-        if base is None or base[0] != instance or not torch.equal(base[1], marks):
-            self._send_weights(folder, merges=False)
-            self._base = instance, marks
-        names = [item["id"] for item in self._call("GET", "/v1/models")["data"]]
-        if self._adapter in names:  # another rank's sender met the new server first
+        new = f"policy-{uuid.uuid4().hex}"
+        if not self._takes_adapter:
+            self._weights = new
             return
-        if old in names:
-            self._post("/v1/unload_lora_adapter", lora_name=old)
-        write_adapter(self.model, folder / self._adapter, self.dtype)
-        self._post("/v1/load_lora_adapter", lora_name=self._adapter, lora_path=str(folder / self._adapter))
+        marks = base_marks(self.model)
+        if self._marks is None or not torch.equal(marks, self._marks):
+            self._weights, self._marks = f"base-of-{new}", marks
+        self._last_adapter, self._adapter = self._adapter, new
+
+    def _push(self, *, is_late: bool = False) -> None:
+        """
+        Send what the server lacks of the policy that was named last.
+
+        Args:
+            is_late (`bool`): Whether other ranks may have requests of this policy running, so that the server does
+                not forget what it computed: nothing, since it was started anew.
+        """
+        changed = False
+        if str(self._rpc("turnppo_loaded")[0]) != self._weights:
+            self._send_weights()
+            changed = True
+        if self._takes_adapter and self._adapter not in self._served_names():
+            self._send_adapter()
+            changed = True
+        if not changed or self._call("POST", "/reset_prefix_cache").get("success", True) or is_late:
+            return
+        raise GenerationError(
+            f"The vLLM server at {self.url} could not forget what it computed with the last weights, since it has "
+            "requests of somebody else running. Give the trainer a server of its own."
+        )
+
+    def _send_weights(self) -> None:
+        assert self.model is not None
+        file = Path(self._folder.name) / "weights.safetensors"
+        with self._writing(), engine_weights(self.model, merges=not self._takes_adapter) as weights:
+            save_file({name: weight.to("cpu", self.dtype).contiguous() for name, weight in weights}, file)
+        try:
+            self._rpc("turnppo_load_weights", str(file), self._weights)
+        finally:
+            file.unlink()
+
+    def _send_adapter(self) -> None:
+        """Let the server take the adapter; its files stay for as long as it may read them again."""
+        assert self.model is not None
+        folder = Path(self._folder.name) / self._adapter
+        if not folder.exists():
+            with self._writing():
+                write_adapter(self.model, folder, self.dtype)
+        if self._last_adapter in self._served_names():
+            self._post("/v1/unload_lora_adapter", lora_name=self._last_adapter)
+        self._post("/v1/load_lora_adapter", lora_name=self._adapter, lora_path=str(folder))
+        for other in Path(self._folder.name).iterdir():
+            if other != folder:
+                shutil.rmtree(other)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Tell a full disk, and the like, from a lost connection."""
+        try:
+            yield
+        except Exception as error:  # of the file system, of safetensors, of PEFT
+            raise GenerationError(
+                f"The policy could not be written to {self._folder.name} for the vLLM server ({error!r}), so it would "
+                "sample with another one. Make room there, or name another folder that both see by `TMPDIR`."
+            ) from error
+
+    def _served_names(self) -> list[str]:
+        return [str(item["id"]) for item in self._call("GET", "/v1/models")["data"]]
 
     def _check_adapter(self, model: nn.Module) -> bool:
         """Whether the policy's adapter goes alone; a warning where it would if the server had room."""
@@ -300,11 +340,18 @@ class ServerEngine:
     def _post(self, path: str, **body: str) -> None:
         try:
             self._call("POST", path, body)
-        except _RefusedError as error:
+        except (_RefusedError, _FailedError) as error:
+            if self._adapter in self._served_names():  # by another rank, in the meantime
+                return
+            assert self.model is not None
+            hint = (
+                f"Start it with `turnppo vllm-serve MODEL --max_lora_rank {rank_of(self.model)}`"
+                if "status 404" in str(error)
+                else "See its log; trainer and server must see the same folder for temporary files (`TMPDIR`)"
+            )
             raise GenerationError(
                 f"The vLLM server at {self.url} did not take the trainer's adapter ({error}), so it would sample with "
-                "another policy. See its log; trainer and server must see the same folder for temporary files "
-                "(`TMPDIR`)."
+                f"another policy. {hint}."
             ) from error
 
     def _wait_until_healthy(self) -> None:
@@ -348,7 +395,7 @@ class ServerEngine:
             connection.close()
         said = content[:300].decode(errors="replace")
         if response.status >= 500:
-            raise ConnectionError(f"status {response.status}: {said}")
+            raise _FailedError(f"status {response.status}: {said}")
         if response.status >= 400 and request is not None:
             raise GenerationError(
                 f"The vLLM server at {self.url} refuses a request ({said}). A prompt longer than its "
@@ -357,6 +404,10 @@ class ServerEngine:
         if response.status >= 400:
             raise _RefusedError(response.status, said)
         return json.loads(content) if content.lstrip()[:1] in (b"{", b"[") else {}
+
+
+class _FailedError(ConnectionError):
+    """The server failed at what was called."""
 
 
 class _RefusedError(Exception):

@@ -146,6 +146,12 @@ class WeightReceiver:
         lora = self.vllm_config.lora_config  # type: ignore[attr-defined]  # a worker's
         return str(0 if lora is None else lora.max_lora_rank)
 
-    def turnppo_load_weights(self, path: str) -> None:
-        """Load a file of safetensors that the trainer wrote to a folder that both see."""
+    def turnppo_load_weights(self, path: str, name: str) -> None:
+        """Load a file of safetensors that the trainer wrote to a folder that both see, and remember its name."""
+        self._turnppo_loaded = ""
         load_into_worker(self, load_file(path).items())
+        self._turnppo_loaded = name
+
+    def turnppo_loaded(self) -> str:
+        """Return the name of the weights that were loaded last, nothing before any were."""
+        return getattr(self, "_turnppo_loaded", "")

@@ -47,14 +47,21 @@ def cut_networks(networks: ActorCritic, accelerator: Accelerator) -> None:
     config = _without_auto(accelerator.state.deepspeed_plugin.deepspeed_config)
     config |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}  # read, and without effect here
     config.pop("train_batch_size", None)
-    blocks = [module for module in networks.modules() if type(module).__name__ in networks._no_split_modules]
+    wholes = {type(network).__name__ for network in networks.networks.values()}
+    names = set(networks._no_split_modules) - wholes
+    blocks = [module for module in networks.modules() if type(module).__name__ in names]
+    cut: nn.Parameter | None = None
     for part in (*blocks, networks):
         weights.fill(part)
+        whole = [parameter for parameter in part.parameters() if not hasattr(parameter, "ds_id")]
         if config.get("bf16", {}).get("enabled"):
-            for parameter in part.parameters():  # as the engine does, which cannot do it to shares
-                if parameter.is_floating_point() and not hasattr(parameter, "ds_id"):
-                    parameter.data = parameter.data.bfloat16()
-        deepspeed.zero.Init(module=part, config_dict_or_path=config)
+            for parameter in whole:  # as the engine does, which cannot do it to shares
+                parameter.data = parameter.data.bfloat16() if parameter.is_floating_point() else parameter.data
+        if cut is None:
+            deepspeed.zero.Init(module=part, config_dict_or_path=config)
+            cut = next(part.parameters())
+        else:  # one `Init` holds the groups of ranks and the files of all
+            cut.convert_to_zero_parameters(param_list=whole)  # type: ignore[attr-defined]
     for buffer in networks.buffers():
         buffer.data = buffer.to(accelerator.device)
 

@@ -109,9 +109,13 @@ class StudyResult:
         beside.replace(file)
 
     def starts_as(self, other: StudyResult) -> bool:
-        """Whether two runs started from the same weights: by digests, where one has none by their first scores."""
+        """
+        Whether two runs that name one model as their start had the same weights: by digests, and where only one has
+        any, from before they were kept, by what both scored before they trained.
+        """
         digests = {self.start_digest, other.start_digest}
-        return len(digests) == 1 or ("" in digests and self.before == other.before)
+        is_other = self.settings.get("model") != other.settings.get("model")
+        return is_other or len(digests) == 1 or ("" in digests and self.before == other.before)
 
     @property
     def name(self) -> str:

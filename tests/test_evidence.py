@@ -9,7 +9,7 @@ import pytest
 
 from turnppo_hf.cli.main import main
 from turnppo_hf.evaluation.study.plan import read_study
-from turnppo_hf.evaluation.study.report import cells_of, cells_table, claims_table, levels_of
+from turnppo_hf.evaluation.study.report import cells_of, cells_table, claims_table, judge_claim, levels_of
 from turnppo_hf.evaluation.study.result import read_results
 
 ROOT = Path(__file__).parents[1]
@@ -21,7 +21,9 @@ NAMES = {
     "grpo": "GRPO, groups of 8",
     "gigpo": "GiGPO, groups of 8",
 }
-TOLD = ("README.md", "docs/turn_ppo.md", "docs/studies.md")
+ONE_RATE = {**{key: NAMES[key] for key in ("turn_ppo", "grpo", "gigpo")}, "token_ppo": "token PPO, tuned"}
+RATES = ("3e-4", "1e-3")
+TOLD = ("docs/turn_ppo.md", "docs/studies.md")
 
 
 def headline_rows() -> list[str]:
@@ -70,16 +72,50 @@ def test_page_of_the_study_is_what_the_results_give(tmp_path: Path, monkeypatch:
     assert pictures == {path.name for path in (ROOT / "docs" / "evidence").iterdir()}
 
 
+def rate_rows() -> list[str]:
+    """The table of docs/studies.md: the mean of each method by turns and learning rate, and its number of seeds."""
+    study = read_study(ROOT / STUDY)
+    cells = cells_of(study.block("rates"), read_results(study.results))
+    rows = []
+    for method, name in ONE_RATE.items():
+        found = []
+        for turns in ("4", "16"):
+            for rate in RATES:
+                runs = cells.get((("turns", turns), ("method_and_rate", f"{method}_{rate}")), [])
+                scores = [run.score for run in runs if run.score is not None]
+                found.append(f"{fmean(scores):.2f} ({len(scores)})" if scores else "-")
+        rows.append(f"| {name} | {' | '.join(found)} |")
+    return rows
+
+
+def verdicts_at_one_rate() -> str:
+    """The README's sentence about the claims that Turn-PPO learns more at one rate for both methods."""
+    study = read_study(ROOT / STUDY)
+    block, results = study.block("rates"), read_results(study.results)
+    found = [judge_claim(block, claim, results).verdict for claim in block.claims if not claim.more_than_at]
+    counts = [found.count(verdict) for verdict in ("holds", "does not hold", "not decided")]
+    words = f"{counts[0]} hold, {counts[1]} do not, {counts[2]} are not decided"
+    return f"Of {len(found)} claims that it learns more at one rate {words}"
+
+
+def verdicts_that_a_lead_grows(name: str) -> set[str]:
+    study = read_study(ROOT / STUDY)
+    block, results = study.block(name), read_results(study.results)
+    return {judge_claim(block, claim, results).verdict for claim in block.claims if claim.more_than_at}
+
+
 def test_readme_states_the_headline() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for row in [*headline_rows(), *level_rows()]:
         assert row in text
+    for row in rate_rows():
+        assert row in (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
+    assert verdicts_at_one_rate() in " ".join(text.split())
+    assert verdicts_that_a_lead_grows("rates") == {"not decided", "does not hold"}
+    assert "no claim that a lead grows from 4 to 16 turns holds at one rate" in " ".join(text.split())
+    assert "holds" in verdicts_that_a_lead_grows("headline")
     study = read_study(ROOT / STUDY)
     results = read_results(study.results)
-    grid = {frozenset(cell): runs for cell, runs in cells_of(study.block("tuning"), results).items()}
-    at_the_configs_rate = [runs for cell, runs in grid.items() if {("method", "turn_ppo"), ("rate", "3e-4")} <= cell]
-    means = sorted(f"{fmean(run.score for run in runs):.2f}" for runs in at_the_configs_rate)
-    assert f"cells of the grid have {means[0]} to {means[-1]} (two seeds each)" in " ".join(text.split())
     runs = [run for run in results if run.block == "headline" and run.cell["turns"] == "16"]
     assert {f"(success {run.start:.2f})" for run in runs} == {"(success 0.26)"} and "(success 0.26)" in text
     episodes = {run.episodes_per_step * run.settings["max_steps"] for run in runs}
@@ -89,28 +125,20 @@ def test_readme_states_the_headline() -> None:
 def test_pages_state_what_the_rate_does_with_four_turns() -> None:
     study = read_study(ROOT / STUDY)
     results = read_results(study.results)
-    scores, spreads, seeds = {}, {}, {}
-    for name in ("headline", "rates"):
-        block = study.block(name)
-        for cell, runs in cells_of(block, results).items():
-            turns, line = (value for _, value in cell)
-            if turns == "4":
-                scores[line] = f"{fmean(run.score for run in runs if run.score is not None):.2f}"
-                table = cells_table(block, {cell: runs})
-                row = dict(zip(table.header, table.rows[0], strict=True))
-                spreads[line], seeds[line] = f"{float(row['std of log-ratio']):.2f}", len(runs)
+    block = study.block("rates")
+    scores, spreads = {}, {}
+    for rate in RATES:
+        cell = (("turns", "4"), ("method_and_rate", f"turn_ppo_{rate}"))
+        runs = cells_of(block, results)[cell]
+        table = cells_table(block, {cell: runs})
+        row = dict(zip(table.header, table.rows[0], strict=True))
+        scores[rate] = f"{fmean(run.score for run in runs if run.score is not None):.2f}"
+        spreads[rate] = f"{float(row['std of log-ratio']):.2f}"
     pages = {name: " ".join((ROOT / name).read_text(encoding="utf-8").split()) for name in TOLD}
-    assert (
-        f"gives it {scores['turn_ppo']}, token PPO {scores['token_ppo_1e-3']}, GiGPO {scores['gigpo_1e-3']} and GRPO "
-        f"{scores['grpo_1e-3']} (two seeds each of these three)"
-    ) in pages["README.md"]
-    assert {seeds[line] for line in ("token_ppo_1e-3", "gigpo_1e-3", "grpo_1e-3")} == {2}
-    small = sorted(scores[line] for line in (*NAMES, "turn_ppo_3e-4") if line != "turn_ppo")
-    assert f"with 3e-4 all have {small[0]} to {small[-1]}" in pages["README.md"]
-    high, low = scores["turn_ppo"], scores["turn_ppo_3e-4"]
     told = (
-        f"{spreads['turn_ppo']} and a success of {high} with 4 turns, 3e-4 gives {spreads['turn_ppo_3e-4']} and {low}"
+        f"1e-3 gives a `log_ratio/std` of {spreads['1e-3']} and a success of {scores['1e-3']} with 4 turns, 3e-4 "
+        f"gives {spreads['3e-4']} and {scores['3e-4']}"
     )
     assert told in pages["docs/turn_ppo.md"]
-    assert f"costs Turn-PPO the lead ({high})" in pages["docs/studies.md"]
-    assert f"brings it back ({low})" in pages["docs/studies.md"]
+    assert f"costs Turn-PPO the lead ({scores['1e-3']})" in pages["docs/studies.md"]
+    assert f"brings it back ({scores['3e-4']})" in pages["docs/studies.md"]

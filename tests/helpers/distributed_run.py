@@ -136,6 +136,26 @@ def break_step(trainer, rank, step, what):
     trainer.collapse.look = broken_look
 
 
+def settings_of(algorithm):
+    """What a case has where it does not say otherwise."""
+    return {
+        "num_generations": None if "ppo" in algorithm else 2,
+        "max_steps": 2,
+        "generation_batch_size": 8,
+        "optim": "sgd",
+        "learning_rate": 1e-3,
+        "max_turn_length": 4,
+        "max_turns": 2,
+        "shuffle_dataset": False,
+        "max_failed_share": 0.9,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+    }
+
+
 def run(
     folder,
     name,
@@ -157,22 +177,7 @@ def run(
     cut = TurnBatch.micro_batches
     if micro_batches:
         TurnBatch.micro_batches = in_chunks(micro_batches)
-    settings = {
-        "num_generations": None if "ppo" in algorithm else 2,
-        "max_steps": 2,
-        "generation_batch_size": 8,
-        "optim": "sgd",
-        "learning_rate": 1e-3,
-        "max_turn_length": 4,
-        "max_turns": 2,
-        "shuffle_dataset": False,
-        "max_failed_share": 0.9,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-    }
+    settings = settings_of(algorithm)
     if fields.get("use_vllm"):
         collector.check_engine = lambda *_, **__: None  # the fake server computes nothing
     recorder, tokenizer = Recorder(), AutoTokenizer.from_pretrained(EMBEDDED)

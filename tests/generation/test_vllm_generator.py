@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM
 
 from tests.conftest import EMBEDDED
-from tests.helpers.generators import drain, make_model, with_lora
+from tests.helpers.generators import drain, make_model, perturb_adapter, quantized_with_lora, with_lora
 from tests.trainer.test_turn_ppo_trainer import train_logs
 from turnppo_hf.generation.self_check import check_engine, logprob_gaps
 from turnppo_hf.generation.vllm_generator import VLLMGenerator
 from turnppo_hf.generation.weight_transfer import engine_weights, load_into_worker
 from turnppo_hf.models.actor_critic import ActorCritic
-from turnppo_hf.models.adapters import keep_layout
 from turnppo_hf.trajectory import GenerationError
 
 pytest.importorskip("vllm", reason="needs vLLM, which has an environment of its own: see .ci/run")
@@ -39,12 +38,6 @@ def perturb(model, size=0.3):
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight) * size * weight.std().nan_to_num(1.0))
-
-
-def perturb_adapter(policy):
-    with torch.no_grad():
-        for weight in (item for item in policy.parameters() if item.requires_grad):
-            weight.add_(torch.randn_like(weight) * 0.1)
 
 
 def peft_weights(policy):
@@ -120,11 +113,7 @@ def test_adapter_alone_is_sent_after_the_base_and_one_is_kept(tiny_tokenizer, mo
 
 
 def test_quantized_base_is_sampled_as_its_layers_compute(tiny_tokenizer):
-    pytest.importorskip("bitsandbytes")
-    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32, bnb_4bit_quant_type="nf4")
-    base = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32, quantization_config=four_bits)
-    keep_layout(base)
-    policy = with_lora(base)
+    policy = quantized_with_lora()
     engine = start(policy, tiny_tokenizer)
     engine.sync()
     assert float(logprob_gaps(engine, policy).max()) < FLOAT32_GAP

@@ -8,15 +8,12 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from tests.conftest import EMBEDDED
-from tests.helpers.generators import with_lora
+from tests.helpers.generators import perturb_adapter, quantized_with_lora, with_lora
 from tests.helpers.launch import ROOT, free_port, run_ranks
 from tests.trainer.test_turn_ppo_trainer import train_logs
 from turnppo_hf.generation.self_check import check_engine, logprob_gaps
 from turnppo_hf.generation.vllm_server import ServerEngine
-from turnppo_hf.models.adapters import keep_layout
 
 pytest.importorskip("vllm", reason="needs vLLM, which has an environment of its own: see .ci/run")
 
@@ -74,9 +71,7 @@ def test_adapter_reaches_a_server_that_has_room_for_it_alone(roomy_url, make_tra
     policy = with_lora(embedded_actor)
     engine = ServerEngine(roomy_url, policy)
     for _ in range(3):
-        with torch.no_grad():
-            for weight in (weight for weight in policy.parameters() if weight.requires_grad):
-                weight.add_(torch.randn_like(weight) * 0.1)
+        perturb_adapter(policy)
         if sent:
             assert float(logprob_gaps(engine, policy).mean()) > 1e-3  # control
         engine.sync()
@@ -99,11 +94,7 @@ def test_whole_policy_reaches_a_server_with_room_for_adapters(roomy_url, embedde
 
 
 def test_quantized_base_is_sampled_on_a_server(roomy_url):
-    pytest.importorskip("bitsandbytes")
-    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32, bnb_4bit_quant_type="nf4")
-    base = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32, quantization_config=four_bits)
-    keep_layout(base)
-    policy = with_lora(base)
+    policy = quantized_with_lora()
     engine = ServerEngine(roomy_url, policy)
     engine.sync()
     assert float(logprob_gaps(engine, policy).max()) < FLOAT32_GAP

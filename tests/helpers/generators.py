@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from tests.conftest import EMBEDDED
 from tests.helpers.tiny import tiny_actor
+from turnppo_hf.models.adapters import keep_layout
 
 VOCABULARY, END = 40, 39
 PROMPTS = {0: [5, 6, 7], 1: [8] * 9, 2: [4, 4], 3: [9, 3, 2, 1, 5, 6, 7, 8, 9, 10, 11, 12]}
@@ -23,6 +26,21 @@ def with_lora(model, **changes):
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False, **changes)
     return peft.get_peft_model(model, config)
+
+
+def quantized_with_lora():
+    """The embedded actor in four bits, with an adapter that changes what it computes."""
+    pytest.importorskip("bitsandbytes")
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32, bnb_4bit_quant_type="nf4")
+    base = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32, quantization_config=four_bits)
+    keep_layout(base)
+    return with_lora(base)
+
+
+def perturb_adapter(policy):
+    with torch.no_grad():
+        for weight in (item for item in policy.parameters() if item.requires_grad):
+            weight.add_(torch.randn_like(weight) * 0.1)
 
 
 def drain(generator, count):

@@ -247,8 +247,8 @@ class ServerEngine:
         if str(self._rpc("turnppo_loaded")[0]) != self._weights:
             self._send_weights()
             changed = True
-        if self._takes_adapter and self._adapter not in self._served_names():
-            self._send_adapter()
+        if self._takes_adapter and self._adapter not in (names := self._served_names()):
+            self._send_adapter(unloads=self._last_adapter in names)
             changed = True
         if not changed or self._call("POST", "/reset_prefix_cache").get("success", True) or is_late:
             return
@@ -267,14 +267,14 @@ class ServerEngine:
         finally:
             file.unlink()
 
-    def _send_adapter(self) -> None:
+    def _send_adapter(self, *, unloads: bool) -> None:
         """Let the server take the adapter; its files stay for as long as it may read them again."""
         assert self.model is not None
         folder = Path(self._folder.name) / self._adapter
         if not folder.exists():
             with self._writing():
                 write_adapter(self.model, folder, self.dtype)
-        if self._last_adapter in self._served_names():
+        if unloads:
             self._post("/v1/unload_lora_adapter", lora_name=self._last_adapter)
         self._post("/v1/load_lora_adapter", lora_name=self._adapter, lora_path=str(folder))
         for other in Path(self._folder.name).iterdir():

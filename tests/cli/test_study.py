@@ -46,6 +46,13 @@ def test_run_that_would_be_refused_is_named_before_any_starts(tmp_path, capsys):
     assert "in no run's name" in capsys.readouterr().err
 
 
+def test_list_names_the_chosen_runs_only(tmp_path, capsys):
+    file = write(tmp_path, {"good": {}, "other": {"gamma": 0.5}}, [1, 2])
+    assert main(["study", str(file), "--list", "--only", "other"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [[f"first/other/seed_{seed}", "not", "run"] for seed in (1, 2)]
+
+
 def test_two_commands_check_one_study_at_the_same_time(tmp_path, monkeypatch):
     file = write(tmp_path, {"good": {}}, [1])
     parse_run = study_runs.parse_run

@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, help="runs at a time, one thread each (default: one a core)")
     parser.add_argument("--only", metavar="TEXT", help="only the runs that have TEXT in their name")
     parser.add_argument("--minutes", type=float, help="start no run after so many minutes (default: no limit)")
-    parser.add_argument("--list", action="store_true", help="print every run with what is known of it, and stop")
+    parser.add_argument("--list", action="store_true", help="print the runs with what is known of each, and stop")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -103,14 +103,14 @@ class StudyRunner:
             raise StudyError(f"{self.study.path}: {run.name} cannot run. {reason}") from error
 
     def overview(self) -> str:
-        """Return one line a run: finished with its score, or not run."""
+        """Return one line a chosen run: finished with its score, or not run."""
         lines = []
         for block in self.study.blocks:
             best = self._best(block)
             if best is None:
                 lines.append(f"{block.name}: waits for the block that its settings come from")
                 continue
-            for run in self.study.runs(block, best):
+            for run in self._chosen(block, best):
                 result = self._finished(run)
                 known = "not run" if result is None else f"{result.start:.3f} -> {result.score:.3f}"
                 lines.append(f"{run.name:<60} {known}")
@@ -135,7 +135,7 @@ class StudyRunner:
         if best is None:
             print(f"{block.name}: left out, the block that its settings come from is not finished", flush=True)
             return False
-        wanted = [run for run in self.study.runs(block, best) if self.only is None or self.only in run.name]
+        wanted = self._chosen(block, best)
         waiting = [run for run in wanted if not self._take_over(run)]
         if waiting:
             print(f"{block.name}: {len(wanted) - len(waiting)} of {len(wanted)} runs are finished", flush=True)
@@ -275,6 +275,9 @@ class StudyRunner:
     def _write_config(self, run: PlannedRun, file: Path, folder: Path) -> None:
         settings = {**run.settings, "output_dir": str(folder)}
         file.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+    def _chosen(self, block: Block, best: dict[str, Mapping[str, str]]) -> list[PlannedRun]:
+        return [run for run in self.study.runs(block, best) if self.only is None or self.only in run.name]
 
     def _names(self) -> Iterator[str]:
         for block in self.study.blocks:

@@ -127,8 +127,8 @@ def one_update(
         credit = update.credit_without_critic(batch)
     credit = whiten_credit(batch, credit, over=str(args.whiten_advantages))
     with clock("actor"):
-        of_actor, gaps = update.actor_pass(batch, credit, totals)
-    return {name: float(value) for name, value in {**sums, **of_actor}.items()}, gaps
+        actor = update.actor_pass(batch, credit, totals)
+    return {name: float(value) for name, value in {**sums, **actor.sums}.items()}, actor.sampling_gaps
 
 
 class Clock:

@@ -118,6 +118,8 @@ def test_failing_run_stops_no_other_and_finished_ones_are_kept(tmp_path, capsys)
     results = read_results(tmp_path / "results")
     assert [(item.cell["method"], item.seed) for item in results] == [("good", 1), ("good", 2)]
     assert all(item.cpu_s > 0 and len(item.curve) == 3 and item.episodes_per_step == 4 for item in results)
+    assert all(item.advantages_by_turn and item.examples and item.critic.groups for item in results)
+    assert all("log_ratio/p99" in item.log for item in results)
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "results").rglob("*.json")}
     assert main(["study", str(file), "--only", "good"]) == 0  # nothing is trained again
     assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "results").rglob("*.json")}

@@ -92,6 +92,7 @@ def test_explained_variance_is_the_trainings_metric() -> None:
     assert explained_variance(returns, values) == pytest.approx(float(expected), abs=1e-12)
     logged = metrics.credit_metrics(credit, with_critic=True)
     assert logged["explained_variance"] == explained_variance(returns, values)
+    assert logged["advantages/turn_1"] == 0.0
     # by hand: Var(0, 2) = 1, Var(0 - 0, 2 - 1) = 0.25
     assert explained_variance([0.0, 2.0], [0.0, 1.0]) == 0.75
     assert explained_variance(returns, returns + 5) == pytest.approx(1)
@@ -99,6 +100,19 @@ def test_explained_variance_is_the_trainings_metric() -> None:
     assert math.isnan(explained_variance([1.0, 1.0], [0.0, 1.0]))
     assert math.isnan(explained_variance([0.1, 0.1, 0.1], [0.0, 1.0, 2.0])), "0.1 + 0.1 + 0.1 is not 3 * 0.1"
     assert math.isnan(explained_variance([], []))
+
+
+def test_size_of_the_advantage_of_each_turn_by_hand() -> None:
+    credit = {"returns": torch.zeros(4), "values": torch.tensor([1.0, 2.0, 3.0, 5.0])}
+    credit |= {"advantages": torch.tensor([1.0, -3.0, 0.5, 2.0]), "turns": torch.tensor([0, 0, 1, 3])}
+    logged = metrics.credit_metrics(credit, with_critic=True)
+    by_turn = {name: value for name, value in logged.items() if "turn_" in name}
+    sizes = {"advantages/turn_1": 2.0, "advantages/turn_2": 0.5, "advantages/turn_4": 2.0}
+    assert by_turn == {**sizes, "value/turn_1": 1.5, "value/turn_2": 3.0, "value/turn_4": 5.0}
+    of_groups = metrics.credit_metrics(credit, with_critic=False)
+    assert {name: value for name, value in of_groups.items() if "turn_" in name} == sizes
+    credit["turns"] = torch.full((4,), -1)  # decisions are tokens
+    assert not [name for name in metrics.credit_metrics(credit, with_critic=True) if "turn_" in name]
 
 
 def points_of(values: Sequence[float], returns: Sequence[float], episodes: Sequence[int]) -> CalibrationPoints:

@@ -68,7 +68,7 @@ def run_step(config, batch, *, groups=None, ranks=None, local_whitening=False, l
             reference = None if local_whitening else sample
             credits.append(whiten_credit(shard, credit, over=over, reference=reference))
             mine = Totals.of(shard) if local_totals else totals
-            add(sums, step.actor_pass(shard, credits[-1], mine)[0])
+            add(sums, step.actor_pass(shard, credits[-1], mine).sums)
     return Step(credits[0], sums, gradients_of(model()))
 
 
@@ -128,5 +128,5 @@ def run_given(config, batch, logprobs=None, values=None):
         else:
             credit = step.credit_without_critic(batch)
         credit = whiten_credit(batch, credit, over=config.whiten_advantages)
-        sums, _ = step.actor_pass(batch, credit, totals)
+        sums = step.actor_pass(batch, credit, totals).sums
     return credit, sums, logprobs.grad, values.grad

@@ -80,7 +80,7 @@ def step(model, config, batch, ref_model=None):
         credit, sums = update.critic_pass(batch, None, totals)
     else:
         credit, sums = update.credit_without_critic(batch), {}
-    more, _ = update.actor_pass(batch, whiten_credit(batch, credit, over=config.whiten_advantages), totals)
+    more = update.actor_pass(batch, whiten_credit(batch, credit, over=config.whiten_advantages), totals).sums
     with torch.no_grad():
         logprobs, entropies = model("actor", batch, 0.7)
         values = model("critic", batch) * batch.attention_mask  # padding has a value in padded rows only

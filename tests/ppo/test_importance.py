@@ -11,7 +11,7 @@ from tests.helpers.tiny import config_for, draw_trajectories
 from tests.trainer.test_turn_ppo_trainer import train_logs
 from turnppo_hf.ppo.batch import stack
 from turnppo_hf.ppo.losses import importance_weights
-from turnppo_hf.trainer.metrics import sampling_metrics
+from turnppo_hf.trainer.metrics import ratio_metrics, sampling_metrics
 
 ON_NAME = "vllm_importance_sampling_correction"
 ON = {ON_NAME: True, "num_iterations": 1, "entropy_coef": 0.0}
@@ -67,6 +67,14 @@ def test_mismatch_by_hand():
         }
     )
     assert sampling_metrics(torch.zeros(0)) == {}
+
+
+def test_tails_of_the_ratios_by_hand():
+    ratios = torch.linspace(-1.0, 1.0, 201).flip(0)
+    assert ratio_metrics(ratios) == pytest.approx({"log_ratio/p01": -0.98, "log_ratio/p99": 0.98}, abs=1e-6)
+    broken = torch.cat([ratios, torch.tensor([float("nan"), float("inf")])])  # its step is skipped, and still logged
+    assert ratio_metrics(broken) == ratio_metrics(ratios)
+    assert ratio_metrics(torch.zeros(0)) == ratio_metrics(broken[-2:]) == {}
 
 
 @pytest.mark.slow

@@ -212,7 +212,7 @@ def test_fresh_adapters_say_what_the_base_says_and_stay_at_the_reference() -> No
                     torch.nn.init.normal_(parameter, std=0.3)
         update, totals = Update(networks, config, ref_model=reference), Totals.of(batch)
         credit, _ = update.critic_pass(batch, None, totals)
-        sums, _ = update.actor_pass(batch, whiten_credit(batch, credit, over="turns"), totals)
+        sums = update.actor_pass(batch, whiten_credit(batch, credit, over="turns"), totals).sums
         assert (sums["log_ratio_squared"].item() == 0.0) and ((sums["ref_kl"].item() == 0.0) is not moved)
         assert torch.equal(update._ref_logprobs(batch), expected)
         assert all(p.requires_grad is ("lora_" in n) for n, p in networks.actor.named_parameters())

@@ -60,6 +60,9 @@ def test_every_algorithm_moves_what_it_trains(make_trainer, algorithm, passes):
     # the first minibatch meets the policy that sampled it
     assert logs[0]["clip_fraction"] == 0.0
     assert logs[0]["log_ratio/std"] < 1e-5
+    assert logs[0]["log_ratio/p01"] == pytest.approx(0.0, abs=1e-5) == logs[0]["log_ratio/p99"]
+    assert all(entry["log_ratio/p01"] <= entry["log_ratio/mean"] <= entry["log_ratio/p99"] for entry in logs[1:])
+    assert len(logs) == 1 or logs[-1]["log_ratio/p01"] < logs[-1]["log_ratio/p99"]
     assert all(abs(value) < 1e6 for entry in logs for value in entry.values() if value == value)
 
 
@@ -75,6 +78,7 @@ def test_every_logged_name_is_documented(make_trainer):
                 plain == known or (known.endswith(("/", "_")) and plain.startswith(known)) for known in names
             ), f"{name} is not in metrics.METRICS"
     required = {"explained_variance", "value/turn_1", "advantages/std", "clip_fraction", "log_ratio/std", "approx_kl",
+                "log_ratio/p01", "log_ratio/p99", "advantages/turn_1",
                 "entropy", "completions/mean_length", "turns/mean", "episodes/truncated_share", "success", "reward",
                 "turns/invalid_share", "turns/no_action_share", "grad_norm/actor", "grad_norm/critic"}  # fmt: skip
     assert required <= set(train_logs(trainer)[0])

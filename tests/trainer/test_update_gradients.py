@@ -50,8 +50,8 @@ def test_invariant_21_an_empty_batch_makes_no_pass_and_a_batch_of_zero_advantage
         assert credit.per == "turn"
         assert credit.select(torch.tensor([], dtype=torch.long)).mask.shape == (0, 1)
         credit = whiten_credit(empty, credit, over="turns", reference=torch.tensor([1.0, 2.0]))
-        sums, gaps = step.actor_pass(empty, credit, Totals.of(empty))
-        assert sums == {} and len(gaps) == 0
+        figures = step.actor_pass(empty, credit, Totals.of(empty))
+        assert figures.sums == {} and len(figures.sampling_gaps) == len(figures.log_ratios) == 0
     assert Totals.of(empty) == Totals(1.0, 1.0, 1.0)
     _, sums, gradient, _ = run_given(config_for("grpo"), stack(draw_trajectories(0, count=1)))
     assert sums["policy_loss"] == 0

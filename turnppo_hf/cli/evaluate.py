@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from turnppo_hf.cli.common import MODEL_HELP, add_environment, environment_of, hide_loading_bars
@@ -62,6 +61,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     from turnppo_hf.cli.train_arguments import HELD_OUT_SEED, read_json_object
     from turnppo_hf.evaluation.calibration import judge_critic
+    from turnppo_hf.evaluation.json_fields import write_fields
     from turnppo_hf.evaluation.summary import reference_players, summarize
     from turnppo_hf.hub.agent_record import AgentRecord, resolve_environment
     from turnppo_hf.redaction import redact
@@ -103,7 +103,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     }
     if arguments.json:
         summaries = {who: summary.to_dict() for who, summary in players.items()}
-        print(json.dumps({**head, "players": summaries, "critic": critic and asdict(critic)}, indent=2))
+        print(json.dumps({**head, "players": summaries, "critic": critic and write_fields(critic)}, indent=2))
     else:
         _print_evaluation(head, tasks[-1]["seed"], players, critic, trajectories)
         if isinstance(player, EndpointPlayer):

@@ -25,6 +25,7 @@ from turnppo_hf.cli.common import hide_loading_bars
 from turnppo_hf.cli.train_arguments import RunConfig, RunConfigError, TaskArguments, build_parser, parse_run
 from turnppo_hf.environments import make_environment
 from turnppo_hf.evaluation.calibration import judge_critic
+from turnppo_hf.evaluation.example import examples_of
 from turnppo_hf.evaluation.outcome import wilson_interval
 from turnppo_hf.evaluation.replay import describe_replay, shown_episode
 from turnppo_hf.evaluation.results import RESULTS_FILE, HeldOut, LearningPoint, RunResults
@@ -270,6 +271,7 @@ def _results(
         expert=references.get("expert"),
         optimal=references.get("optimal"),
         critic=judge_critic(episodes, record.turn_discounts[0]),
+        examples=examples_of(episodes),
         shown_episode=None if shown is None else describe_replay(shown),
         learning_curve=curve,
     )

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,20 +35,22 @@ class CalibrationPoints:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Turns with similar values."""
+
+    value: float  # mean of the critic's values
+    mean: float  # of the returns
+    margin: float  # half of the mean's 95 % interval; NaN where all turns are of one episode
+
+
+@dataclass(frozen=True)
 class CriticJudgement:
     """How well a critic's values agree with the returns that followed them."""
 
     turns: int  # with a value and a known return
     explained_variance: float | None  # of these returns; None where they are all equal
     discount: float  # per turn, of the returns
-
-
-class Group(NamedTuple):
-    """Turns with similar values."""
-
-    value: float  # mean of the critic's values
-    mean: float  # of the returns
-    margin: float  # half of the mean's 95 % interval; NaN where all turns are of one episode
+    groups: tuple[Group, ...] | None = None  # see [`grouped_means`]; None where they were not recorded
 
 
 def calibration_points(trajectories: Sequence[Trajectory], gamma: float) -> CalibrationPoints:
@@ -179,6 +180,7 @@ def judge_critic(episodes: Sequence[Trajectory], discount: float) -> CriticJudge
         turns=len(points.values),
         explained_variance=None if math.isnan(explained) else explained,
         discount=discount,
+        groups=tuple(grouped_means(points)),
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from turnppo_hf.evaluation.calibration import CriticJudgement
+from turnppo_hf.evaluation.example import Example
 from turnppo_hf.evaluation.json_fields import NULLABLE, FieldError, read_fields, write_fields
 from turnppo_hf.evaluation.summary import Summary
 from turnppo_hf.ppo.algorithms import ALGORITHMS
@@ -115,6 +116,7 @@ class RunResults:
     critic: CriticJudgement | None = field(
         default=None, metadata=NULLABLE
     )  # None without a critic, or where no return is known
+    examples: tuple[Example, ...] | None = None  # held-out episodes after training
     shown_episode: str | None = None  # the episode of the card's replay, in words
     learning_curve: tuple[LearningPoint, ...] | None = None  # in the order of steps
     duration_s: Duration | None = None

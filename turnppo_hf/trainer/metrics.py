@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from turnppo_hf.environments.names import did_you_mean
@@ -81,6 +82,11 @@ METRICS = (
     Metric("advantages/mean", "mean advantage before whitening", "near 0"),
     Metric("advantages/std", "standard deviation of the advantage before whitening", "shrinks as the critic learns"),
     Metric(
+        "advantages/turn_<n>",
+        "mean size of turn n's advantage before whitening (where decisions are turns)",
+        "larger where the outcome is decided",
+    ),
+    Metric(
         "gigpo/shared_states",
         "share of turns whose state is that of another turn of the group (GiGPO)",
         "above 0.2: without shared states it is GRPO",
@@ -106,6 +112,8 @@ METRICS = (
     Metric("clip_fraction", "share of turns (at token level: tokens) outside the clip range", "below 0.3"),
     Metric("log_ratio/mean", "mean log-ratio per turn (at token level: per token)", "near 0"),
     Metric("log_ratio/std", "standard deviation of the same", "below the clip range"),
+    Metric("log_ratio/p01", "the log-ratio that 1 % are below", "above twice the clip range below 0"),
+    Metric("log_ratio/p99", "the log-ratio that 1 % are above", "below twice the clip range"),
     Metric("grad_norm/actor", "the actor's gradient norm before its clip", "steady"),
     Metric("grad_norm/critic", "the critic's gradient norm before its clip", "falls"),
     Metric("learning_rate_critic", "the critic's current learning rate", "`critic_lr_multiplier` x the actor's"),
@@ -241,6 +249,7 @@ def credit_metrics(credit: Mapping[str, torch.Tensor], *, with_critic: bool) -> 
     if not len(advantages):
         return {}
     metrics = {"advantages/mean": float(advantages.mean()), "advantages/std": float(advantages.std(correction=0))}
+    metrics |= _by_turn("advantages", advantages.abs(), credit["turns"])
     if "shared_states" in credit:
         metrics["gigpo/shared_states"] = float(credit["shared_states"].double().mean())
     if "turn_weights" in credit:
@@ -257,11 +266,12 @@ def credit_metrics(credit: Mapping[str, torch.Tensor], *, with_critic: bool) -> 
     if spread > 0:
         joint = ((values - values.mean()) * (returns - returns.mean())).mean()
         metrics["value_return_correlation"] = float(joint / spread)
-    for turn in range(int(credit["turns"].max()) + 1):
-        at_turn = values[credit["turns"] == turn]
-        if len(at_turn):
-            metrics[f"value/turn_{turn + 1}"] = float(at_turn.mean())
-    return metrics
+    return metrics | _by_turn("value", values, credit["turns"])
+
+
+def _by_turn(name: str, numbers: torch.Tensor, turns: torch.Tensor) -> dict[str, float]:
+    means = {turn: numbers[turns == turn] for turn in range(int(turns.max()) + 1)}
+    return {f"{name}/turn_{turn + 1}": float(found.mean()) for turn, found in means.items() if len(found)}
 
 
 def sampling_metrics(gaps: torch.Tensor) -> dict[str, float]:
@@ -294,6 +304,21 @@ def update_metrics(sums: Mapping[str, float], num_tokens: float) -> dict[str, fl
         metrics["log_ratio/mean"] = mean
         metrics["log_ratio/std"] = math.sqrt(max(variance, 0.0))
     return metrics
+
+
+def ratio_metrics(log_ratios: torch.Tensor) -> dict[str, float]:
+    """
+    Measure how far the tails of the ratios reach.
+
+    Args:
+        log_ratios (`torch.Tensor` of shape `(decisions,)`): Log-ratio of each turn (at token level: of each token)
+            of an update, over all ranks, nats.
+    """
+    finite = log_ratios[log_ratios.isfinite()].double()
+    if not len(finite):
+        return {}
+    low, high = np.quantile(finite.numpy(), (0.01, 0.99))
+    return {"log_ratio/p01": float(low), "log_ratio/p99": float(high)}
 
 
 def page() -> str:

@@ -12,11 +12,11 @@ from accelerate.utils import gather_object
 from turnppo_hf.ppo.batch import TurnBatch
 from turnppo_hf.ppo.credit import Credit, credit_statistics, shared_states, whiten_credit
 from turnppo_hf.trainer.distributed import Sharding
-from turnppo_hf.trainer.metrics import credit_metrics, sampling_metrics, update_metrics
+from turnppo_hf.trainer.metrics import credit_metrics, ratio_metrics, sampling_metrics, update_metrics
 from turnppo_hf.trainer.rollout_batch import RolloutBatch
 from turnppo_hf.trainer.step_guard import Findings
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
-from turnppo_hf.trainer.update import Totals, Update
+from turnppo_hf.trainer.update import ActorFigures, Totals, Update
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,11 @@ class StepFigures:
     """What a step computed, over all ranks."""
 
     num_tokens: float  # sampled tokens of the step
-    sums: Mapping[str, float]  # of both passes, see [`~turnppo_hf.trainer.update.Update.actor_pass`]
+    sums: Mapping[str, float]  # of both passes, see [`~turnppo_hf.trainer.update.ActorFigures`]
     # of the rollout batch, in its first update; empty in later ones, before which the policy has moved
     credit: Mapping[str, torch.Tensor] = field(default_factory=dict)
     sampling_gaps: torch.Tensor = field(default_factory=lambda: torch.zeros(0))  # (tokens,), nats
+    log_ratios: torch.Tensor = field(default_factory=lambda: torch.zeros(0))  # (decisions,), nats
     findings: Findings = field(default_factory=Findings)  # what is not finite of this rank's rollout batch
 
     @property
@@ -43,7 +44,8 @@ class StepFigures:
     def metrics(self, *, with_critic: bool) -> dict[str, float]:
         """Return what is logged of the step; `with_critic` where its values are a critic's."""
         of_batch = credit_metrics(self.credit, with_critic=with_critic) if self.credit else {}
-        return {**of_batch, **sampling_metrics(self.sampling_gaps), **update_metrics(self.sums, self.num_tokens)}
+        of_update = update_metrics(self.sums, self.num_tokens) | ratio_metrics(self.log_ratios)
+        return {**of_batch, **sampling_metrics(self.sampling_gaps), **of_update}
 
 
 def update_once(update: Update, rollout: RolloutBatch, sharding: Sharding, *, critic_only: bool) -> StepFigures:
@@ -65,12 +67,10 @@ def update_once(update: Update, rollout: RolloutBatch, sharding: Sharding, *, cr
     else:
         credit, sums = update.credit_without_critic(rollout.batch), {}
     rollout.credit, statistics = _whiten(update, rollout.batch, credit)
-    gaps = torch.zeros(0)
-    if not critic_only:
-        of_actor, gaps = update.actor_pass(rollout.batch, rollout.credit, totals)
-        sums |= of_actor
-    figures = _sum_over_ranks(sums, sharding)
-    return StepFigures(totals.num_tokens, figures, statistics, _gather(gaps), update.findings)
+    actor = ActorFigures() if critic_only else update.actor_pass(rollout.batch, rollout.credit, totals)
+    figures = _sum_over_ranks(sums | actor.sums, sharding)
+    gaps, log_ratios = _gather(actor.sampling_gaps), _gather(actor.log_ratios)
+    return StepFigures(totals.num_tokens, figures, statistics, gaps, log_ratios, update.findings)
 
 
 def update_again(
@@ -103,13 +103,11 @@ def update_again(
     batch, credit = rollout.batch.select(minibatch), rollout.credit.select(minibatch)
     totals = Totals.of(batch, sharding.sum)
     sums = update.critic_pass(batch, credit, totals)[1] if update.config.uses_critic else {}
-    gaps = torch.zeros(0)
-    if not critic_only:
-        of_actor, gaps = update.actor_pass(batch, credit, totals)
-        sums |= of_actor
-    sampling_gaps = _gather(gaps) if is_first else torch.zeros(0)
+    actor = ActorFigures() if critic_only else update.actor_pass(batch, credit, totals)
+    figures = _sum_over_ranks(sums | actor.sums, sharding)
+    sampling_gaps = _gather(actor.sampling_gaps) if is_first else torch.zeros(0)
     findings = rollout.findings | update.findings.of(minibatch)
-    return StepFigures(totals.num_tokens, _sum_over_ranks(sums, sharding), statistics, sampling_gaps, findings)
+    return StepFigures(totals.num_tokens, figures, statistics, sampling_gaps, _gather(actor.log_ratios), findings)
 
 
 def score(update: Update, rollout: RolloutBatch, rescores_logprobs: bool) -> Credit:
@@ -164,5 +162,5 @@ def _whiten(update: Update, batch: TurnBatch, credit: Credit) -> tuple[Credit, d
     return whiten_credit(batch, credit, over=over, reference=reference), statistics
 
 
-def _gather(gaps: torch.Tensor) -> torch.Tensor:
-    return torch.cat([torch.zeros(0), *gather_object([gaps.cpu()])])
+def _gather(mine: torch.Tensor) -> torch.Tensor:
+    return torch.cat([torch.zeros(0), *gather_object([mine.cpu()])])

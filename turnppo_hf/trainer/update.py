@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -47,6 +47,19 @@ class Totals:
         counts = torch.tensor([len(batch), batch.num_turns, batch.num_tokens], dtype=torch.float64)
         # an empty step divides zero by one, not by zero
         return cls(*reduce(counts).clamp(min=1.0).tolist())
+
+
+@dataclass(frozen=True)
+class ActorFigures:
+    """What the actor's pass over a batch computed on this rank; empty where there was none."""
+
+    # to be added over ranks: `policy_loss`, `clipped`, `decisions`, `approx_kl`, `entropy`, `ref_kl`, the first two
+    # moments of the log-ratio, and the `row_tokens` and `positions` computed
+    sums: Sums = field(default_factory=dict)
+    # log-prob of each sampled token in this pass minus that at sampling, nats, (tokens,)
+    sampling_gaps: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+    # of each decision in this pass to that before the update, nats, (decisions,)
+    log_ratios: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
 class Update:
@@ -163,7 +176,7 @@ class Update:
             denominator=max(totals.num_tokens - totals.num_turns, 1.0),
         )
 
-    def actor_pass(self, batch: TurnBatch, credit: Credit, totals: Totals) -> tuple[Sums, torch.Tensor]:
+    def actor_pass(self, batch: TurnBatch, credit: Credit, totals: Totals) -> ActorFigures:
         """
         Differentiate the policy loss of a batch.
 
@@ -174,25 +187,24 @@ class Update:
             totals (`Totals`): The step's denominators.
 
         Returns:
-            `tuple[dict, torch.Tensor]`: sums over this rank, to be added over ranks: `policy_loss`, `clipped`,
-            `decisions`, `approx_kl`, `entropy`, `ref_kl`, the first two moments of the log-ratio, and the `row_tokens`
-            and `positions` computed; and the log-prob of each sampled token in this pass minus that at sampling,
-            nats, `(tokens,)`.
+            [`ActorFigures`]: of this rank.
         """
         sums: Sums = defaultdict(lambda: torch.zeros((), device=batch.turn_mask.device))
-        gaps = [batch.sampling_logprobs.new_zeros(0)]
+        none = batch.sampling_logprobs.new_zeros(0)
+        gaps, log_ratios = [none], [none]
         groups, missing = self._micro_batches(batch)
         for group in groups:
             part = batch.select(group)
-            loss, logprobs = self._policy_loss(part, credit.select(group), totals, sums)
+            loss, logprobs, log_ratio = self._policy_loss(part, credit.select(group), totals, sums)
             self._check_rows("log-probs", part, logprobs.detach(), group)
             self.backward(loss)
             gaps.append((logprobs.detach() - part.sampling_logprobs)[part.completion_mask.bool()])
+            log_ratios.append(log_ratio)
             sums["row_tokens"] += part.attention_mask.sum()
             with self.autocast():
                 sums["positions"] += positions_of(self.model, part)
         self._keep_up("actor", batch, missing)
-        return sums, torch.cat(gaps)
+        return ActorFigures(sums, torch.cat(gaps), torch.cat(log_ratios))
 
     def idle(self, *names: str, device: torch.device, differentiate: bool = True) -> None:
         """Run networks over one made-up turn and add a gradient of zero, in the order of a micro-batch."""
@@ -233,8 +245,8 @@ class Update:
 
     def _policy_loss(
         self, part: TurnBatch, credit: Credit, totals: Totals, sums: Sums
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the loss of a micro-batch and its log-probs; add what is logged to `sums`."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the loss of a micro-batch, its log-probs and its decisions' log-ratios; add to `sums`."""
         config = self.config
         with self.autocast():
             logprobs, entropies = self.model(
@@ -289,7 +301,7 @@ class Update:
             sums["approx_kl"] += kl_divergence(old_logprobs, logprobs, estimator="k3")[
                 part.completion_mask.bool()
             ].sum()
-        return loss, logprobs
+        return loss, logprobs, real
 
     @torch.no_grad()
     def _ref_logprobs(self, part: TurnBatch) -> torch.Tensor:

@@ -6,10 +6,19 @@ from dataclasses import replace
 import pytest
 
 from tests.evaluation.study.test_plan import write
+from turnppo_hf.evaluation.calibration import CriticJudgement, Group
+from turnppo_hf.evaluation.example import Example
 from turnppo_hf.evaluation.results import LearningPoint
 from turnppo_hf.evaluation.study.pages import write_html, write_markdown
 from turnppo_hf.evaluation.study.plan import read_study
-from turnppo_hf.evaluation.study.report import cells_of, cells_table, claims_table, levels_of, study_sections
+from turnppo_hf.evaluation.study.report import (
+    cells_of,
+    cells_table,
+    claims_table,
+    examples_table,
+    levels_of,
+    study_sections,
+)
 from turnppo_hf.evaluation.study.result import StudyResult, read_results
 from turnppo_hf.evaluation.summary import Summary
 
@@ -73,6 +82,17 @@ def test_table_of_cells_holds_means_over_seeds(study, results):
     assert row["CPU min"] == "1.0"
 
 
+def test_examples_stand_with_the_critics_values(study, results):
+    of_critic = Example("solved", 0.75, 3, "A key.\nA door.", ("left", "right"), (0.5, 0.25))
+    without = Example("task_budget", 0.0, 1, "A | door.", ("left",))
+    cells = cells_of(study.block("main"), [replace(results[0], examples=(of_critic, without)), *results[1:]])
+    table = examples_table(study.block("main"), cells)
+    assert table.rows == (
+        ("1", "turn", "1", "solved after 3", "0.75", "A key. / A door.", "left (0.50), right (0.25), ..."),
+        ("1", "turn", "1", "task_budget after 1", "0.00", "A | door.", "left"),
+    )
+
+
 def test_claims_are_judged_by_pairs_of_seeds(study, results):
     (row,) = claims_table(study.blocks, results).rows
     assert row[2:] == ("6 of 6", "+0.250 (+0.250 to +0.250)", "0.031", "**holds**")
@@ -88,6 +108,14 @@ def test_pages_hold_every_table_and_picture(study, results, tmp_path):
     page = write_html("Trial", sections, tmp_path / "page.html", "turnppo report").read_text()
     assert page.count("<img") == page.count("data:image/png;base64,") == 3  # one for each scale
     assert "http" not in re.sub(r"base64,[^\"]+", "", page)
+    groups = tuple(Group(0.1 * number, 0.2 * number, float("nan")) for number in range(3))
+    judged = [replace(run, critic=CriticJudgement(9, 0.5, 0.99, groups)) for run in results]
+    more = [*judged[:3], *(replace(run, advantages_by_turn=(0.3, 0.2, 0.1)) for run in judged[3:])]
+    (section,) = (item for item in study_sections(study.blocks, more) if item.title == "Main")
+    assert [picture.name for picture in section.pictures] == [
+        f"main_1_{what}.png" for what in ("episodes", "calibration", "advantage-by-turn")
+    ]
+    assert len({picture.png for picture in section.pictures}) == 3
     assert "<strong>holds</strong>" in page and "No run of it is finished." in page
     target = write_markdown(
         "Trial", study_sections(study.blocks, results, study.protocol), tmp_path / "docs" / "page.md", "turnppo report"

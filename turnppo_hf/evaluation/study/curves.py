@@ -1,4 +1,4 @@
-"""Results of a block of a study in; its learning curves, and its final scores over the values of an axis, out."""
+"""Results of a block of a study in; curves, final scores over an axis, calibration, advantages by turn, out."""
 
 from __future__ import annotations
 
@@ -99,6 +99,51 @@ def draw_levels(
     axes.set_xticks(range(len(values)), values)
     everything = {f"{name} {value}": runs for name, levels in groups.items() for value, runs in levels.items()}
     finish_chart(axes, colors, title=title, x_label=axis, y_label=_score_name(everything))
+    return save_chart(figure, output)
+
+
+def draw_calibration(
+    groups: Mapping[str, Sequence[StudyResult]], output: str | Path, *, title: str, theme: ThemeName = "light"
+) -> Path:
+    """
+    Draw the return that followed over the critic's value, held out: a dot for turns with similar values of one run.
+
+    Args: as those of [`draw_curves`]; runs without a critic are left out.
+    """
+    colors = read_theme(theme)
+    figure, axes = new_chart(colors, (_WIDTH, _HEIGHT))
+    for (name, results), color in zip(groups.items(), itertools.cycle(colors.series), strict=False):
+        found = [group for run in results if run.critic is not None for group in run.critic.groups or ()]
+        if found:
+            axes.scatter(
+                [group.value for group in found], [group.mean for group in found], s=18, color=color, label=name
+            )
+    ends = (min(axes.get_xlim()[0], axes.get_ylim()[0]), max(axes.get_xlim()[1], axes.get_ylim()[1]))
+    axes.plot(ends, ends, color=colors.muted, linewidth=1, linestyle="--", label="equal")
+    finish_chart(
+        axes, colors, title=title, x_label="critic's value before the turn", y_label="mean return that followed"
+    )
+    return save_chart(figure, output)
+
+
+def draw_advantages(
+    groups: Mapping[str, Sequence[StudyResult]], output: str | Path, *, title: str, theme: ThemeName = "light"
+) -> Path:
+    """
+    Draw the mean size of an advantage over its turn, in the last batches of training: each run thin, their mean thick.
+
+    Args: as those of [`draw_curves`]; runs that credit tokens are left out.
+    """
+    colors = read_theme(theme)
+    figure, axes = new_chart(colors, (_WIDTH, _HEIGHT))
+    for (name, results), color in zip(groups.items(), itertools.cycle(colors.series), strict=False):
+        found = [run.advantages_by_turn for run in results if run.advantages_by_turn]
+        for sizes in found:
+            axes.plot(range(1, len(sizes) + 1), sizes, color=color, linewidth=0.8, alpha=0.35)
+        if found:
+            means = [fmean(sizes) for sizes in zip(*found, strict=False)]  # as far as every run has turns
+            axes.plot(range(1, len(means) + 1), means, color=color, linewidth=2, label=name)
+    finish_chart(axes, colors, title=title, x_label="turn", y_label="mean size of the advantage")
     return save_chart(figure, output)
 
 

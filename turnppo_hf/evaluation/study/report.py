@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
 
-from turnppo_hf.evaluation.study.curves import SCALES, draw_curves, draw_levels
+from turnppo_hf.evaluation.study.curves import SCALES, draw_advantages, draw_calibration, draw_curves, draw_levels
 from turnppo_hf.evaluation.study.plan import Block, Claim
 from turnppo_hf.evaluation.study.result import StudyResult
 from turnppo_hf.evaluation.study.statistics import Comparison, bootstrap_interval, compare
@@ -22,6 +22,8 @@ _SHOWN = {
     "explained variance": "explained_variance",
     "clip fraction": "clip_fraction",
     "std of log-ratio": "log_ratio/std",
+    "its 1 %": "log_ratio/p01",
+    "its 99 %": "log_ratio/p99",
     "entropy": "entropy",
     "turns": "turns/mean",
 }
@@ -85,10 +87,10 @@ def study_sections(
             sections.append(Section(_heading(block.name), (block.question, "No run of it is finished.")))
             continue
         scales = list(SCALES) if every_scale else ["episodes"]
-        title = _heading(block.name)
-        sections.append(
-            Section(title, (block.question,), (cells_table(block, cells),), tuple(_pictures(block, cells, scales)))
-        )
+        tables = [cells_table(block, cells), examples_table(block, cells)]
+        tables = [table for table in tables if table.rows]
+        pictures = tuple(_pictures(block, cells, scales))
+        sections.append(Section(_heading(block.name), (block.question,), tuple(tables), pictures))
     return sections
 
 
@@ -171,6 +173,22 @@ def cells_table(block: Block, cells: Mapping[Cell, Sequence[StudyResult]]) -> Ta
             )
         )
     return Table(header, tuple(rows))
+
+
+def examples_table(block: Block, cells: Mapping[Cell, Sequence[StudyResult]]) -> Table:
+    """Return held-out episodes of each cell's first run: what the agent first saw, said, and the critic's values."""
+    rows = []
+    for cell, runs in cells.items():
+        for example in runs[0].examples:
+            values = [f" ({value:.2f})" for value in example.values] or [""] * len(example.responses)
+            said = [f"{response}{value}" for response, value in zip(example.responses, values, strict=True)]
+            left = ["..."] if example.turns > len(said) else []
+            texts = (example.observation, ", ".join([*said, *left]))
+            shown = (" / ".join(text.split("\n")) for text in texts)
+            end = f"{example.stop_reason} after {example.turns}"
+            rows.append((*(value for _, value in cell), str(runs[0].seed), end, f"{example.total_reward:.2f}", *shown))
+    header = ("seed", "ended, turns", "return", "first observation", "responses (the critic's value before)")
+    return Table((*block.axes, *header), tuple(rows))
 
 
 @dataclass(frozen=True)
@@ -262,7 +280,7 @@ def _last_mean(runs: Sequence[StudyResult], name: str) -> str:
 
 
 def _pictures(block: Block, cells: Mapping[Cell, Sequence[StudyResult]], scales: Sequence[str]) -> list[Picture]:
-    """Draw one chart of curves for each combination of all axes but the last."""
+    """Draw curves, calibration and advantages for each combination of all axes but the last."""
     pictures = []
     panels: dict[Cell, dict[str, Sequence[StudyResult]]] = {}
     for cell, runs in cells.items():
@@ -275,6 +293,15 @@ def _pictures(block: Block, cells: Mapping[Cell, Sequence[StudyResult]], scales:
                 draw_curves(lines, file, title=title, scale=scale)  # type: ignore[arg-type]
                 name = _file_name([block.name, *(value for _, value in panel), scale])
                 pictures.append(Picture(name, f"{title}: score over {scale}", file.read_bytes()))
+            runs = [run for line in lines.values() for run in line]
+            for has, draw, word in (
+                (any(run.critic and run.critic.groups for run in runs), draw_calibration, "calibration"),
+                (any(run.advantages_by_turn for run in runs), draw_advantages, "advantage by turn"),
+            ):
+                if has:
+                    draw(lines, file, title=title)
+                    name = _file_name([block.name, *(value for _, value in panel), word])
+                    pictures.append(Picture(name, f"{title}: {word}", file.read_bytes()))
     return pictures
 
 

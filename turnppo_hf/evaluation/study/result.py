@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from turnppo_hf.evaluation.calibration import CriticJudgement
+from turnppo_hf.evaluation.example import Example
 from turnppo_hf.evaluation.json_fields import NULLABLE, FieldError, read_fields, write_fields
 from turnppo_hf.evaluation.results import LearningPoint, Package, RunResults
 from turnppo_hf.evaluation.study.plan import PlannedRun, run_name
@@ -18,8 +20,8 @@ from turnppo_hf.evaluation.summary import Summary
 # what is kept of the log, one list of numbers each; None where a step did not log it
 LOGGED = (
     *("step", "num_tokens", "reward", "success", "explained_variance", "clip_fraction", "log_ratio/std"),
-    *("entropy", "approx_kl", "advantages/std", "grad_norm/actor", "turns/mean", "turns/invalid_share"),
-    *("episodes/failed", "time/rollout_s", "time/update_s"),
+    *("log_ratio/p01", "log_ratio/p99", "entropy", "approx_kl", "advantages/std", "grad_norm/actor", "turns/mean"),
+    *("turns/invalid_share", "episodes/failed", "time/rollout_s", "time/update_s"),
 )
 CUT = ("stop/token_limit", "stop/overlong")  # ends that no run of a study may have
 _DIGITS = 4
@@ -47,6 +49,8 @@ class StudyResult:
     critic: CriticJudgement | None = field(default=None, metadata=NULLABLE)
     curve: tuple[LearningPoint, ...] = ()
     log: Mapping[str, Any] = field(default_factory=dict)  # name -> one number a logged step
+    advantages_by_turn: tuple[float, ...] = ()  # mean size, before whitening, when last logged
+    examples: tuple[Example, ...] = ()  # held-out episodes after training
     start_digest: str = ""  # of the weights that it started from, where they lay in a folder
 
     @classmethod
@@ -82,6 +86,8 @@ class StudyResult:
             critic=results.critic,
             curve=results.learning_curve or (),
             log=_columns(history),
+            advantages_by_turn=_advantages_by_turn(history),
+            examples=results.examples or (),
             start_digest=weights_digest(run.settings.get("model")),
         )
 
@@ -148,6 +154,12 @@ def weights_digest(model: Any) -> str:
 def read_results(folder: Path) -> list[StudyResult]:
     """Return all results below a folder, by path."""
     return [StudyResult.from_file(file) for file in sorted(folder.rglob("seed_*.json"))]
+
+
+def _advantages_by_turn(history: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
+    names = (f"advantages/turn_{turn}" for turn in itertools.count(1))
+    last: Mapping[str, Any] = next((entry for entry in reversed(history) if "advantages/turn_1" in entry), {})
+    return tuple(round(float(last[name]), _DIGITS) for name in itertools.takewhile(last.__contains__, names))
 
 
 def _columns(history: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:

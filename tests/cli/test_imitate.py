@@ -99,6 +99,16 @@ def test_mistakes_are_named(tmp_path, capsys, changes, message):
     assert message in capsys.readouterr().err
 
 
+def test_flag_drops_what_the_file_says_of_another_value(tmp_path, capsys):
+    assert main(["imitate", config(tmp_path, noise=0.3), "--episodes", "none.parquet"]) == 2
+    assert "`episodes` 'none.parquet' cannot be read" in capsys.readouterr().err
+    assert main(["imitate", config(tmp_path), "--episodes", "none.parquet", "--noise", "0.3"]) == 2
+    assert "were played already" in capsys.readouterr().err
+    file = config(tmp_path, model="new", new_model={"hidden_size": 32})
+    assert main(["imitate", file, "--model", "tiny", "--episodes", "none.parquet"]) == 2
+    assert "`episodes` 'none.parquet' cannot be read" in capsys.readouterr().err
+
+
 def test_config_file_is_asked_for(capsys):
     assert main(["imitate"]) == 2
     assert "`turnppo imitate` needs a config file, such as trainer_configs/imitate/minigrid.yaml" in (

@@ -256,6 +256,7 @@ def test_doctor_tells_what_is_missing_or_out_of_range(monkeypatch: pytest.Monkey
         (["evaluate", "tiny", "--environment", "turnppo_hf/Sokoban-v0", "--environment_kwargs", "{"], "is no JSON"),
         (["play", "tiny", "--environment", "turnppo_hf/Sokoban-v0", "--environment_kwargs", '{"sise": 5}'], "'size'"),
         (["report", "no_run"], "turnppo train"),
+        (["report", "doorkey", "--output", "one.png"], "a study needs several"),
         (["train"], "needs a config file"),
         (["train", "none.yaml"], "cannot be read"),
         ([], "required: COMMAND"),

@@ -17,7 +17,10 @@ _PAGES = (".md", ".html")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare which runs are drawn, and where to."""
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="folder of a run, its results.json, or the YAML file of one study"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="folder of a run, its results.json, or one study: a YAML file, or a packaged one by its name",
     )
     parser.add_argument(
         "--metric", choices=["success", "return"], default="success", help="of a picture (%(default)s)"
@@ -32,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Draw or write, and print the path."""
     output = Path(arguments.output)
-    is_study = [Path(name).suffix in (".yaml", ".yml") for name in arguments.runs]
+    is_study = [_is_study(name) for name in arguments.runs]
     if output.suffix not in _PAGES:
         from turnppo_hf.evaluation.learning_curve import learning_curve
 
@@ -46,6 +49,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("A page reports one study, or runs. Name the study's file alone.")
     print(_write_page(arguments.runs, output, is_study=is_study[0]))
     return 0
+
+
+def _is_study(name: str) -> bool:
+    from turnppo_hf.cli.config_files import packaged_configs
+
+    return Path(name).suffix in (".yaml", ".yml") or (not Path(name).exists() and name in packaged_configs("studies"))
 
 
 def _write_page(names: list[str], output: Path, *, is_study: bool) -> Path:

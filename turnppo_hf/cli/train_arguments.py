@@ -248,7 +248,10 @@ class Words:
 
 
 def parse_words(
-    arguments: Sequence[str], parser: TrlParser, defaults: Mapping[str, Any] | None = None
+    arguments: Sequence[str],
+    parser: TrlParser,
+    defaults: Mapping[str, Any] | None = None,
+    replaced: Mapping[str, str] | None = None,
 ) -> tuple[list[Any], Words]:
     """
     Parse a config file and the flags that override its fields.
@@ -257,6 +260,8 @@ def parse_words(
         arguments (`Sequence[str]`): The words behind a command.
         parser ([`FieldParser`]): Of the command; its dataclasses have the fields.
         defaults (`Mapping`, *optional*): Values instead of the dataclasses' own defaults.
+        replaced (`Mapping`, *optional*): Field -> another that has no meaning beside a new value of it: where the one
+            is given as a flag, the other's value in the file is dropped.
 
     Returns:
         `tuple`: an instance of each dataclass, and what was set.
@@ -269,6 +274,10 @@ def parse_words(
     hints = _field_types(parser.dataclass_types)
     values = _checked_values(path, read_yaml(path, _FOLDERS[parser.prog]), hints, parser.prog)
     flags = _checked_flags(typed, hints, parser.prog)
+    named = [flag[2:].partition("=")[0] for flag in flags if flag.startswith("--")]
+    for name, other in (replaced or {}).items():
+        if name in named:
+            values.pop(other, None)
     os.environ.update({name: str(value) for name, value in values.pop("env", {}).items()})
     parser.set_defaults_with_config(**{**(defaults or {}), **values})
     *parts, remaining = parser.parse_args_into_dataclasses(
@@ -278,7 +287,6 @@ def parse_words(
         raise RunConfigError(
             f"{remaining[0]!r} belongs to no flag. Flags are written --field value; quote a value with spaces."
         )
-    named = [flag[2:].partition("=")[0] for flag in flags if flag.startswith("--")]
     set_by_flag = [name if name in hints else name.removeprefix("no_") for name in named]
     parsed = {name: next(getattr(part, name) for part in parts if hasattr(part, name)) for name in set_by_flag}
     changed = {name: value.value if isinstance(value, Enum) else value for name, value in parsed.items()}

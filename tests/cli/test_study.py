@@ -53,6 +53,21 @@ def test_list_names_the_chosen_runs_only(tmp_path, capsys):
     assert lines == [[f"first/other/seed_{seed}", "not", "run"] for seed in (1, 2)]
 
 
+def test_blocks_without_a_chosen_run_are_not_spoken_of(tmp_path, capsys):
+    file = write(tmp_path, {"good": {}, "other": {"gamma": 0.5}}, [1])
+    study = yaml.safe_load(file.read_text())
+    waits = {"question": "And then?", "axes": {"method": {"best": {"best_of": "first", "at": {}}}}, "seeds": [1]}
+    file.write_text(yaml.safe_dump(study | {"blocks": study["blocks"] | {"second": waits}}, sort_keys=False))
+    runner = StudyRunner(read_study(file), only="first/good")
+    (run,) = runner._chosen(runner.blocks[0], {})
+    kept = replace(result("good", "1", 1, 0.5), block="first", cell=run.cell, settings_hash=run.settings_hash)
+    kept.save(tmp_path / "results" / "first" / "good" / "seed_1.json")
+    assert main(["study", str(file), "--only", "first/good"]) == 0  # every chosen run is finished
+    assert "second" not in capsys.readouterr().out
+    assert main(["study", str(file), "--list"]) == 0
+    assert "second: waits" in capsys.readouterr().out
+
+
 def test_two_commands_check_one_study_at_the_same_time(tmp_path, monkeypatch):
     file = write(tmp_path, {"good": {}}, [1])
     parse_run = study_runs.parse_run

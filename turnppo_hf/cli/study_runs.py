@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -71,7 +71,8 @@ class StudyRunner:
         self.results = {result.name: result for result in read_results(study.results)}
         self.failed: dict[str, str] = {}  # run -> the last line that it printed
         self._seconds: list[float] = []
-        if only is not None and not any(only in name for name in self._names()):
+        self.blocks = [block for block in study.blocks if any((only or "") in name for name in _names(block))]
+        if not self.blocks:
             raise StudyError(f"`--only {only}` is in no run's name. `--list` prints all names.")
 
     def check(self) -> None:
@@ -105,7 +106,7 @@ class StudyRunner:
     def overview(self) -> str:
         """Return one line a chosen run: finished with its score, or not run."""
         lines = []
-        for block in self.study.blocks:
+        for block in self.blocks:
             best = self._best(block)
             if best is None:
                 lines.append(f"{block.name}: waits for the block that its settings come from")
@@ -125,7 +126,7 @@ class StudyRunner:
         """
         end = None if self.minutes is None else time.monotonic() + 60 * self.minutes
         with left_by_signals():
-            complete = all([self._run_block(block, end) for block in self.study.blocks])
+            complete = all([self._run_block(block, end) for block in self.blocks])
         for name, reason in self.failed.items():
             print(f"failed: {name}: {reason}")
         return complete and not self.failed
@@ -277,13 +278,11 @@ class StudyRunner:
         file.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     def _chosen(self, block: Block, best: dict[str, Mapping[str, str]]) -> list[PlannedRun]:
-        return [run for run in self.study.runs(block, best) if self.only is None or self.only in run.name]
+        return [run for run in self.study.runs(block, best) if (self.only or "") in run.name]
 
-    def _names(self) -> Iterator[str]:
-        for block in self.study.blocks:
-            for seed in block.seeds:
-                for cell in block.cells():
-                    yield run_name(block.name, cell, seed)
+
+def _names(block: Block) -> list[str]:
+    return [run_name(block.name, cell, seed) for seed in block.seeds for cell in block.cells()]
 
 
 def _variables_and_command(words: str) -> tuple[dict[str, str], list[str]]:

@@ -10,7 +10,8 @@ import pytest
 from turnppo_hf.cli.main import main
 from turnppo_hf.evaluation.study.plan import read_study
 from turnppo_hf.evaluation.study.report import cells_of, cells_table, claims_table, judge_claim, levels_of
-from turnppo_hf.evaluation.study.result import read_results
+from turnppo_hf.evaluation.study.result import read_results, weights_digest
+from turnppo_hf.evaluation.study.statistics import compare
 
 ROOT = Path(__file__).parents[1]
 STUDY = "trainer_configs/studies/doorkey.yaml"
@@ -23,6 +24,20 @@ NAMES = {
 }
 ONE_RATE = {**{key: NAMES[key] for key in ("turn_ppo", "grpo", "gigpo")}, "token_ppo": "token PPO, tuned"}
 RATES = ("3e-4", "1e-3")
+# field -> value -> block and name of the runs that have it
+COMPARED = {
+    "importance_sampling_level": {
+        "turn": ("variants", "as_is"),
+        "token": ("variants", "token_ratio"),
+        "turn_geometric": ("variants", "geometric_ratio"),
+    },
+    "loss_aggregation": {
+        "turns": ("variants", "as_is"),
+        "trajectory_tokens": ("factors", "trajectory_tokens"),
+        "batch_tokens": ("factors", "batch_tokens"),
+    },
+    "critic_layers": {"all three": ("variants", "as_is"), "2": ("variants", "critic_layers_2")},
+}
 TOLD = ("docs/turn_ppo.md", "docs/studies.md")
 
 
@@ -72,6 +87,13 @@ def test_page_of_the_study_is_what_the_results_give(tmp_path: Path, monkeypatch:
     assert pictures == {path.name for path in (ROOT / "docs" / "evidence").iterdir()}
 
 
+def test_kept_starts_are_those_of_the_runs() -> None:
+    study = read_study(ROOT / STUDY)
+    for folder in (study.results / "starts").iterdir():
+        runs = [run for run in read_results(study.results) if Path(str(run.settings["model"])).name == folder.name]
+        assert {run.start_digest for run in runs} == {weights_digest(folder)}
+
+
 def rate_rows() -> list[str]:
     """The table of docs/studies.md: the mean of each method by turns and learning rate, and its number of seeds."""
     study = read_study(ROOT / STUDY)
@@ -85,6 +107,30 @@ def rate_rows() -> list[str]:
                 scores = [run.score for run in runs if run.score is not None]
                 found.append(f"{fmean(scores):.2f} ({len(scores)})" if scores else "-")
         rows.append(f"| {name} | {' | '.join(found)} |")
+    return rows
+
+
+def default_rows() -> list[str]:
+    """The table of docs/paper_index.md: values of the fields that the paper leaves open, each against the study's."""
+    study = read_study(ROOT / STUDY)
+    results, rows = read_results(study.results), []
+    for field, values in COMPARED.items():
+        scores = {}
+        for value, (block, name) in values.items():
+            axis = list(study.block(block).axes)[-1]
+            runs = cells_of(study.block(block), results)[("base", "turn_ppo_tuned"), (axis, name)]
+            scores[value] = {run.seed: run.score for run in runs if run.score is not None}
+        first, *_ = scores.values()
+        for value, found in scores.items():
+            seeds = sorted(found)
+            against = "-"
+            if found is not first:
+                paired = compare(
+                    [found[seed] for seed in seeds], [first[seed] for seed in seeds], margin=0.05, planned=5
+                )
+                against = f"{paired.difference:+.3f} ({paired.low:+.3f} to {paired.high:+.3f})"
+            each = " ".join(f"{found[seed]:.2f}" for seed in seeds)
+            rows.append(f"| `{field}` | {value} | {fmean(found.values()):.3f} | {each} | {against} |")
     return rows
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from turnppo_hf.agent import TurnPPOAgent
 from turnppo_hf.cli.main import main
 from turnppo_hf.cli.play import play_by_hand, render_episode
 from turnppo_hf.environments import full_id, make_environment
@@ -97,6 +99,19 @@ def test_agent_is_watched(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert text.startswith("turnppo_hf/WebShop-v0, seed 1000001")
     assert "response  search[" in text
+
+
+def test_agent_plays_as_it_was_judged_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+    play_tasks = TurnPPOAgent.play_tasks
+
+    def noted(self: TurnPPOAgent, *arguments: Any, temperature: float, **kwargs: Any) -> list[Trajectory]:
+        asked.append(temperature)
+        return play_tasks(self, *arguments, temperature=temperature, **kwargs)
+
+    monkeypatch.setattr(TurnPPOAgent, "play_tasks", noted)
+    assert main(["play", "tiny-trained"]) == main(["play", "tiny-trained", "--temperature", "0"]) == 0
+    assert asked == [TurnPPOAgent.from_pretrained("tiny-trained").record.evaluation.temperature, 0.0] == [1.0, 0.0]
 
 
 def test_short_names_stand_for_ids() -> None:

@@ -1,6 +1,7 @@
 """`turnppo study`: runs are trained once, a failing one stops no other, a killed study goes on where it was."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,6 +47,16 @@ def test_run_that_would_be_refused_is_named_before_any_starts(tmp_path, capsys):
     assert "in no run's name" in capsys.readouterr().err
 
 
+def test_example_of_the_page_is_a_study(tmp_path, capsys):
+    page = (CONFIG.parents[1] / "docs" / "studies.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```yaml\n(name: .+?)```", page, re.DOTALL)
+    (tmp_path / "trainer_configs").mkdir()
+    (tmp_path / "trainer_configs" / "sokoban_cpu.yaml").write_bytes((CONFIG.parent / "sokoban_cpu.yaml").read_bytes())
+    (tmp_path / "study.yaml").write_text(example)
+    assert main(["study", str(tmp_path / "study.yaml"), "--list"]) == 0
+    assert capsys.readouterr().out.count("not run") == 12
+
+
 def test_list_names_the_chosen_runs_only(tmp_path, capsys):
     file = write(tmp_path, {"good": {}, "other": {"gamma": 0.5}}, [1, 2])
     assert main(["study", str(file), "--list", "--only", "other"]) == 0
@@ -82,7 +93,7 @@ def test_two_commands_check_one_study_at_the_same_time(tmp_path, monkeypatch):
     assert not list((tmp_path / "work").iterdir())
 
 
-def test_start_is_made_with_the_variables_before_its_command(tmp_path, monkeypatch):
+def test_start_is_made_with_the_variables_before_its_command_where_none_is_kept(tmp_path, monkeypatch):
     file = write(tmp_path, {"good": {"model": str(tmp_path / "start")}}, [1])
     study = yaml.safe_load(file.read_text()) | {
         "starts": {str(tmp_path / "start"): "ONE_WAY=slow imitate CONFIG --x=1"}
@@ -99,6 +110,12 @@ def test_start_is_made_with_the_variables_before_its_command(tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         StudyRunner(read_study(file)).run()
     assert made == [(["imitate", "CONFIG", "--x=1"], "slow")]
+    (tmp_path / "start").rmdir()
+    (tmp_path / "results" / "starts" / "start").mkdir(parents=True)
+    (tmp_path / "results" / "starts" / "start" / "model.safetensors").write_bytes(b"kept")
+    runner = StudyRunner(read_study(file), minutes=0.0)
+    assert not runner.run()
+    assert (tmp_path / "start" / "model.safetensors").read_bytes() == b"kept" and len(made) == 1
 
 
 def test_start_with_other_weights_than_finished_runs_had_is_refused(tmp_path, capsys):

@@ -6,6 +6,7 @@ import copy
 import inspect
 import pickle
 import re
+import warnings
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,25 @@ def test_value_out_of_range_is_named_with_the_reason(field: str, value: Any, wor
         config(**{field: value})
     assert f"`{field}`" in str(caught.value)
     assert str(value) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("idle", "words", "mended"),
+    [
+        (
+            {"token_advantage_coef": 1.0, "importance_sampling_level": "token"},
+            "only the spread of the values is left",
+            {"token_lam": 0.9},
+        ),
+        ({"beta": 0.1, "kl_estimator": "k1"}, "whose expected gradient is 0", {"kl_estimator": "k2"}),
+    ],
+)
+def test_part_of_the_loss_that_restrains_nothing_is_warned_of(idle: dict, words: str, mended: dict) -> None:
+    with pytest.warns(UserWarning, match=words):
+        config(**idle)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        config(**idle | mended)
 
 
 def test_boundaries_of_the_ranges_are_accepted() -> None:

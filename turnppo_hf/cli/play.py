@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help=f"{MODEL_HELP}; without one, you play")
     add_environment(parser)
     parser.add_argument("--seed", type=int, default=1_000_000, help="of environment and sampling (%(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (%(default)s)")
+    parser.add_argument("--temperature", type=float, help="0 is greedy (default: that of the model's own evaluation)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -33,8 +33,10 @@ def run(arguments: argparse.Namespace) -> int:
     hide_loading_bars()
     agent = TurnPPOAgent.from_pretrained(arguments.model)
     name, environment = environment_of(agent, arguments)
-    tasks = [{"seed": arguments.seed}]
-    played = agent.play_tasks(environment, tasks, temperature=arguments.temperature, name=name)
+    temperature = arguments.temperature
+    if temperature is None:
+        temperature = agent.record.evaluation.temperature or 0.0
+    played = agent.play_tasks(environment, [{"seed": arguments.seed}], temperature=temperature, name=name)
     print(render_episode(agent.score(played)[0]))
     return 0
 

@@ -248,6 +248,10 @@ class StudyRunner:
         for folder, words in self.study.starts.items():
             if json.dumps(folder) not in named or Path(folder).exists():
                 continue
+            kept = self.study.results / "starts" / Path(folder).name
+            if kept.is_dir():  # weights that the command would give on another processor only
+                shutil.copytree(kept, folder)
+                continue
             variables, command = _variables_and_command(words)
             shown = " ".join(f"{name}={value}" for name, value in variables.items())
             print(f"{shown} turnppo {shlex.join(command)}".lstrip(), flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import numbers
+import warnings
 from collections.abc import Iterable
 from dataclasses import fields
 from functools import cache
@@ -262,6 +263,18 @@ def check_credit(config: Any) -> None:
             f"`token_advantage_coef` is {config.token_advantage_coef:g}, but `importance_sampling_level` is "
             f"{config.importance_sampling_level!r}: a ratio per turn has one term for all its tokens, so their own "
             'advantages have no place. Set it to "token", or leave it out.'
+        )
+    if config.token_advantage_coef > 0.0 and config.token_gamma == config.token_lam == 1.0:
+        warnings.warn(
+            "`token_advantage_coef` is set with `token_gamma` and `token_lam` of 1, at which the turn's return is in "
+            "every token's advantage and only the spread of the values is left. Set `token_lam` to 0.9 or so.",
+            stacklevel=2,
+        )
+    if config.beta > 0.0 and config.kl_estimator == "k1":
+        warnings.warn(
+            f"`beta` is {config.beta:g} with `kl_estimator` k1, whose expected gradient is 0, so it holds the actor "
+            'nowhere and adds noise. Set it to "k3", or to "k2".',
+            stacklevel=2,
         )
 
 

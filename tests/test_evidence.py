@@ -138,7 +138,8 @@ def verdicts_at_one_rate() -> str:
     """The README's sentence about the claims that Turn-PPO learns more at one rate for both methods."""
     study = read_study(ROOT / STUDY)
     block, results = study.block("rates"), read_results(study.results)
-    found = [judge_claim(block, claim, results).verdict for claim in block.claims if not claim.more_than_at]
+    claims = [claim for claim in block.claims if not claim.more_than_at and claim.measure == "score"]
+    found = [judge_claim(block, claim, results).verdict for claim in claims]
     counts = [found.count(verdict) for verdict in ("holds", "does not hold", "not decided")]
     words = f"{counts[0]} hold, {counts[1]} do not, {counts[2]} are not decided"
     return f"Of {len(found)} claims that it learns more at one rate {words}"

@@ -112,6 +112,7 @@ def test_mistake_in_a_study_is_one_sentence_with_its_place(tmp_path, changes, me
         ({"more_than_at": {"moves": 3}}, "'3' is no value of the axis 'moves'"),
         ({"more_than_at": {"move": 2}}, "'move' is no axis of the block. Did you mean 'moves'"),
         ({"more_than_at": {"moves": 1}}, "`more_than_at` is `at`"),
+        ({"measure": "fal"}, "`measure` is 'fal', so nothing is compared. Did you mean 'fall'"),
         ({"magrin": 1}, "Did you mean 'margin'"),
     ],
 )

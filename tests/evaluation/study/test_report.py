@@ -161,6 +161,26 @@ def test_runs_from_unlike_starts_are_not_compared_and_are_named(study, results):
     assert "Runs from unlike starts" not in {item.title for item in study_sections(study.blocks, results, "Protocol.")}
 
 
+def test_fall_from_the_best_score_is_compared(tmp_path):
+    claim = {"claim": "Tuned falls", "axis": "method", "better": "tuned", "than": "turn", "measure": "fall"}
+    study = read_study(
+        write(tmp_path, {"blocks": {"main": {"seeds": [1, 2], "claims": [{**claim, "at": {"moves": 1}}]}}})
+    )
+
+    def ran(method, seed, *scores):
+        return replace(
+            result(method, "1", seed, scores[-1]),
+            curve=tuple(LearningPoint(step, 100, rate, 0.0, 1.0, rate, 0.1) for step, rate in enumerate(scores)),
+        )
+
+    results = [ran("tuned", 1, 0.25, 0.75, 0.5), ran("turn", 1, 0.25, 0.5, 0.375)]  # falls of 0.25 and 0.125
+    results += [ran("tuned", 2, 0.25, 0.125), ran("turn", 2, 0.25, 0.5)]  # of 0.125 and 0
+    (row,) = claims_table(study.blocks, results).rows
+    assert row[1] == "main: tuned against turn, moves 1, fall from the best score"
+    assert row[2:4] == ("2 of 2", "+0.125 (+0.125 to +0.125)")
+    assert replace(results[0], curve=()).fall is None
+
+
 def test_lead_is_compared_with_the_lead_elsewhere(tmp_path):
     claim = {"claim": "The lead grows", "axis": "method", "better": "turn", "than": "tuned"}
     claim |= {"at": {"moves": "1"}, "more_than_at": {"moves": "2"}}

@@ -18,7 +18,8 @@ from turnppo_hf.environments.names import did_you_mean
 BEST_OF = "best_of"  # in place of settings: those of the best cell of a block that comes before
 _STUDY_KEYS = ("name", "protocol", "config", "results", "work", "settings", "minutes_per_run", "starts", "blocks")
 _BLOCK_KEYS = ("question", "axes", "seeds", "settings", "claims")
-_CLAIM_KEYS = ("claim", "axis", "better", "than", "at", "more_than_at", "margin")
+_CLAIM_KEYS = ("claim", "axis", "better", "than", "at", "more_than_at", "margin", "measure")
+MEASURES = ("score", "fall")  # properties of `StudyResult`
 _OF_THE_STUDY = ("seed", "output_dir", "resume_from_checkpoint")  # settings that it chooses for each run
 _MARGIN = 0.05  # of the score
 
@@ -42,6 +43,7 @@ class Claim:
     at: Mapping[str, str]  # values of the other axes
     more_than_at: Mapping[str, str] = field(default_factory=dict)  # those where the lead is smaller, if it says so
     margin: float = _MARGIN  # a difference below it does not count as better
+    measure: str = "score"  # what `better` has more of, one of `MEASURES`
 
 
 @dataclass(frozen=True)
@@ -235,8 +237,11 @@ def _read_claim(entry: Any, axes: Mapping[str, Mapping[str, Any]], at: str) -> C
     held, elsewhere = (_read_cell(found, key, axes, axis, at) for key in ("at", "more_than_at"))
     if held == elsewhere and elsewhere:
         raise StudyError(f"{at}: `more_than_at` is `at`, so the lead is compared with itself. Name another cell.")
-    margin = float(found.get("margin", _MARGIN))
-    return Claim(str(found["claim"]), axis, better, than, held, elsewhere, margin)
+    margin, measure = float(found.get("margin", _MARGIN)), str(found.get("measure", "score"))
+    if measure not in MEASURES:
+        hint = did_you_mean(measure, MEASURES)
+        raise StudyError(f"{at}: `measure` is {measure!r}, so nothing is compared.{hint} Pass one of {MEASURES}.")
+    return Claim(str(found["claim"]), axis, better, than, held, elsewhere, margin, measure)
 
 
 def _read_cell(

@@ -112,6 +112,8 @@ def claims_table(blocks: Sequence[Block], results: Sequence[StudyResult]) -> Tab
         for claim in block.claims:
             found = judge_claim(block, claim, results)
             setting = ", ".join([f"{claim.better} against {claim.than}", *(f"{n} {v}" for n, v in claim.at.items())])
+            if claim.measure != "score":
+                setting += f", {claim.measure} from the best score"
             if claim.more_than_at:
                 setting += " more than " + ", ".join(f"{n} {v}" for n, v in claim.more_than_at.items())
             difference, p_value = "-", "-"
@@ -120,7 +122,7 @@ def claims_table(blocks: Sequence[Block], results: Sequence[StudyResult]) -> Tab
                 p_value = f"{found.p_value:.3f}"
             pairs = f"{found.pairs} of {len(block.seeds)}"
             rows.append((claim.claim, f"{block.name}: {setting}", pairs, difference, p_value, f"**{found.verdict}**"))
-    header = ("claim", "setting", "seeds", "difference of final scores (95 % interval)", "p, paired", "verdict")
+    header = ("claim", "setting", "seeds", "difference (95 % interval)", "p, paired", "verdict")
     return Table(header, tuple(rows))
 
 
@@ -137,19 +139,14 @@ def judge_claim(block: Block, claim: Claim, results: Sequence[StudyResult]) -> C
 def _lead(
     claim: Claim, at: Mapping[str, str], cells: Mapping[frozenset[tuple[str, str]], Sequence[StudyResult]]
 ) -> dict[int, float]:
-    """Return seed -> by how much the score of the better value is above the other's, where both started alike."""
+    """Return seed -> by how much more the better value has than the other, where both started alike."""
     better, than = (
         {run.seed: run for run in cells.get(frozenset({**at, claim.axis: value}.items()), ())}
         for value in (claim.better, claim.than)
     )
-    return {
-        seed: run.score - other.score
-        for seed, run in better.items()
-        if (other := than.get(seed)) is not None
-        and run.starts_as(other)
-        and run.score is not None
-        and other.score is not None
-    }
+    pairs = {seed: (run, than[seed]) for seed, run in better.items() if seed in than and run.starts_as(than[seed])}
+    found = {seed: [getattr(run, claim.measure) for run in pair] for seed, pair in pairs.items()}
+    return {seed: numbers[0] - numbers[1] for seed, numbers in found.items() if None not in numbers}
 
 
 def cells_table(block: Block, cells: Mapping[Cell, Sequence[StudyResult]]) -> Table:

@@ -134,6 +134,13 @@ class StudyResult:
         return _score(self.after)
 
     @property
+    def fall(self) -> float | None:
+        """How far `score` is below the best held-out score of the run, from the start on; 0 where it is the best."""
+        known = [point.success_rate if point.success_rate is not None else point.mean_return for point in self.curve]
+        scores = [value for value in known if value is not None]
+        return max(scores) - scores[-1] if scores else None
+
+    @property
     def start(self) -> float | None:
         """The same before training."""
         return _score(self.before)

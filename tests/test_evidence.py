@@ -157,6 +157,8 @@ def test_readme_states_the_headline() -> None:
         assert row in text
     for row in rate_rows():
         assert row in (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
+    for row in default_rows():
+        assert row in (ROOT / "docs" / "paper_index.md").read_text(encoding="utf-8")
     assert verdicts_at_one_rate() in " ".join(text.split())
     assert verdicts_that_a_lead_grows("rates") == {"not decided", "does not hold"}
     assert "no claim that a lead grows from 4 to 16 turns holds at one rate" in " ".join(text.split())

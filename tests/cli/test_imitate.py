@@ -104,6 +104,10 @@ def test_flag_drops_what_the_file_says_of_another_value(tmp_path, capsys):
     assert "`episodes` 'none.parquet' cannot be read" in capsys.readouterr().err
     assert main(["imitate", config(tmp_path), "--episodes", "none.parquet", "--noise", "0.3"]) == 2
     assert "were played already" in capsys.readouterr().err
+    # the file's own value, on which nothing else depends
+    for words in (["--episodes", "planner"], ["--episodes=planner"]):
+        assert main(["imitate", config(tmp_path, noise=2.0), *words]) == 2
+        assert "`noise` must be between 0 and 1, got 2.0" in capsys.readouterr().err
     file = config(tmp_path, model="new", new_model={"hidden_size": 32})
     assert main(["imitate", file, "--model", "tiny", "--episodes", "none.parquet"]) == 2
     assert "`episodes` 'none.parquet' cannot be read" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +58,21 @@ def test_example_of_the_page_is_a_study(tmp_path, capsys):
     assert capsys.readouterr().out.count("not run") == 12
 
 
+def test_candidate_that_may_not_be_chosen_is_not_warned_of(tmp_path, capsys):
+    idle = {"token_advantage_coef": 1.0, "importance_sampling_level": "token"}
+    file = write(tmp_path, {"good": idle}, [1])
+    with pytest.warns(UserWarning, match="only the spread"):
+        StudyRunner(read_study(file)).check()
+    study = yaml.safe_load(file.read_text())
+    study["blocks"]["first"]["axes"]["method"] = {"good": {}}
+    chosen = {"best": {"best_of": "first", "at": {}, **idle}}
+    second = {"question": "And then?", "axes": {"method": chosen}, "seeds": [1]}
+    file.write_text(yaml.safe_dump(study | {"blocks": study["blocks"] | {"second": second}}, sort_keys=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        StudyRunner(read_study(file)).check()
+
+
 def test_list_names_the_chosen_runs_only(tmp_path, capsys):
     file = write(tmp_path, {"good": {}, "other": {"gamma": 0.5}}, [1, 2])
     assert main(["study", str(file), "--list", "--only", "other"]) == 0
@@ -101,21 +117,31 @@ def test_start_is_made_with_the_variables_before_its_command_where_none_is_kept(
     file.write_text(yaml.safe_dump(study, sort_keys=False))
     made = []
 
-    def make(command, *, env, check):
+    def make(command, *, env, check, preexec_fn):
         made.append((command[-3:], env["ONE_WAY"]))
         (tmp_path / "start").mkdir()
-        raise KeyboardInterrupt  # no run starts
+        raise KeyboardInterrupt  # in the middle of it
 
     monkeypatch.setattr(study_runs.subprocess, "run", make)
-    with pytest.raises(KeyboardInterrupt):
-        StudyRunner(read_study(file)).run()
-    assert made == [(["imitate", "CONFIG", "--x=1"], "slow")]
-    (tmp_path / "start").rmdir()
-    (tmp_path / "results" / "starts" / "start").mkdir(parents=True)
-    (tmp_path / "results" / "starts" / "start" / "model.safetensors").write_bytes(b"kept")
-    runner = StudyRunner(read_study(file), minutes=0.0)
-    assert not runner.run()
-    assert (tmp_path / "start" / "model.safetensors").read_bytes() == b"kept" and len(made) == 1
+    runner = StudyRunner(read_study(file))
+    (run,) = runner._chosen(runner.blocks[0], {})
+    for times in (1, 2):  # what was left in the middle is no start
+        (tmp_path / "start").rmdir() if times == 2 else None
+        with pytest.raises(KeyboardInterrupt):
+            runner.run()
+        assert made == [(["imitate", "CONFIG", "--x=1"], "slow")] * times
+    kept = tmp_path / "results" / "starts" / "start"
+    kept.mkdir(parents=True)
+    (kept / "model.safetensors").write_bytes(b"kept")
+    with pytest.raises(FileExistsError):  # a kept one without its record is none either
+        runner._make_starts([run])
+    (kept / "turnppo.json").write_text("{}")
+    runner._make_starts([run])
+    assert {path.name for path in (tmp_path / "start").iterdir()} == {"model.safetensors", "turnppo.json"}
+    assert len(made) == 3
+    runner._make_starts([run])  # it is there
+    StudyRunner(read_study(file), minutes=0.0).run()
+    assert len(made) == 3
 
 
 def test_start_with_other_weights_than_finished_runs_had_is_refused(tmp_path, capsys):

@@ -22,6 +22,12 @@ def test_first_solved_and_first_other_episode_are_shown() -> None:
     assert examples_of([failed]) == examples_of([]) == ()
 
 
+def test_secret_is_masked_before_a_text_is_cut(monkeypatch) -> None:
+    monkeypatch.setenv("MY_API_KEY", "q9X7abcDEFghi123456789zz")
+    (example,) = examples_of([episode(StopReason.SOLVED, ["x" * 70 + " q9X7abcDEFghi123456789zz"])])
+    assert "q9X7" not in example.responses[0] and example.responses[0].startswith("x" * 70)
+
+
 def test_long_episodes_and_texts_are_cut() -> None:
     (example,) = examples_of([episode(StopReason.SOLVED, ["word " * 100] * 60, value=0.0)])
     assert example.turns == 60 and len(example.responses) == len(example.values) == 50

@@ -60,9 +60,12 @@ def test_every_algorithm_moves_what_it_trains(make_trainer, algorithm, passes):
     # the first minibatch meets the policy that sampled it
     assert logs[0]["clip_fraction"] == 0.0
     assert logs[0]["log_ratio/std"] < 1e-5
-    assert logs[0]["log_ratio/p01"] == pytest.approx(0.0, abs=1e-5) == logs[0]["log_ratio/p99"]
-    assert all(entry["log_ratio/p01"] <= entry["log_ratio/mean"] <= entry["log_ratio/p99"] for entry in logs[1:])
-    assert len(logs) == 1 or logs[-1]["log_ratio/p01"] < logs[-1]["log_ratio/p99"]
+    tails = [(entry.get("log_ratio/p01"), entry.get("log_ratio/p99")) for entry in logs]
+    if len(logs) == 1:  # a batch that is used once has no ratios
+        assert tails == [(None, None)]
+    else:
+        assert tails[0] == (pytest.approx(0.0, abs=1e-5), pytest.approx(0.0, abs=1e-5))
+        assert all(low < high for low, high in tails[1:])
     assert all(abs(value) < 1e6 for entry in logs for value in entry.values() if value == value)
 
 

@@ -35,7 +35,7 @@ from turnppo_hf.rollout.context import read_context
 from turnppo_hf.trainer.turn_ppo_config import describe_fields
 
 NEW, PLANNER = "new", "planner"
-_REPLACED = {"episodes": "noise", "model": "new_model"}  # flag -> what a file says of another value of it
+_ONLY_WITH = {"episodes": (PLANNER, "noise"), "model": (NEW, "new_model")}
 _MAX_POSITIONS = 4096  # that a new actor reads; they cost no parameters
 
 
@@ -159,7 +159,7 @@ def run(arguments: argparse.Namespace) -> int:
     if {"-h", "--help"} & set(arguments.words):
         build_parser().print_help()
         raise SystemExit(0)  # as argparse does
-    (asked, training), _ = parse_words(arguments.words, build_parser(), _defaults(), _REPLACED)
+    (asked, training), _ = parse_words(arguments.words, build_parser(), _defaults(), _ONLY_WITH)
     hide_loading_bars()
     done = run_imitation(asked, training)
     reached = "" if done.success is None else f", held-out success {done.success:.3f}"

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ import yaml
 from turnppo_hf.cli.train_arguments import parse_run
 from turnppo_hf.evaluation.study.plan import Block, PlannedRun, Study, StudyError, run_name
 from turnppo_hf.evaluation.study.result import StudyResult, read_results, weights_digest
+from turnppo_hf.hub.agent_record import RECORD_FILE
 from turnppo_hf.hub.processes import end_process, left_by_signals
 
 _POLL_S = 0.5
@@ -72,7 +74,7 @@ class StudyRunner:
         self.failed: dict[str, str] = {}  # run -> the last line that it printed
         self._seconds: list[float] = []
         self.blocks = [block for block in study.blocks if any((only or "") in name for name in _names(block))]
-        if not self.blocks:
+        if only is not None and not self.blocks:
             raise StudyError(f"`--only {only}` is in no run's name. `--list` prints all names.")
 
     def check(self) -> None:
@@ -86,14 +88,17 @@ class StudyRunner:
         with tempfile.TemporaryDirectory(dir=self.study.work, prefix="check-") as folder:  # others may check as well
             file = Path(folder) / "run.yaml"
             for block in self.study.blocks:
-                candidates = {
+                best = self._best(block)
+                candidates = best or {
                     key: next(c for c in of.cells() if all(c[axis] == value for axis, value in held.items()))
                     for key, (of, held) in self.study.best_requests(block).items()
                 }
-                for run in self.study.runs(block, candidates):
-                    if run.seed != block.seeds[0]:
-                        break
-                    self._check_run(run, file)
+                with warnings.catch_warnings():
+                    if best is None:  # the first candidate may be none that is chosen
+                        warnings.simplefilter("ignore")
+                    for run in self.study.runs(block, candidates):
+                        if run.seed == block.seeds[0]:
+                            self._check_run(run, file)
 
     def _check_run(self, run: PlannedRun, file: Path) -> None:
         self._write_config(run, file, self.study.work / run.name)
@@ -140,6 +145,7 @@ class StudyRunner:
         waiting = [run for run in wanted if not self._take_over(run)]
         if waiting:
             print(f"{block.name}: {len(wanted) - len(waiting)} of {len(wanted)} runs are finished", flush=True)
+        if waiting and not _is_over(end):
             self._make_starts(waiting)
             self._check_starts(waiting)
         jobs: list[_Job] = []
@@ -246,18 +252,24 @@ class StudyRunner:
     def _make_starts(self, runs: list[PlannedRun]) -> None:
         named = json.dumps([run.settings for run in runs])
         for folder, words in self.study.starts.items():
-            if json.dumps(folder) not in named or Path(folder).exists():
+            if json.dumps(folder) not in named or _is_whole(folder):
                 continue
             kept = self.study.results / "starts" / Path(folder).name
-            if kept.is_dir():  # weights that the command would give on another processor only
-                shutil.copytree(kept, folder)
+            if _is_whole(kept):  # weights that the command would give on some processors only
+                print(f"{folder}: copied from {kept}", flush=True)
+                _copy_folder(kept, Path(folder))
                 continue
             variables, command = _variables_and_command(words)
             shown = " ".join(f"{name}={value}" for name, value in variables.items())
             print(f"{shown} turnppo {shlex.join(command)}".lstrip(), flush=True)
             environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-            done = subprocess.run([sys.executable, "-m", "turnppo_hf.cli", *command], env=environment, check=False)
-            if done.returncode or not Path(folder).exists():
+            done = subprocess.run(
+                [sys.executable, "-m", "turnppo_hf.cli", *command],
+                env=environment,
+                check=False,
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            )
+            if done.returncode or not _is_whole(folder):
                 raise StudyError(
                     f"`turnppo {words}` made no {folder} (exit {done.returncode}), which "
                     f"runs of {self.study.path} start from."
@@ -294,6 +306,20 @@ def _variables_and_command(words: str) -> tuple[dict[str, str], list[str]]:
     parts = shlex.split(words)
     count = next((number for number, part in enumerate(parts) if not _VARIABLE.match(part)), len(parts))
     return dict(part.split("=", 1) for part in parts[:count]), parts[count:]
+
+
+def _is_whole(folder: str | Path) -> bool:
+    """Whether a start was made to its end: its record is what is written last."""
+    return (Path(folder) / RECORD_FILE).is_file()
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder so that it is there whole or not at all, also where another study copies it meanwhile."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        shutil.copytree(source, Path(folder) / "copy")
+        shutil.rmtree(target, ignore_errors=True)  # what is left of one that was never finished
+        (Path(folder) / "copy").replace(target)
 
 
 def _is_over(end: float | None) -> bool:

@@ -11,6 +11,7 @@ import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from enum import Enum
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
@@ -251,7 +252,7 @@ def parse_words(
     arguments: Sequence[str],
     parser: TrlParser,
     defaults: Mapping[str, Any] | None = None,
-    replaced: Mapping[str, str] | None = None,
+    only_with: Mapping[str, tuple[str, str]] | None = None,
 ) -> tuple[list[Any], Words]:
     """
     Parse a config file and the flags that override its fields.
@@ -260,8 +261,8 @@ def parse_words(
         arguments (`Sequence[str]`): The words behind a command.
         parser ([`FieldParser`]): Of the command; its dataclasses have the fields.
         defaults (`Mapping`, *optional*): Values instead of the dataclasses' own defaults.
-        replaced (`Mapping`, *optional*): Field -> another that has no meaning beside a new value of it: where the one
-            is given as a flag, the other's value in the file is dropped.
+        only_with (`Mapping`, *optional*): Field -> its only value beside which another has a meaning, and that other:
+            where a flag gives the field another value, what the file says of the other is dropped.
 
     Returns:
         `tuple`: an instance of each dataclass, and what was set.
@@ -275,8 +276,8 @@ def parse_words(
     values = _checked_values(path, read_yaml(path, _FOLDERS[parser.prog]), hints, parser.prog)
     flags = _checked_flags(typed, hints, parser.prog)
     named = [flag[2:].partition("=")[0] for flag in flags if flag.startswith("--")]
-    for name, other in (replaced or {}).items():
-        if name in named:
+    for name, (value, other) in (only_with or {}).items():
+        if name in named and f"--{name}={value}" not in flags and (f"--{name}", value) not in pairwise(flags):
             values.pop(other, None)
     os.environ.update({name: str(value) for name, value in values.pop("env", {}).items()})
     parser.set_defaults_with_config(**{**(defaults or {}), **values})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from turnppo_hf.redaction import redact_text
 from turnppo_hf.trajectory import StopReason, Trajectory
 
 _OBSERVATION, _RESPONSE, _TURNS = 400, 80, 50  # characters, characters, turns that are kept
@@ -49,5 +50,5 @@ def _example(episode: Trajectory) -> Example:
 
 
 def _cut(text: str, length: int) -> str:
-    text = text.strip()
+    text = redact_text(text.strip())  # before it is cut: half a secret is known by nothing
     return text if len(text) <= length else text[: length - 3] + "..."

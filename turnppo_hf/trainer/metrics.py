@@ -112,8 +112,12 @@ METRICS = (
     Metric("clip_fraction", "share of turns (at token level: tokens) outside the clip range", "below 0.3"),
     Metric("log_ratio/mean", "mean log-ratio per turn (at token level: per token)", "near 0"),
     Metric("log_ratio/std", "standard deviation of the same", "below the clip range"),
-    Metric("log_ratio/p01", "the log-ratio that 1 % are below", "above twice the clip range below 0"),
-    Metric("log_ratio/p99", "the log-ratio that 1 % are above", "below twice the clip range"),
+    Metric(
+        "log_ratio/p01",
+        "the log-ratio that 1 % are below, of at most 4,096 decisions a rank; where a batch is used more than once",
+        "above twice the clip range below 0",
+    ),
+    Metric("log_ratio/p99", "the log-ratio that 1 % are above, of the same", "below twice the clip range"),
     Metric("grad_norm/actor", "the actor's gradient norm before its clip", "steady"),
     Metric("grad_norm/critic", "the critic's gradient norm before its clip", "falls"),
     Metric("learning_rate_critic", "the critic's current learning rate", "`critic_lr_multiplier` x the actor's"),
@@ -311,8 +315,8 @@ def ratio_metrics(log_ratios: torch.Tensor) -> dict[str, float]:
     Measure how far the tails of the ratios reach.
 
     Args:
-        log_ratios (`torch.Tensor` of shape `(decisions,)`): Log-ratio of each turn (at token level: of each token)
-            of an update, over all ranks, nats.
+        log_ratios (`torch.Tensor` of shape `(decisions,)`): Log-ratios of turns (at token level: of tokens) of an
+            update, over all ranks, nats; empty where a batch is used once, so that all are 0.
     """
     finite = log_ratios[log_ratios.isfinite()].double()
     if not len(finite):

@@ -28,7 +28,7 @@ class StepFigures:
     # of the rollout batch, in its first update; empty in later ones, before which the policy has moved
     credit: Mapping[str, torch.Tensor] = field(default_factory=dict)
     sampling_gaps: torch.Tensor = field(default_factory=lambda: torch.zeros(0))  # (tokens,), nats
-    log_ratios: torch.Tensor = field(default_factory=lambda: torch.zeros(0))  # (decisions,), nats
+    log_ratios: torch.Tensor = field(default_factory=lambda: torch.zeros(0))  # (decisions,), nats, a sample
     findings: Findings = field(default_factory=Findings)  # what is not finite of this rank's rollout batch
 
     @property

@@ -31,6 +31,7 @@ from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
 Sums = dict[str, torch.Tensor]
+MAX_RATIOS = 4096  # that a rank keeps of an update, for their quantiles
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class ActorFigures:
     sums: Sums = field(default_factory=dict)
     # log-prob of each sampled token in this pass minus that at sampling, nats, (tokens,)
     sampling_gaps: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
-    # of each decision in this pass to that before the update, nats, (decisions,)
+    # of decisions in this pass to those before the update, nats: all, or every k-th so that they are at most
+    # `MAX_RATIOS`; none where a batch is used once and all of them are 0
     log_ratios: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
@@ -199,12 +201,14 @@ class Update:
             self._check_rows("log-probs", part, logprobs.detach(), group)
             self.backward(loss)
             gaps.append((logprobs.detach() - part.sampling_logprobs)[part.completion_mask.bool()])
-            log_ratios.append(log_ratio)
+            if self.config.updates_per_batch > 1:
+                log_ratios.append(log_ratio)
             sums["row_tokens"] += part.attention_mask.sum()
             with self.autocast():
                 sums["positions"] += positions_of(self.model, part)
         self._keep_up("actor", batch, missing)
-        return ActorFigures(sums, torch.cat(gaps), torch.cat(log_ratios))
+        ratios = torch.cat(log_ratios)
+        return ActorFigures(sums, torch.cat(gaps), ratios[:: max(1, math.ceil(len(ratios) / MAX_RATIOS))])
 
     def idle(self, *names: str, device: torch.device, differentiate: bool = True) -> None:
         """Run networks over one made-up turn and add a gradient of zero, in the order of a micro-batch."""

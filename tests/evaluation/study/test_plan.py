@@ -122,6 +122,17 @@ def test_claim_that_compares_no_two_cells_is_refused(tmp_path, changes, message)
         read_study(write(tmp_path, {"blocks": {"main": {"claims": claims}}}))
 
 
+@pytest.mark.parametrize("empty", ["blocks", "axes", "method"])
+def test_study_without_runs_is_refused(tmp_path, empty):
+    file = write(tmp_path)
+    text = yaml.safe_load(file.read_text())
+    block = text["blocks"]["main"]
+    {"blocks": text["blocks"], "axes": block["axes"], "method": block["axes"]["method"]}[empty].clear()
+    file.write_text(yaml.safe_dump(text))
+    with pytest.raises(StudyError, match=f"{empty} is empty, so there is nothing to run"):
+        read_study(file)
+
+
 def test_study_without_a_protocol_is_refused(tmp_path):
     file = write(tmp_path)
     found = yaml.safe_load(file.read_text())

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from html import escape
 
 import pytest
 
@@ -12,6 +13,8 @@ from turnppo_hf.evaluation.results import LearningPoint
 from turnppo_hf.evaluation.study.pages import write_html, write_markdown
 from turnppo_hf.evaluation.study.plan import read_study
 from turnppo_hf.evaluation.study.report import (
+    Section,
+    Table,
     cells_of,
     cells_table,
     claims_table,
@@ -91,6 +94,27 @@ def test_examples_stand_with_the_critics_values(study, results):
         ("1", "turn", "1", "solved after 3", "0.75", "A key. / A door.", "left (0.50), right (0.25), ..."),
         ("1", "turn", "1", "task_budget after 1", "0.00", "A | door.", "left"),
     )
+
+
+def test_texts_of_others_are_no_markup_on_a_page(tmp_path):
+    text = "a|b `c` *d* <b>e</b> [f](g) & \\ **h**"
+    table = Table(("mean", "said"), (("**1**", text),), quoted=("said",))
+    section = Section("Examples", (), (table,))
+    page = write_markdown("Trial", [section], tmp_path / "page.md", "command").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith("| **1**")]
+    markdown = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable("table")
+    cells = re.findall(r"<td>(.*?)</td>", markdown.render(f"| mean | said |\n|---|---|\n{row}"))
+    assert cells == ["<strong>1</strong>", escape(text, quote=False).replace('"', "&quot;")]
+    page = write_html("Trial", [section], tmp_path / "page.html", "command").read_text()
+    assert f"<td><strong>1</strong></td><td>{escape(text)}</td>" in page
+
+
+def test_critic_that_discounts_tokens_is_in_no_calibration(study, results):
+    groups = (Group(0.1, 0.2, 0.0),)
+    judged = replace(results[0], critic=CriticJudgement(9, 0.5, 1.0, groups))
+    for settings, shown in (({}, groups), ({"token_gamma": 1.0}, groups), ({"token_gamma": 0.99}, ())):
+        assert replace(judged, settings={"algorithm": "token_ppo", **settings}).calibration == shown
+    assert judged.calibration == groups and results[0].calibration == ()
 
 
 def test_claims_are_judged_by_pairs_of_seeds(study, results):
@@ -179,6 +203,9 @@ def test_fall_from_the_best_score_is_compared(tmp_path):
     assert row[1] == "main: tuned against turn, moves 1, fall from the best score"
     assert row[2:4] == ("2 of 2", "+0.125 (+0.125 to +0.125)")
     assert replace(results[0], curve=()).fall is None
+    rewards = [replace(point, mean_return=10 * (point.success_rate or 0.0)) for point in results[0].curve]
+    mixed = replace(results[0], curve=(replace(rewards[0], success_rate=None), *rewards[1:]))
+    assert mixed.curve_scores == [2.5, 7.5, 5.0] and mixed.fall == 2.5  # success is not known throughout
 
 
 def test_lead_is_compared_with_the_lead_elsewhere(tmp_path):

@@ -12,7 +12,6 @@ import numpy as np
 
 from turnppo_hf.evaluation.pictures.chart import finish_chart, new_chart, save_chart
 from turnppo_hf.evaluation.pictures.theme import ThemeName, read_theme
-from turnppo_hf.evaluation.results import LearningPoint
 from turnppo_hf.evaluation.study.result import StudyResult
 from turnppo_hf.evaluation.study.statistics import bootstrap_interval
 
@@ -50,7 +49,7 @@ def draw_curves(
     colors = read_theme(theme)
     figure, axes = new_chart(colors, (_WIDTH, _HEIGHT))
     for (name, results), color in zip(groups.items(), itertools.cycle(colors.series), strict=False):
-        drawn = [(_positions(result, scale), [_height(point) for point in result.curve]) for result in results]
+        drawn = [(_positions(result, scale), result.curve_scores) for result in results]
         for x, y in drawn:
             axes.plot(x, y, color=color, linewidth=0.8, alpha=0.35)
         length = min(len(y) for _, y in drawn)
@@ -108,12 +107,12 @@ def draw_calibration(
     """
     Draw the return that followed over the critic's value, held out: a dot for turns with similar values of one run.
 
-    Args: as those of [`draw_curves`]; runs without a critic are left out.
+    Args: as those of [`draw_curves`]; runs without `calibration` are left out.
     """
     colors = read_theme(theme)
     figure, axes = new_chart(colors, (_WIDTH, _HEIGHT))
     for (name, results), color in zip(groups.items(), itertools.cycle(colors.series), strict=False):
-        found = [group for run in results if run.critic is not None for group in run.critic.groups or ()]
+        found = [group for run in results for group in run.calibration]
         if found:
             axes.scatter(
                 [group.value for group in found], [group.mean for group in found], s=18, color=color, label=name
@@ -121,7 +120,11 @@ def draw_calibration(
     ends = (min(axes.get_xlim()[0], axes.get_ylim()[0]), max(axes.get_xlim()[1], axes.get_ylim()[1]))
     axes.plot(ends, ends, color=colors.muted, linewidth=1, linestyle="--", label="equal")
     finish_chart(
-        axes, colors, title=title, x_label="critic's value before the turn", y_label="mean return that followed"
+        axes,
+        colors,
+        title=title,
+        x_label="critic's value before the turn",
+        y_label="mean discounted return that followed",
     )
     return save_chart(figure, output)
 
@@ -145,11 +148,6 @@ def draw_advantages(
             axes.plot(range(1, len(means) + 1), means, color=color, linewidth=2, label=name)
     finish_chart(axes, colors, title=title, x_label="turn", y_label="mean size of the advantage")
     return save_chart(figure, output)
-
-
-def _height(point: LearningPoint) -> float:
-    value = point.mean_return if point.success_rate is None else point.success_rate
-    return float("nan") if value is None else value
 
 
 def _score_name(groups: Mapping[str, Sequence[StudyResult]]) -> str:

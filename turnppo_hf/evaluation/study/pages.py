@@ -24,6 +24,9 @@ figcaption { color: var(--muted); font-size: 0.85rem; } p { white-space: pre-lin
 """
 
 
+_MARKUP = re.compile(r"[\\`*_<>&\[\]~#!]")  # ASCII signs that Markdown or HTML in it reads
+
+
 def write_markdown(title: str, sections: Sequence[Section], output: Path, command: str) -> Path:
     """
     Write a Markdown file, and its pictures into a folder of its name beside it.
@@ -73,13 +76,22 @@ def _markdown_table(table: Table) -> list[str]:
     def line(cells: Sequence[str]) -> str:
         return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
-    return [line(table.header), "|" + "---|" * len(table.header), *(line(row) for row in table.rows)]
+    is_quoted = [name in table.quoted for name in table.header]
+    rows = [
+        [_MARKUP.sub(r"\\\g<0>", cell) if quoted else cell for cell, quoted in zip(row, is_quoted, strict=True)]
+        for row in table.rows
+    ]
+    return [line(table.header), "|" + "---|" * len(table.header), *map(line, rows)]
 
 
 def _html_table(table: Table) -> str:
     def cells(row: Sequence[str], tag: str) -> str:
-        bold = (re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", html.escape(cell)) for cell in row)
-        return "".join(f"<{tag}>{cell}</{tag}>" for cell in bold)
+        texts = [html.escape(cell) for cell in row]
+        shown = [
+            text if name in table.quoted else re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
+            for name, text in zip(table.header, texts, strict=True)
+        ]
+        return "".join(f"<{tag}>{cell}</{tag}>" for cell in shown)
 
     rows = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in table.rows)
     head = f"<thead><tr>{cells(table.header, 'th')}</tr></thead>"

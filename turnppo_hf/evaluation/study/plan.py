@@ -165,7 +165,7 @@ def read_study(path: str | Path) -> Study:
     base = _read_mapping(file.parent / str(found["config"]))
     settings = merge(base, _mapping(found.get("settings"), f"{file}: settings"))
     blocks: list[Block] = []
-    for name, entry in _mapping(found["blocks"], f"{file}: blocks").items():
+    for name, entry in _filled(found["blocks"], f"{file}: blocks").items():
         blocks.append(_read_block(str(name), entry, blocks, str(file)))
     outputs = _outputs_of(file)
     work = outputs / str(found.get("work", f"../../runs/studies/{found['name']}"))
@@ -204,10 +204,10 @@ def _read_block(name: str, entry: Any, before: Sequence[Block], file: str) -> Bl
     block = _mapping(entry, at)
     _check_keys(block, _BLOCK_KEYS, ("question", "axes", "seeds"), at)
     axes: dict[str, dict[str, dict[str, Any]]] = {}
-    for axis, values in _mapping(block["axes"], f"{at}.axes").items():
+    for axis, values in _filled(block["axes"], f"{at}.axes").items():
         place = f"{at}.axes.{axis}"
         axes[str(axis)] = {
-            str(value): _mapping(chosen, f"{place}.{value}") for value, chosen in _mapping(values, place).items()
+            str(value): _mapping(chosen, f"{place}.{value}") for value, chosen in _filled(values, place).items()
         }
         for value, chosen in axes[str(axis)].items():
             _check_settings(chosen, before, f"{place}.{value}")
@@ -304,6 +304,13 @@ def _mapping(value: Any, at: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise StudyError(f"{at} must be a mapping, got {value!r}.")
     return dict(value)
+
+
+def _filled(value: Any, at: str) -> dict[str, Any]:
+    found = _mapping(value, at)
+    if not found:
+        raise StudyError(f"{at} is empty, so there is nothing to run. Name at least one.")
+    return found
 
 
 def _read_mapping(file: Path) -> dict[str, Any]:

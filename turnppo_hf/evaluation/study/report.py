@@ -35,6 +35,7 @@ class Table:
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    quoted: tuple[str, ...] = ()  # columns of texts from elsewhere, in which no sign is markup
 
 
 @dataclass(frozen=True)
@@ -181,11 +182,11 @@ def examples_table(block: Block, cells: Mapping[Cell, Sequence[StudyResult]]) ->
             said = [f"{response}{value}" for response, value in zip(example.responses, values, strict=True)]
             left = ["..."] if example.turns > len(said) else []
             texts = (example.observation, ", ".join([*said, *left]))
-            shown = (" / ".join(text.split("\n")) for text in texts)
+            shown = (" / ".join(text.splitlines()) for text in texts)
             end = f"{example.stop_reason} after {example.turns}"
             rows.append((*(value for _, value in cell), str(runs[0].seed), end, f"{example.total_reward:.2f}", *shown))
     header = ("seed", "ended, turns", "return", "first observation", "responses (the critic's value before)")
-    return Table((*block.axes, *header), tuple(rows))
+    return Table((*block.axes, *header), tuple(rows), quoted=header[-2:])
 
 
 @dataclass(frozen=True)
@@ -292,7 +293,7 @@ def _pictures(block: Block, cells: Mapping[Cell, Sequence[StudyResult]], scales:
                 pictures.append(Picture(name, f"{title}: score over {scale}", file.read_bytes()))
             runs = [run for line in lines.values() for run in line]
             for has, draw, word in (
-                (any(run.critic and run.critic.groups for run in runs), draw_calibration, "calibration"),
+                (any(run.calibration for run in runs), draw_calibration, "calibration"),
                 (any(run.advantages_by_turn for run in runs), draw_advantages, "advantage by turn"),
             ):
                 if has:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from turnppo_hf.evaluation.calibration import CriticJudgement
+from turnppo_hf.evaluation.calibration import CriticJudgement, Group
 from turnppo_hf.evaluation.example import Example
 from turnppo_hf.evaluation.json_fields import NULLABLE, FieldError, read_fields, write_fields
 from turnppo_hf.evaluation.results import LearningPoint, Package, RunResults
@@ -134,11 +135,23 @@ class StudyResult:
         return _score(self.after)
 
     @property
+    def curve_scores(self) -> list[float]:
+        """The held-out scores from the start on: successes where all evaluations have one, else mean returns."""
+        has_success = all(point.success_rate is not None for point in self.curve)
+        found = [point.success_rate if has_success else point.mean_return for point in self.curve]
+        return [math.nan if value is None else value for value in found]
+
+    @property
     def fall(self) -> float | None:
         """How far `score` is below the best held-out score of the run, from the start on; 0 where it is the best."""
-        known = [point.success_rate if point.success_rate is not None else point.mean_return for point in self.curve]
-        scores = [value for value in known if value is not None]
-        return max(scores) - scores[-1] if scores else None
+        return max(self.curve_scores) - self.curve_scores[-1] if self.curve else None
+
+    @property
+    def calibration(self) -> tuple[Group, ...]:
+        """Values and returns that followed; none of a critic that discounts tokens, since returns discount turns."""
+        if self.settings.get("algorithm") == "token_ppo" and self.settings.get("token_gamma", 1.0) != 1.0:
+            return ()
+        return () if self.critic is None else self.critic.groups or ()
 
     @property
     def start(self) -> float | None:

@@ -145,6 +145,20 @@ def verdicts_at_one_rate() -> str:
     return f"Of {len(found)} claims that it learns more at one rate {words}"
 
 
+def choice_rows() -> list[str]:
+    """The table of docs/studies.md of what the paper says of its own choices."""
+    study = read_study(ROOT / STUDY)
+    rows = claims_table([study.block("paper")], read_results(study.results)).rows
+    return [f"| {claim} | {seeds} | {found}, p = {p} | {verdict} |" for claim, _, seeds, found, p, verdict in rows]
+
+
+def runs_below_their_start() -> str:
+    """The README's sentence about runs that ended worse than they began."""
+    runs = {run.settings_hash: run for run in read_results(read_study(ROOT / STUDY).results)}.values()
+    below = sum(run.score < run.start for run in runs if run.score is not None and run.start is not None)
+    return f"Of {len(runs)} different runs {below or 'none'} ended below its start"
+
+
 def verdicts_that_a_lead_grows(name: str) -> set[str]:
     study = read_study(ROOT / STUDY)
     block, results = study.block(name), read_results(study.results)
@@ -155,11 +169,12 @@ def test_readme_states_the_headline() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for row in [*headline_rows(), *level_rows()]:
         assert row in text
-    for row in rate_rows():
+    for row in [*rate_rows(), *choice_rows()]:
         assert row in (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
     for row in default_rows():
         assert row in (ROOT / "docs" / "paper_index.md").read_text(encoding="utf-8")
     assert verdicts_at_one_rate() in " ".join(text.split())
+    assert runs_below_their_start() in " ".join(text.split())
     assert verdicts_that_a_lead_grows("rates") == {"not decided", "does not hold"}
     assert "no claim that a lead grows from 4 to 16 turns holds at one rate" in " ".join(text.split())
     assert "holds" in verdicts_that_a_lead_grows("headline")
@@ -191,3 +206,17 @@ def test_pages_state_what_the_rate_does_with_four_turns() -> None:
     assert told in pages["docs/turn_ppo.md"]
     assert f"costs Turn-PPO the lead ({scores['1e-3']})" in pages["docs/studies.md"]
     assert f"brings it back ({scores['3e-4']})" in pages["docs/studies.md"]
+    runs = [run for run in results if run.block == "rates" and "_ppo_" in run.cell["method_and_rate"]]
+    gamma = {"turn_ppo": ("gamma", "lam"), "token_ppo": ("token_gamma", "token_lam")}
+    discounts = {
+        run.cell["method_and_rate"]: tuple(run.settings[name] for name in gamma[run.settings["algorithm"]])
+        for run in runs
+    }
+    assert discounts == {
+        **{"turn_ppo_3e-4": (1.0, 1.0), "turn_ppo_1e-3": (0.99, 0.95)},
+        **{"token_ppo_3e-4": (0.99, 0.9), "token_ppo_1e-3": (0.99, 0.95)},
+    }
+    assert (
+        "Turn-PPO has discounts of 1 at 3e-4, of 0.99 and 0.95 at 1e-3, token PPO of 0.99 and 0.9, and 0.99 and 0.95"
+        in pages["docs/studies.md"]
+    )

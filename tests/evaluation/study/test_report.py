@@ -88,11 +88,12 @@ def test_table_of_cells_holds_means_over_seeds(study, results):
 def test_examples_stand_with_the_critics_values(study, results):
     of_critic = Example("solved", 0.75, 3, "A key.\nA door.", ("left", "right"), (0.5, 0.25))
     without = Example("task_budget", 0.0, 1, "A | door.", ("left",))
-    cells = cells_of(study.block("main"), [replace(results[0], examples=(of_critic, without)), *results[1:]])
+    shown = replace(results[2], examples=(of_critic, without))  # the first seed is of a version without them
+    cells = cells_of(study.block("main"), [*results[:2], shown, *results[3:]])
     table = examples_table(study.block("main"), cells)
     assert table.rows == (
-        ("1", "turn", "1", "solved after 3", "0.75", "A key. / A door.", "left (0.50), right (0.25), ..."),
-        ("1", "turn", "1", "task_budget after 1", "0.00", "A | door.", "left"),
+        ("1", "turn", "2", "solved after 3", "0.75", "A key. / A door.", "left (0.50), right (0.25), ..."),
+        ("1", "turn", "2", "task_budget after 1", "0.00", "A | door.", "left"),
     )
 
 

@@ -174,17 +174,18 @@ def cells_table(block: Block, cells: Mapping[Cell, Sequence[StudyResult]]) -> Ta
 
 
 def examples_table(block: Block, cells: Mapping[Cell, Sequence[StudyResult]]) -> Table:
-    """Return held-out episodes of each cell's first run: what the agent first saw, said, and the critic's values."""
+    """Return held-out episodes of a run of each cell: what the agent first saw, said, and the critic's values."""
     rows = []
     for cell, runs in cells.items():
-        for example in runs[0].examples:
+        run = next((run for run in runs if run.examples), runs[0])
+        for example in run.examples:
             values = [f" ({value:.2f})" for value in example.values] or [""] * len(example.responses)
             said = [f"{response}{value}" for response, value in zip(example.responses, values, strict=True)]
             left = ["..."] if example.turns > len(said) else []
             texts = (example.observation, ", ".join([*said, *left]))
             shown = (" / ".join(text.splitlines()) for text in texts)
             end = f"{example.stop_reason} after {example.turns}"
-            rows.append((*(value for _, value in cell), str(runs[0].seed), end, f"{example.total_reward:.2f}", *shown))
+            rows.append((*(value for _, value in cell), str(run.seed), end, f"{example.total_reward:.2f}", *shown))
     header = ("seed", "ended, turns", "return", "first observation", "responses (the critic's value before)")
     return Table((*block.axes, *header), tuple(rows), quoted=header[-2:])
 

@@ -94,7 +94,10 @@ def test_evaluation_of_the_pushed_agent_gives_the_figures_of_its_card(hub, run):
     players, results = json.loads(printed)["players"], json.loads((run / "results.json").read_text())
     for name, mine in (("model", "after"), ("random", "random"), ("optimal", "optimal")):
         assert players[name] == results[mine]
-    assert json.loads(printed)["critic"] == pytest.approx(results["critic"], abs=1e-5)
+    judged, recorded = json.loads(printed)["critic"], dict(results["critic"])
+    groups = [judged.pop("groups"), recorded.pop("groups")]
+    assert judged == pytest.approx(recorded, abs=1e-5)
+    assert groups[0] == [pytest.approx(group, abs=1e-5) for group in groups[1]] and groups[0]
     card = ModelCard(hub.files("alice/agent")["README.md"].decode())
     row = next(line for line in card.text.splitlines() if "**this agent" in line)
     assert f"{players['model']['success_rate']:.2f} (" in row and f"{players['model']['mean_return']:.2f} ±" in row

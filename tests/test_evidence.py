@@ -91,7 +91,7 @@ def test_kept_starts_are_those_of_the_runs() -> None:
     study = read_study(ROOT / STUDY)
     for folder in (study.results / "starts").iterdir():
         runs = [run for run in read_results(study.results) if Path(str(run.settings["model"])).name == folder.name]
-        assert {run.start_digest for run in runs} == {weights_digest(folder)}
+        assert {run.start_digest for run in runs} <= {weights_digest(folder)}
 
 
 def rate_rows() -> list[str]:

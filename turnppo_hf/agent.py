@@ -222,14 +222,14 @@ class TurnPPOAgent:
         """
         name, factory = self.environment(environment)
         task = {**(options or {}), "seed": seed}
-        return self.score(self.play_tasks(factory, [task], temperature=self._temperature(temperature), name=name))[0]
+        return self.score(self.play_tasks(factory, [task], temperature=temperature, name=name))[0]
 
     def play_tasks(
         self,
         environment: Callable[[], gymnasium.Env],
         tasks: Sequence[Mapping[str, Any]],
         *,
-        temperature: float = 0.0,
+        temperature: float | None = 0.0,
         max_parallel_episodes: int = 256,
         environment_timeout_s: float = 600.0,
         name: str = "environment",
@@ -244,7 +244,8 @@ class TurnPPOAgent:
             tasks (`Sequence[Mapping]`):
                 Rows with a `seed`; other columns are the reset's options.
             temperature (`float`, *optional*, defaults to `0.0`):
-                0 is greedy. Above, each task's seed also seeds the sampling.
+                0 is greedy. Above, each task's seed also seeds the sampling. `None` is the one that the agent was
+                evaluated with.
             max_parallel_episodes (`int`, *optional*, defaults to `256`):
                 Bounds the key-value cache.
             environment_timeout_s (`float`, *optional*, defaults to `600.0`):
@@ -257,7 +258,7 @@ class TurnPPOAgent:
         Returns:
             `list[Trajectory]`: in the order of `tasks`, without values: see `score`.
         """
-        generator = self._generator(temperature, max_parallel_episodes)
+        generator = self._generator(self._temperature(temperature), max_parallel_episodes)
         read = [read_seed(task["seed"], number) for number, task in enumerate(tasks)]
         plans = [
             EpisodePlan(task, name, seed=seed, sampling_seed=seed, problem=problem)

@@ -103,13 +103,13 @@ def test_agent_is_watched(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_agent_plays_as_it_was_judged_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[float] = []
-    play_tasks = TurnPPOAgent.play_tasks
+    generator = TurnPPOAgent._generator
 
-    def noted(self: TurnPPOAgent, *arguments: Any, temperature: float, **kwargs: Any) -> list[Trajectory]:
+    def noted(self: TurnPPOAgent, temperature: float, *arguments: Any) -> Any:
         asked.append(temperature)
-        return play_tasks(self, *arguments, temperature=temperature, **kwargs)
+        return generator(self, temperature, *arguments)
 
-    monkeypatch.setattr(TurnPPOAgent, "play_tasks", noted)
+    monkeypatch.setattr(TurnPPOAgent, "_generator", noted)
     assert main(["play", "tiny-trained"]) == main(["play", "tiny-trained", "--temperature", "0"]) == 0
     assert asked == [TurnPPOAgent.from_pretrained("tiny-trained").record.evaluation.temperature, 0.0] == [1.0, 0.0]
 

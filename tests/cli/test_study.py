@@ -119,21 +119,20 @@ def test_start_is_made_with_the_variables_before_its_command_where_none_is_kept(
 
     def make(command, *, env, check, preexec_fn):
         made.append((command[-3:], env["ONE_WAY"]))
-        (tmp_path / "start").mkdir()
+        (tmp_path / "start").mkdir(exist_ok=True)
         raise KeyboardInterrupt  # in the middle of it
 
     monkeypatch.setattr(study_runs.subprocess, "run", make)
     runner = StudyRunner(read_study(file))
     (run,) = runner._chosen(runner.blocks[0], {})
     for times in (1, 2):  # what was left in the middle is no start
-        (tmp_path / "start").rmdir() if times == 2 else None
         with pytest.raises(KeyboardInterrupt):
             runner.run()
         assert made == [(["imitate", "CONFIG", "--x=1"], "slow")] * times
     kept = tmp_path / "results" / "starts" / "start"
     kept.mkdir(parents=True)
     (kept / "model.safetensors").write_bytes(b"kept")
-    with pytest.raises(FileExistsError):  # a kept one without its record is none either
+    with pytest.raises(KeyboardInterrupt):  # a kept one without its record is none either
         runner._make_starts([run])
     (kept / "turnppo.json").write_text("{}")
     runner._make_starts([run])

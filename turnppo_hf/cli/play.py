@@ -33,10 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
     hide_loading_bars()
     agent = TurnPPOAgent.from_pretrained(arguments.model)
     name, environment = environment_of(agent, arguments)
-    temperature = arguments.temperature
-    if temperature is None:
-        temperature = agent.record.evaluation.temperature or 0.0
-    played = agent.play_tasks(environment, [{"seed": arguments.seed}], temperature=temperature, name=name)
+    tasks = [{"seed": arguments.seed}]
+    played = agent.play_tasks(environment, tasks, temperature=arguments.temperature, name=name)
     print(render_episode(agent.score(played)[0]))
     return 0
 

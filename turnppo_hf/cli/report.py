@@ -52,9 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _is_study(name: str) -> bool:
-    from turnppo_hf.cli.config_files import packaged_configs
+    from turnppo_hf.cli.config_files import find_config
 
-    return Path(name).suffix in (".yaml", ".yml") or (not Path(name).exists() and name in packaged_configs("studies"))
+    return not Path(name).is_dir() and find_config(name, "studies").suffix in (".yaml", ".yml")
 
 
 def _write_page(names: list[str], output: Path, *, is_study: bool) -> Path:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
 
-from turnppo_hf.evaluation.study.curves import SCALES, draw_advantages, draw_calibration, draw_curves, draw_levels
+from turnppo_hf.evaluation.study.curves import (
+    SCALES,
+    Scale,
+    draw_advantages,
+    draw_calibration,
+    draw_curves,
+    draw_levels,
+)
 from turnppo_hf.evaluation.study.plan import Block, Claim
 from turnppo_hf.evaluation.study.result import StudyResult
 from turnppo_hf.evaluation.study.statistics import Comparison, bootstrap_interval, compare
@@ -87,7 +95,7 @@ def study_sections(
         if not cells:
             sections.append(Section(_heading(block.name), (block.question, "No run of it is finished.")))
             continue
-        scales = list(SCALES) if every_scale else ["episodes"]
+        scales: list[Scale] = list(SCALES) if every_scale else ["episodes"]
         tables = [cells_table(block, cells), examples_table(block, cells)]
         tables = [table for table in tables if table.rows]
         pictures = tuple(_pictures(block, cells, scales))
@@ -278,7 +286,7 @@ def _last_mean(runs: Sequence[StudyResult], name: str) -> str:
     return f"{fmean(means):.3f}" if means else "-"
 
 
-def _pictures(block: Block, cells: Mapping[Cell, Sequence[StudyResult]], scales: Sequence[str]) -> list[Picture]:
+def _pictures(block: Block, cells: Mapping[Cell, Sequence[StudyResult]], scales: Sequence[Scale]) -> list[Picture]:
     """Draw curves, calibration and advantages for each combination of all axes but the last."""
     pictures = []
     panels: dict[Cell, dict[str, Sequence[StudyResult]]] = {}
@@ -287,20 +295,19 @@ def _pictures(block: Block, cells: Mapping[Cell, Sequence[StudyResult]], scales:
     with TemporaryDirectory() as folder:
         file = Path(folder) / "picture.png"
         for panel, lines in panels.items():
-            for scale in scales:
-                title = ", ".join([_heading(block.name), *(f"{axis} {value}" for axis, value in panel)])
-                draw_curves(lines, file, title=title, scale=scale)  # type: ignore[arg-type]
-                name = _file_name([block.name, *(value for _, value in panel), scale])
-                pictures.append(Picture(name, f"{title}: score over {scale}", file.read_bytes()))
+            title = ", ".join([_heading(block.name), *(f"{axis} {value}" for axis, value in panel)])
             runs = [run for line in lines.values() for run in line]
-            for has, draw, word in (
-                (any(run.calibration for run in runs), draw_calibration, "calibration"),
-                (any(run.advantages_by_turn for run in runs), draw_advantages, "advantage by turn"),
-            ):
-                if has:
-                    draw(lines, file, title=title)
-                    name = _file_name([block.name, *(value for _, value in panel), word])
-                    pictures.append(Picture(name, f"{title}: {word}", file.read_bytes()))
+            charts: list[tuple[Callable[..., Path], str, str]] = [
+                (partial(draw_curves, scale=scale), scale, f"score over {scale}") for scale in scales
+            ]
+            if any(run.calibration for run in runs):
+                charts.append((draw_calibration, "calibration", "calibration"))
+            if any(run.advantages_by_turn for run in runs):
+                charts.append((draw_advantages, "advantage by turn", "advantage by turn"))
+            for draw, word, text in charts:
+                draw(lines, file, title=title)
+                name = _file_name([block.name, *(value for _, value in panel), word])
+                pictures.append(Picture(name, f"{title}: {text}", file.read_bytes()))
     return pictures
 
 

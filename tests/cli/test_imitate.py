@@ -85,8 +85,8 @@ def test_training_stops_at_the_target(tmp_path, capsys, target, steps):
     [
         ({"nois": 0.1}, "`nois` is no field. Did you mean `noise`? `turnppo imitate --help` lists all fields."),
         ({"noise": 2.0}, "`noise` must be between 0 and 1, got 2.0"),
-        ({"episodes": "played.parquet", "noise": 0.1}, "were played already, so it would have no effect"),
-        ({"new_model": {"hidden_size": 32}}, "'tiny' has its sizes already"),
+        ({"episodes": "played.parquet", "noise": 0.1}, "read with `episodes: planner` alone"),
+        ({"new_model": {"hidden_size": 32}}, "read with `model: new` alone"),
         ({"context": "window"}, "`context` must be full, last or window:k"),
         ({"num_episodes": 0}, "`num_episodes` must be at least 1"),
         ({"episodes": "none.parquet"}, "`episodes` 'none.parquet' cannot be read"),
@@ -103,7 +103,7 @@ def test_flag_drops_what_the_file_says_of_another_value(tmp_path, capsys):
     assert main(["imitate", config(tmp_path, noise=0.3), "--episodes", "none.parquet"]) == 2
     assert "`episodes` 'none.parquet' cannot be read" in capsys.readouterr().err
     assert main(["imitate", config(tmp_path), "--episodes", "none.parquet", "--noise", "0.3"]) == 2
-    assert "were played already" in capsys.readouterr().err
+    assert "read with `episodes: planner` alone" in capsys.readouterr().err
     # the file's own value, on which nothing else depends
     for words in (["--episodes", "planner"], ["--episodes=planner"]):
         assert main(["imitate", config(tmp_path, noise=2.0), *words]) == 2

@@ -35,7 +35,7 @@ from turnppo_hf.rollout.context import read_context
 from turnppo_hf.trainer.turn_ppo_config import describe_fields
 
 NEW, PLANNER = "new", "planner"
-_ONLY_WITH = {"episodes": (PLANNER, "noise"), "model": (NEW, "new_model")}
+_ONLY_WITH = {"episodes": (PLANNER, "noise"), "model": (NEW, "new_model")}  # what a field is read with
 _MAX_POSITIONS = 4096  # that a new actor reads; they cost no parameters
 
 
@@ -111,16 +111,13 @@ class ImitationArguments:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise RunConfigError(f"`{name}` must be between 0 and 1, got {value}: it is a share. Correct it.")
-        if self.noise is not None and self.episodes != PLANNER:
-            raise RunConfigError(
-                f"`noise` is {self.noise}, but the episodes of {self.episodes!r} were played already, so it would "
-                "have no effect. Leave it out."
-            )
-        if self.new_model and self.model != NEW:
-            raise RunConfigError(
-                f"`new_model` is set, but {self.model!r} has its sizes already, so it would have no effect. Leave it "
-                "out."
-            )
+        for name, (value, other) in _ONLY_WITH.items():
+            given, chosen = getattr(self, other), getattr(self, name)
+            if given not in (None, {}) and chosen != value:
+                raise RunConfigError(
+                    f"`{other}` is {given}, but it is read with `{name}: {value}` alone, and `{name}` is {chosen!r}, "
+                    "so it would have no effect. Leave it out."
+                )
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,11 @@ class StopReason(StrEnum):
         return not self.terminated and self is not StopReason.ERROR
 
     @property
+    def is_out_of_tokens(self) -> bool:
+        """Whether a limit of tokens cut the episode, which no task has."""
+        return self in (StopReason.TOKEN_LIMIT, StopReason.OVERLONG, StopReason.CUT_RESPONSE)
+
+    @property
     def bootstraps(self) -> bool:
         """Whether the return beyond the cut is estimated by the critic."""
         return self in (StopReason.TURN_LIMIT, StopReason.TOKEN_LIMIT, StopReason.TIME_LIMIT, StopReason.OVERLONG)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import yaml
@@ -11,6 +12,8 @@ from turnppo_hf import TurnPPOAgent
 from turnppo_hf.cli.imitate import build_parser, run_imitation
 from turnppo_hf.cli.main import main
 from turnppo_hf.cli.train_arguments import parse_words
+from turnppo_hf.environments import make_environment
+from turnppo_hf.evaluation.summary import summarize
 from turnppo_hf.hub.agent_record import AgentRecord
 
 SOKOBAN = {"size": 5, "max_actions_per_turn": 1, "max_turns": 8, "max_actions": 8, "action_format": "bare"}
@@ -69,6 +72,28 @@ def test_actor_is_saved_with_its_context_and_trained_on(tmp_path, capsys, monkey
 
 
 @pytest.mark.slow
+def test_last_evaluation_is_of_the_actor_that_is_saved(tmp_path, capsys):
+    """Also where the last step is none that is judged for the target."""
+    settings = {"max_steps": 5, "eval_episodes": 16, "learning_rate": 0.01}
+    (asked, training), _ = parse_words([config(tmp_path, **settings)], build_parser())
+    done = run_imitation(asked, training)
+    assert [step for step, _ in done.points] == [0, 2, 4, 5]
+    agent = TurnPPOAgent.from_pretrained(tmp_path / "actor", device="cpu")
+    environment = partial(make_environment, "sokoban", **SOKOBAN, split="test")
+    episodes = agent.play_tasks(environment, [{"seed": 1_000_000 + number} for number in range(16)], temperature=1.0)
+    assert summarize(episodes).mean_return == done.points[-1][1].mean_return
+    assert "cut by a limit" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_held_out_episodes_that_a_limit_of_tokens_cuts_are_told(tmp_path, capsys):
+    """They count as missed, though the actor might have gone on; ten tokens hold one answer and no second board."""
+    file = config(tmp_path, context="full", max_completion_length=10, target_success=0.0)
+    assert main(["imitate", file]) == 0
+    assert ", cut by a limit of tokens " in capsys.readouterr().out
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("target", "steps"), [(0.0, [0]), (1.0, [0, 2, 4])])
 def test_training_stops_at_the_target(tmp_path, capsys, target, steps):
     file = config(tmp_path, target_success=target, max_steps=4)
@@ -89,6 +114,8 @@ def test_training_stops_at_the_target(tmp_path, capsys, target, steps):
         ({"new_model": {"hidden_size": 32}}, "read with `model: new` alone"),
         ({"context": "window"}, "`context` must be full, last or window:k"),
         ({"num_episodes": 0}, "`num_episodes` must be at least 1"),
+        ({"eval_temperature": -1.0}, "`eval_temperature` must be a finite number from 0 on"),
+        ({"eval_seed_start": -5}, "`eval_seed_start` must be between 0 and 4294967295"),
         ({"episodes": "none.parquet"}, "`episodes` 'none.parquet' cannot be read"),
         ({"environment": "sokobann"}, "Did you mean 'turnppo_hf/Sokoban-v0'"),
         ({"environment": None}, "The run lacks its `environment`"),

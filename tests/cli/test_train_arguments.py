@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import warnings
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,27 @@ def test_data_file_that_is_missing_is_named_as_a_file() -> None:
         RunConfigError, match=r"'levels\.jsonl' looks like a file, and there is none here.*Name a file"
     ):
         choose_tasks(task)
+
+
+@pytest.mark.parametrize(
+    ("environment", "kwargs", "held_out", "warns"),
+    [
+        ("sokoban", {}, {}, True),
+        ("sokoban", {}, {"split": "test"}, True),
+        ("turnppo_hf/TextWorld-v0", {"split": "train"}, {}, True),
+        ("sokoban", {"split": "train"}, {"split": "test"}, False),
+        ("minigrid", {"split": None}, {}, False),
+        ("textarena/TowerOfHanoi-v0", {}, {}, False),
+    ],
+)
+def test_held_out_levels_that_may_be_those_of_training_are_warned_of(environment, kwargs, held_out, warns) -> None:
+    from turnppo_hf.cli.train import choose_tasks
+
+    task = TaskArguments("tiny", environment, environment_kwargs=kwargs, eval_environment_kwargs=held_out)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        choose_tasks(task)
+    assert ["held-out episodes may be levels" in str(item.message) for item in caught] == [True] * warns
 
 
 @pytest.mark.parametrize("values", [{"num_tasks": 10**12}, {"eval_episodes": 0}, {"eval_seed_start": -1}])

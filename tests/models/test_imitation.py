@@ -42,6 +42,36 @@ def test_planner_solves_and_noise_makes_it_longer():
     assert len(clean) == 20 and demonstrate(20)["messages"] == clean  # the seed decides
 
 
+class Cliff(CountingEnvironment):
+    """A player that has no way on after some answers, and from the start where the task's seed is even."""
+
+    answers = 0
+
+    def reset(self, *, seed=None, options=None):
+        self.answers = 2 * (seed % 2)
+        return super().reset(seed=seed, options=options)
+
+    def optimal_completions(self):
+        return ["go"] * self.answers
+
+    def random_completion(self, rng):
+        return "random"
+
+    def step(self, action):
+        self.answers -= 1
+        return super().step(action)
+
+
+def test_nothing_is_imitated_where_the_player_has_no_way_on():
+    environment = Cliff()
+    with pytest.warns(UserWarning, match=r"has no way to its goal in \d+ of 10 episodes: they are left out"):
+        found = make_demonstrations(environment, reference_player(environment), 10, 0.0, seed=0)
+    said = [[message["content"] for message in row if message["role"] == "assistant"] for row in found["messages"]]
+    assert 0 < len(said) < 10 and said == [["go", "go"]] * len(said)
+    with pytest.raises(ValueError, match="no way to its goal in any of 3 episodes"):
+        make_demonstrations(environment, list, 3, 0.0, seed=0)
+
+
 def test_environment_without_a_player_is_refused():
     with pytest.raises(ValueError, match="CountingEnvironment has no player to imitate"):
         reference_player(CountingEnvironment())
@@ -68,7 +98,7 @@ def test_rows_hold_what_the_actor_reads_in_this_context(tiny_tokenizer, context)
 
 def test_system_message_is_in_every_row():
     messages = [{"role": "system", "content": "s"}, *demonstrate(1)["messages"][0]]
-    rows = rows_in_context([{"messages": messages}], "last")
+    rows = rows_in_context([{"messages": messages, "head": messages[:1]}], "last")
     assert all([message["role"] for message in row["prompt"]] == ["system", "user"] for row in rows)
 
 
@@ -87,8 +117,38 @@ def test_episodes_of_a_file_are_read_but_for_those_that_missed_their_goal(tmp_pa
     read = read_demonstrations(str(tmp_path / "played.parquet"))
     assert read["messages"] == [[{"role": "user", "content": "#P"}, {"role": "assistant", "content": "Up"}]]
     chats = [[{"role": "user", "content": "#"}, {"role": "assistant", "content": word}] for word in ("Up", "Left")]
-    Dataset.from_dict({"messages": chats, "success": [None, False]}).to_parquet(str(tmp_path / "chats.parquet"))
-    assert read_demonstrations(str(tmp_path / "chats.parquet"))["messages"] == chats[:1]
+    missed = [("success", [None, False]), ("success", [1, 0]), ("success", [0.5, 0.0]), ("solved", [True, False])]
+    for column, values in missed:
+        Dataset.from_dict({"messages": chats, column: values}).to_parquet(str(tmp_path / "chats.parquet"))
+        assert read_demonstrations(str(tmp_path / "chats.parquet"))["messages"] == chats[:1], column
+
+
+def test_prompt_of_the_task_stays_in_every_row_as_in_a_rollout(tmp_path, tiny_tokenizer):
+    prompt = [{"role": "system", "content": "Up"}, {"role": "user", "content": "Down Left "}]
+    turns = [make_turn((1,), (2,)), make_turn((3,), (4,))]
+    for turn, observation in zip(turns, ("#P", "#_P"), strict=True):
+        object.__setattr__(turn, "observation", observation)
+        object.__setattr__(turn, "completion", "Up")
+    item = make_trajectory(turns, StopReason.SOLVED)
+    object.__setattr__(item, "task", {"seed": 0, "prompt": prompt})
+    save_trajectories([item], tmp_path / "played.parquet")
+    rows = rows_in_context(read_demonstrations(str(tmp_path / "played.parquet")), "last")
+    chat = Chat(tiny_tokenizer, context="last")
+    first = chat.start("#P", prompt)
+    ids = tuple(tiny_tokenizer("Up<|end|>").input_ids)
+    played = [first.text, chat.extend(first, ids, "#_P").text]
+    assert [chat._render(row["prompt"]).text for row in rows] == played and "Down Left" in played[1]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [{"role": "tool", "content": "7"}, {"role": "assistant", "content": "", "tool_calls": [{"name": "add"}]}],
+)
+def test_conversation_with_tools_is_refused_in_a_shorter_context(message):
+    messages = [{"role": "user", "content": "#"}, message, {"role": "assistant", "content": "Up"}]
+    with pytest.raises(ValueError, match="holds the result of a tool, whose call would be missing"):
+        rows_in_context([{"messages": messages}], "last")
+    assert len(rows_in_context([{"messages": messages}], "full")) == 1
 
 
 @pytest.mark.parametrize(
@@ -96,6 +156,11 @@ def test_episodes_of_a_file_are_read_but_for_those_that_missed_their_goal(tmp_pa
     [
         ({"text": ["a"]}, "has the columns text. Conversations stand in a column `messages`"),
         ({"messages": [[{"role": "user", "content": "#"}]]}, "holds no conversation in which an assistant answers"),
+        ({"messages": [[{"from": "user", "value": "#"}]]}, "row 0: `messages` is .* a list of messages with `role`"),
+        ({"messages": [None, "Up"]}, "row 0: `messages` is None"),
+        ({"messages": ["Up"]}, "row 0: `messages` is 'Up'"),
+        ({"turns": [3]}, "has a column `turns`, but not as a run writes it"),
+        ({"turns": [[{"a": 1}]]}, "has a column `turns`, but not as a run writes it"),
     ],
 )
 def test_file_without_conversations_is_refused(tmp_path, columns, message):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import gymnasium
@@ -44,6 +46,29 @@ def hide_loading_bars() -> None:
 
     datasets.disable_progress_bars()
     disable_progress_bar()
+
+
+def warn_of_seen_levels(environment: str, kwargs: Mapping[str, Any], held_out: Mapping[str, Any]) -> None:
+    """
+    Warn where the held-out levels of one of our worlds may be among those of training.
+
+    Args:
+        environment (`str`): Id, or the short name of one of ours.
+        kwargs (`Mapping`): Its arguments in training.
+        held_out (`Mapping`): Those of the held-out episodes. `split` set to None on both sides asks for it.
+    """
+    from turnppo_hf.environments import full_id
+
+    sides = kwargs.get("split"), held_out.get("split")
+    is_asked_for = "split" in kwargs and sides == (None, None)
+    is_apart = None not in sides and sides[0] != sides[1]
+    if full_id(environment).startswith("turnppo_hf/") and not (is_asked_for or is_apart):
+        warnings.warn(
+            f"`split` is {sides[0]} in training and {sides[1]} held out, so held-out episodes may be levels that were "
+            'trained on. Set "split": "train" in `environment_kwargs` and "split": "test" in '
+            "`eval_environment_kwargs`, or null in both.",
+            stacklevel=3,
+        )
 
 
 def environment_of(agent: TurnPPOAgent, arguments: argparse.Namespace) -> tuple[str, partial[gymnasium.Env]]:

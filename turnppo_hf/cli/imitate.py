@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, s
 from trl import SFTConfig
 
 from turnppo_hf.agent import TurnPPOAgent
-from turnppo_hf.cli.common import hide_loading_bars
+from turnppo_hf.cli.common import hide_loading_bars, warn_of_seen_levels
 from turnppo_hf.cli.train_arguments import HELD_OUT_SEED, FieldParser, RunConfigError, parse_words, read_json_object
 from turnppo_hf.environments import full_id, make_environment
 from turnppo_hf.environments.conversation import TextEnvironment
@@ -32,6 +34,7 @@ from turnppo_hf.models.demonstrations import (
 from turnppo_hf.models.imitation import imitate, tiny_llama, word_tokenizer, write_actor
 from turnppo_hf.models.pretrained import find_model
 from turnppo_hf.rollout.context import read_context
+from turnppo_hf.trainer.record import public_name
 from turnppo_hf.trainer.turn_ppo_config import describe_fields
 
 NEW, PLANNER = "new", "planner"
@@ -61,7 +64,8 @@ class ImitationArguments:
             What the actor reads of earlier turns, as in training: `full`, `last` or `window:k`.
         episodes (`str`, *optional*, defaults to `"planner"`):
             What is imitated: `"planner"`, the environment's own reference player; a Parquet file of episodes; or a
-            dataset on the Hub with a column `messages`. Episodes that missed their goal are left out.
+            dataset on the Hub with a column `messages`. Their episodes that missed their goal are left out; those of a
+            planner are kept up to where it has no way to its goal any more.
         num_episodes (`int`, *optional*):
             How many of them. Defaults to 2000 of a planner, to all of a file or dataset.
         noise (`float`, *optional*):
@@ -107,6 +111,16 @@ class ImitationArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RunConfigError(f"`{name}` must be at least 1, got {value}: it counts what is done. Raise it.")
+        if not 0 <= self.eval_seed_start < 2**32:
+            raise RunConfigError(
+                f"`eval_seed_start` must be between 0 and {2**32 - 1}, got {self.eval_seed_start}: environments are "
+                "seeded with it. Set it to such a number."
+            )
+        if not 0 <= self.eval_temperature < math.inf:
+            raise RunConfigError(
+                f"`eval_temperature` must be a finite number from 0 on, got {self.eval_temperature}: logits are "
+                "divided by it. Set 1, or 0 for greedy play."
+            )
         for name in ("noise", "target_success"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
@@ -192,16 +206,24 @@ def run_imitation(asked: ImitationArguments, training: SFTConfig) -> Imitation:
     record = _record(asked)
     kwargs = {**_mapping(asked.environment_kwargs), **_mapping(asked.eval_environment_kwargs)}
     held_out = partial(make_environment, asked.environment, **kwargs)
+    warn_of_seen_levels(asked.environment, _mapping(asked.environment_kwargs), kwargs)
     points: list[tuple[int, Summary]] = []
 
     def judge(actor: PreTrainedModel, step: int) -> bool:
         tasks = [{"seed": asked.eval_seed_start + number} for number in range(asked.eval_episodes)]
         agent = TurnPPOAgent(actor, tokenizer, record=record)
-        summary = summarize(agent.play_tasks(held_out, tasks, temperature=asked.eval_temperature))
+        episodes = agent.play_tasks(held_out, tasks, temperature=asked.eval_temperature)
+        summary = summarize(episodes)
         points.append((step, summary))
-        print(_line(step, summary), flush=True)
-        if asked.target_success is None or summary.success_rate is None:
+        cut = fmean(episode.stop_reason.is_out_of_tokens for episode in episodes)
+        print(_line(step, summary) + (f", cut by a limit of tokens {cut:.3f}" if cut else ""), flush=True)
+        if asked.target_success is None:
             return False
+        if summary.success_rate is None:
+            raise RunConfigError(
+                f"`target_success` is {asked.target_success}, but {asked.environment} does not say which episodes are "
+                "solved, so it would never be reached. Leave it out, or let `info` hold `solved`."
+            )
         return summary.success_rate >= asked.target_success
 
     if not judge(model, 0):
@@ -241,7 +263,7 @@ def _record(asked: ImitationArguments) -> AgentRecord:
             "max_turn_length": asked.max_turn_length,
             "max_completion_length": asked.max_completion_length,
         },
-        base_model=None if asked.model == NEW else Path(asked.model).name,
+        base_model=None if asked.model == NEW else public_name(asked.model),
         evaluation=HeldOut(
             environment_kwargs={**kwargs, **_mapping(asked.eval_environment_kwargs)},
             episodes=asked.eval_episodes,

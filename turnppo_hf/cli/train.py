@@ -21,7 +21,7 @@ from accelerate.utils import gather_object
 from transformers import AutoConfig
 
 from turnppo_hf.agent import TurnPPOAgent
-from turnppo_hf.cli.common import hide_loading_bars
+from turnppo_hf.cli.common import hide_loading_bars, warn_of_seen_levels
 from turnppo_hf.cli.train_arguments import RunConfig, RunConfigError, TaskArguments, build_parser, parse_run
 from turnppo_hf.environments import make_environment
 from turnppo_hf.evaluation.calibration import judge_critic
@@ -94,7 +94,10 @@ def choose_tasks(task: TaskArguments) -> Tasks:
         train = _rows(splits["train"])
         if "test" in splits:
             held_out = _rows(splits["test"])[: task.eval_episodes]
-    return Tasks(train, held_out, {**task.environment_kwargs, **task.eval_environment_kwargs})
+    held_out_kwargs = {**task.environment_kwargs, **task.eval_environment_kwargs}
+    if task.dataset is None:  # else its rows are the tasks
+        warn_of_seen_levels(task.environment, task.environment_kwargs, held_out_kwargs)
+    return Tasks(train, held_out, held_out_kwargs)
 
 
 def run_training(run: RunConfig, *, owns_threads: bool = False) -> RunResults:

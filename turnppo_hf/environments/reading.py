@@ -27,6 +27,18 @@ def read_answer(completion: str) -> str:
     return found.strip() if end else ""
 
 
+def answer_rule(most: int) -> str:
+    """
+    Say in a prompt how many actions an answer holds.
+
+    Args:
+        most (`int`): At least 1.
+    """
+    if most == 1:
+        return "An answer holds one action."
+    return f'An answer holds one to {most} actions, separated by " || ". They are carried out in order.'
+
+
 def check_turn(action: object, ending: str | None, what: str, example: str, *, episode: str = "episode") -> None:
     """
     Check that `step` can play a turn.
@@ -64,6 +76,20 @@ def read_count(name: str, value: object) -> int:
             "more."
         )
     return value
+
+
+def read_flag(name: str, value: object) -> bool:
+    """
+    Return a switch.
+
+    Raises:
+        `ValueError`: it is neither true nor false; a text such as "no" would be taken for true.
+    """
+    if value not in (True, False):
+        raise ValueError(
+            f"`{name}` must be true or false, got {value!r}. Any text would count as true. Pass one of them."
+        )
+    return bool(value)
 
 
 def read_penalty(value: float) -> float:

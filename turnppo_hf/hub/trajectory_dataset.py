@@ -12,7 +12,7 @@ import jinja2
 from datasets import Dataset, Features, List, Value
 from huggingface_hub import CommitInfo, DatasetCardData, HfApi
 
-from turnppo_hf.environments.messages import open_conversation, text_of
+from turnppo_hf.environments.messages import Message, as_messages, open_conversation, text_of
 from turnppo_hf.evaluation.summary import Summary, comparison_table, summarize
 from turnppo_hf.hub.client import create_repository, with_retries
 from turnppo_hf.hub.secret_check import check_no_secrets
@@ -114,7 +114,12 @@ def messages_of(trajectory: Trajectory) -> list[dict[str, str]]:
     for turn in others:
         messages.append({"role": "user", "content": turn.observation})
         messages.append({"role": "assistant", "content": turn.completion})
-    return [{"role": message["role"], "content": text_of(message["content"])} for message in messages]
+    return plain_messages(messages)
+
+
+def plain_messages(messages: str | Sequence[Message] | None) -> list[dict[str, str]]:
+    """Return messages with their role and their content as a text; a text is the user's."""
+    return [{"role": message["role"], "content": text_of(message["content"])} for message in as_messages(messages)]
 
 
 def episode_rows(trajectories: Sequence[Trajectory], *, agent: str, split: str) -> list[dict[str, Any]]:

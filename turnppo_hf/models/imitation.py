@@ -131,8 +131,8 @@ def imitate(
         demonstrations (`Dataset`): In TRL's formats, see `rows_in_context`. `SFTConfig.assistant_only_loss` says
             whether observations in `messages` are imitated, too.
         args (`SFTConfig`): How.
-        stop (`Callable`, *optional*): Called with the model and the number of steps every `stop_steps` steps; the
-            training ends where it returns True.
+        stop (`Callable`, *optional*): Called with the model and the number of steps every `stop_steps` steps and after
+            the last one; the training ends where it returns True.
         stop_steps (`int`, *optional*, defaults to `50`): Optimizer steps between two such calls.
 
     Returns:
@@ -156,6 +156,11 @@ class _StopAt(TrainerCallback):  # type: ignore[misc]
         """Ask it every so many steps."""
         if state.global_step % self.steps == 0 and self.stop(model, state.global_step):
             control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Ask it of the last step as well, whose weights are kept."""
+        if state.global_step % self.steps:
+            self.stop(model, state.global_step)
 
 
 def write_actor(target: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: AgentRecord) -> None:

@@ -76,9 +76,10 @@ def pending_file(checkpoint: str | Path, args: TurnPPOConfig) -> Path:
 
 def learned_from(trajectories: Sequence[Trajectory], args: TurnPPOConfig) -> list[Trajectory]:
     """Leave out episodes that failed, and with `mask_truncated_completions` those that a limit of tokens cut."""
-    cut = (StopReason.TOKEN_LIMIT, StopReason.OVERLONG, StopReason.CUT_RESPONSE)
-    left_out = {StopReason.ERROR, *(cut if args.mask_truncated_completions else ())}
-    return [trajectory for trajectory in trajectories if trajectory.stop_reason not in left_out]
+    played = [trajectory for trajectory in trajectories if trajectory.stop_reason is not StopReason.ERROR]
+    if not args.mask_truncated_completions:
+        return played
+    return [trajectory for trajectory in played if not trajectory.stop_reason.is_out_of_tokens]
 
 
 def check_failures(trajectories: Sequence[Trajectory], max_failed_share: float) -> None:

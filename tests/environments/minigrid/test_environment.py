@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 
@@ -15,6 +16,7 @@ pytest.importorskip("minigrid")
 
 from turnppo_hf.environments import check_environment, make_environment
 from turnppo_hf.environments.minigrid.environment import MiniGrid
+from turnppo_hf.environments.minigrid.observation import layout_text
 from turnppo_hf.environments.minigrid.rules import level_split, world_ids
 from turnppo_hf.models.imitation import word_tokenizer
 
@@ -199,7 +201,50 @@ def test_states_are_equal_where_nothing_differs():
     assert environment.step("pickup")[4]["state"] != environment.step("drop")[4]["state"]
 
 
-@pytest.mark.parametrize("env_id", ["MiniGrid-DoorKey-5x5-v0", "MiniGrid-DoorKey-6x6-v0", "BabyAI-GoToLocal-v0"])
+def test_state_of_a_mission_in_parts_tells_which_are_done():
+    """The doors of both are open in the end; only the order in which they were opened differs."""
+    environment = start(env_id="BabyAI-OpenTwoDoors-v0", seed=5)
+    assert environment.world.mission == "open the purple door, then open the grey door"
+    world = environment.world
+    states = []
+    for a_done in ("continue", "success"):
+        world.instrs.a_done = a_done
+        states.append(environment.state)
+    assert states[0] != states[1]
+    # what a part looks for is where it was taken from: the package counts that place as its own until it is put down
+    environment = start(env_id="BabyAI-GoToRedBallNoDists-v0", seed=0)
+    before = environment.state
+    environment.world.instrs.desc.obj_poss = [(1, 1)]
+    assert environment.state != before
+
+
+def test_state_and_progress_of_equal_histories_are_equal():
+    for env_id in ("BabyAI-GoToSeq-v0", "BabyAI-PutNextLocal-v0", "BabyAI-PickupLoc-v0", "BabyAI-SynthSeq-v0"):
+        first, second = start(env_id=env_id, seed=2), start(env_id=env_id, seed=2)
+        for plan in [first.expert_completions()[:20]]:
+            assert [first.step(answer)[4]["state"] for answer in plan] == [
+                second.step(answer)[4]["state"] for answer in plan
+            ]
+
+
+def without_the_player(state):
+    return re.sub(r"<<|>>|\^\^|vv", "..", state)
+
+
+def test_splits_share_no_layout_and_by_start_no_level():
+    shared = {}
+    for split_by in ("layout", "start"):
+        levels = {}
+        for split in ("train", "test"):
+            environment = MiniGrid(env_id="MiniGrid-DoorKey-6x6-v0", split=split, split_by=split_by)
+            levels[split] = {environment.reset(seed=seed)[1]["state"] for seed in range(150)}
+            assert level_split(environment.world, split_by) == split
+        assert not levels["train"] & levels["test"]
+        shared[split_by] = len(set.intersection(*(set(map(without_the_player, side)) for side in levels.values())))
+    assert shared["layout"] == 0 and shared["start"] > 5
+
+
+@pytest.mark.parametrize("env_id", ["MiniGrid-DoorKey-8x8-v0", "MiniGrid-MultiRoom-N2-S4-v0", "BabyAI-GoToLocal-v0"])
 def test_splits_share_no_level(env_id):
     levels = {}
     for split in ("train", "test"):
@@ -222,12 +267,25 @@ def test_smallest_doorkey_has_few_levels_as_its_page_says():
     assert len(sides) == 48 and list(sides.values()).count("test") == 6
 
 
+@pytest.mark.slow
+def test_doorkey_has_as_many_layouts_as_its_page_says():
+    environment, sides = MiniGrid(env_id="MiniGrid-DoorKey-8x8-v0"), {}
+    for seed in range(4000):
+        environment.reset(seed=seed)
+        sides[layout_text(environment.world)] = level_split(environment.world, "layout")
+    page = (Path(__file__).parents[3] / "docs" / "environments.md").read_text(encoding="utf-8")
+    assert "DoorKey 8x8 has 300\n  layouts, of which 25 are held out" in page
+    assert len(sides) == 300 and list(sides.values()).count("test") == 25
+
+
 def test_level_of_a_split_is_the_packages_own_of_the_seed_that_is_told():
-    environment = MiniGrid(split="test", action_format="bare")
+    environment = MiniGrid(env_id="MiniGrid-DoorKey-6x6-v0", split="test", action_format="bare")
     _, info = environment.reset(seed=0)
-    assert info["state"] == start(seed=info["level_seed"]).state
+    assert info["state"] == start(env_id="MiniGrid-DoorKey-6x6-v0", seed=info["level_seed"]).state
     with pytest.raises(ValueError, match="gave no level of the split"):
         MiniGrid(env_id="MiniGrid-Empty-5x5-v0", split="test").reset(seed=0)
+    with pytest.raises(ValueError, match="differ more, `split_by: start`, or no `split`"):
+        MiniGrid(env_id=FIVE, split="test", split_by="layout").reset(seed=0)
 
 
 def test_every_id_is_played_and_repeats_itself():
@@ -265,6 +323,8 @@ def test_draws_of_babyai_print_nothing(capsys):
         ({"max_steps": 0}, "`max_steps` must be an integer of at least 1"),
         ({"max_actions_per_turn": 1.5}, "`max_actions_per_turn`"),
         ({"split": "validation"}, "Unknown `split`"),
+        ({"split": "test", "split_by": "mission"}, "Unknown `split_by`"),
+        ({"repeat_rules": "no"}, "`repeat_rules` must be true or false, got 'no'"),
         ({"max_step": 3}, "Did you mean 'max_steps'"),
     ],
 )
@@ -280,3 +340,20 @@ def test_world_that_needs_a_further_package_is_refused(monkeypatch):
     monkeypatch.setattr(gymnasium, "make", refuse)
     with pytest.raises(ImportError, match="draws its mazes with further packages: imageio is missing"):
         MiniGrid(env_id="MiniGrid-WFC-MazeSimple-v0")
+
+
+def test_world_that_needs_a_further_package_to_draw_a_level_is_refused(monkeypatch):
+    environment = MiniGrid()
+
+    def refuse(**_):
+        raise gymnasium.error.DependencyNotInstalled("imageio is missing")
+
+    monkeypatch.setattr(environment.world, "reset", refuse)
+    with pytest.raises(ImportError, match="draws its mazes with further packages: imageio is missing"):
+        environment.reset(seed=0)
+
+
+def test_prompt_of_one_action_a_turn_asks_for_one():
+    for most, rule, example in ((1, "An answer holds one action.", "forward"), (2, "one to 2", "forward || left")):
+        observation, _ = MiniGrid(max_actions_per_turn=most).reset(seed=0)
+        assert rule in observation and observation.endswith(f"<answer>{example}</answer>")

@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("minigrid")
 
 from turnppo_hf.environments import make_environment
+from turnppo_hf.environments.minigrid.players import find_player
 
 FAMILIES = {  # id -> (max_steps, actions a turn); None: the package's own limit
     "MiniGrid-DoorKey-5x5-v0": (40, 1),
@@ -43,7 +44,7 @@ def play_both(env_id, max_steps, per_turn, seed, guided=False, break_action=None
         if place(ours.world) != place(theirs) or ours.max_steps != theirs.max_steps:
             return "position", total
         actions = (rng.choice([0, 1, 2, 2, 2, 3, 4, 5, 6], size=per_turn) % len(ours.action_names)).tolist()
-        if guided and (plan := ours.optimal_completions()):
+        if guided and (plan := getattr(ours, f"{find_player(env_id)}_completions")()):
             actions = ours.parse(plan[0])[0]
         expected = 0.0
         for action in actions:

@@ -43,6 +43,8 @@ def test_tags_observation_is_the_whole_user_message() -> None:
     assert "An answer holds one to 5 actions" in observation
     assert "Turn 1 of 5:\nState:\n#####\n#PXO#\n#__√#\n#####\nYou have 10 actions left.\n" in observation
     assert observation.endswith("<think>your reasoning</think><answer>Right || Up</answer>")
+    single, _ = Sokoban(max_actions_per_turn=1).reset(options={"level": "#####\n#@$.#\n#  *#\n#####"})
+    assert "An answer holds one action.\n" in single and single.endswith("<answer>Right</answer>")
     assert info == {
         "solved": False,
         "num_actions": 0,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, get_args
 
 import gymnasium
@@ -16,8 +16,16 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 
 from turnppo_hf.environments.minigrid.observation import LEGEND, cell_text, grid_text, reasoning, sentences, state_text
-from turnppo_hf.environments.minigrid.rules import Split, action_names, make_world, reset_world
-from turnppo_hf.environments.reading import check_turn, read_answer, read_choice, read_count, read_penalty
+from turnppo_hf.environments.minigrid.rules import Split, SplitBy, action_names, make_world, reset_world
+from turnppo_hf.environments.reading import (
+    answer_rule,
+    check_turn,
+    read_answer,
+    read_choice,
+    read_count,
+    read_flag,
+    read_penalty,
+)
 
 MAX_TEXT_LENGTH = 8192  # characters of an observation and of a sampled completion
 _SEPARATORS = {"tags": " || ", "bare": " ", "reasoned": " "}
@@ -36,7 +44,7 @@ _RULES = """\
 You are in a world of square cells, in one of them and facing one way. Accomplish the mission in as few actions as
 you can.
 {legend}Actions: {actions}
-An answer holds one to {max_actions_per_turn} actions, separated by " || ". They are carried out in order.
+{answer}
 
 """
 _TURN = """\
@@ -65,7 +73,8 @@ class MiniGrid(gymnasium.Env[str, str]):
     `Text`: the user message of the turn. `"tags"`: the first one opens with the rules, and each with `repeat_rules`;
     all hold the mission, turn and actions left, and what is seen. `"bare"`: what is seen; the mission, where it is not
     the same in every episode; and, in a last line, what is carried (for a grid) and the number of actions that are
-    still possible. Every observation of a whole grid is a state: with `context: last` nothing of the task is lost.
+    still possible. Every observation of a whole grid is a state: with `context: last` nothing of the task is lost, but
+    in BabyAI's missions of several parts, where no observation says which of them are done.
 
     ## Rewards
     The package's, summed over the turn's actions: for most worlds 1 - 0.9 * (actions / `max_steps`) on success and 0
@@ -108,14 +117,17 @@ class MiniGrid(gymnasium.Env[str, str]):
             Put the rules into every observation, for a `context` that leaves out the first one.
         split (`"train"` or `"test"`, *optional*):
             Only levels of this side, see `level_split`.
+        split_by (`"start"` or `"layout"`, *optional*, defaults to `"start"`):
+            Whether where the player begins is part of a level, see `level_split`. By `"layout"` no level that is
+            judged is one of training, begun elsewhere.
         render_mode (`str`, *optional*):
             `"ansi"`: `render()` returns the whole grid.
 
     ## Version History
-    1: first.
+    2: the prompt for one action a turn; BabyAI's states hold the mission's progress. 1: first.
     """
 
-    version: ClassVar[str] = "1"  # rises when prompt, parsing or the levels of a seed change
+    version: ClassVar[str] = "2"  # rises when prompt, parsing or the levels of a seed change
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012 (as in Gymnasium)
 
     def __init__(
@@ -130,6 +142,7 @@ class MiniGrid(gymnasium.Env[str, str]):
         action_format: str = "tags",
         repeat_rules: bool = False,
         split: Split | None = None,
+        split_by: SplitBy = "start",
         render_mode: str | None = None,
     ) -> None:
         self.env_id = env_id
@@ -140,8 +153,9 @@ class MiniGrid(gymnasium.Env[str, str]):
         self._max_turns = None if max_turns is None else read_count("max_turns", max_turns)
         self.format_penalty = read_penalty(format_penalty)
         self.action_format = read_choice("action_format", action_format, tuple(_SEPARATORS))
-        self.repeat_rules = bool(repeat_rules)
+        self.repeat_rules = read_flag("repeat_rules", repeat_rules)
         self.split = None if split is None else read_choice("split", split, get_args(Split))
+        self.split_by = read_choice("split_by", split_by, get_args(SplitBy))
         self.render_mode = None if render_mode is None else read_choice("render_mode", render_mode, ("ansi",))
         self.world = make_world(env_id, self._max_steps)
         self.action_names = action_names(self.world)
@@ -181,7 +195,7 @@ class MiniGrid(gymnasium.Env[str, str]):
     ) -> tuple[str, dict[str, Any]]:
         """Starts an episode; `options` are ignored."""
         super().reset(seed=seed)
-        self._level_seed = reset_world(self.world, self._seeds(seed), self.split)
+        self._level_seed = reset_world(self.world, self._seeds(seed), self.split, self.split_by)
         self._taken, self._num_turns, self._plan, self._ending = [], 0, None, None
         self._grid = grid_text(self.world, "full")
         info = {**self._info(False, []), "level_seed": self._level_seed, "mission": str(self.world.mission)}
@@ -271,18 +285,41 @@ class MiniGrid(gymnasium.Env[str, str]):
         actions = rng.integers(len(self.action_names), size=self.max_actions_per_turn).tolist()
         return self._reasoned([], self.completion(actions))
 
-    def optimal_completions(self) -> list[str]:
+    @property
+    def optimal_completions(self) -> Callable[[], list[str]]:
         """
-        The completions, one for each turn, that finish the task from here, see `plan_task`; whether or not that many
-        actions are left. There is none where it cannot be finished any more.
+        Call it for the completions, one for each turn, that finish the task soonest from here, whether or not that
+        many actions are left. There is none where it cannot be finished any more.
 
         Raises:
-            `ValueError`: no player is known for this world.
+            `AttributeError`: this world has no such player, see `find_player`, as `hasattr` tells.
+            `gymnasium.error.ResetNeeded`: it was called before `reset`.
         """
-        if self._plan is None:
-            from turnppo_hf.environments.minigrid.players import plan_task  # loads the package's bot
+        return self._completions_of("optimal")
 
-            self._plan = plan_task(self.world, self._remake, self._taken)
+    @property
+    def expert_completions(self) -> Callable[[], list[str]]:
+        """As `optimal_completions`, in the worlds in which the package's bot plays: its ways need not be shortest."""
+        return self._completions_of("expert")
+
+    def _completions_of(self, player: str) -> Callable[[], list[str]]:
+        from turnppo_hf.environments.minigrid.players import find_player  # loads the package's bot
+
+        if find_player(self.env_id) != player:
+            raise AttributeError(
+                f"No {player} player is known for {self.env_id}, so it plays no demonstrations. There are optimal "
+                "players for worlds with a goal square that stay as they are (DoorKey, MultiRoom), UnlockPickup and "
+                "KeyCorridor, and an expert for most BabyAI ids."
+            )
+        return self._planned_completions
+
+    def _planned_completions(self) -> list[str]:
+        from turnppo_hf.environments.minigrid.players import plan_task
+
+        if self._ending == "not begun":
+            raise ResetNeeded("The environment has no level yet, so there is nothing to plan. Call `reset()` first.")
+        if self._plan is None:
+            self._plan = plan_task(self.world, self._level_seed, self._taken)
         size = self.max_actions_per_turn
         turns = [self.completion(self._plan[start : start + size]) for start in range(0, len(self._plan), size)]
         return [self._reasoned(self._plan, turns[0]), *turns[1:]] if turns else []  # later states are still to come
@@ -290,12 +327,6 @@ class MiniGrid(gymnasium.Env[str, str]):
     def close(self) -> None:
         """Closes the package's world."""
         self.world.close()
-
-    def _remake(self) -> Any:
-        """The level as it was at first."""
-        world = make_world(self.env_id, self._max_steps)
-        world.reset(seed=self._level_seed)
-        return world
 
     def _seeds(self, seed: int | None) -> Iterator[int]:
         if seed is not None:
@@ -351,5 +382,5 @@ class MiniGrid(gymnasium.Env[str, str]):
         return _RULES.format(
             legend=LEGEND if self.observation == "grid" else "",
             actions="; ".join(f"{name} ({_MEANINGS[name]})" for name in self.action_names),
-            max_actions_per_turn=self.max_actions_per_turn,
+            answer=answer_rule(self.max_actions_per_turn),
         )

@@ -60,8 +60,8 @@ def state_text(world: Any, grid: str | None = None) -> str:
     """
     Everything about a world that decides what can happen in it, but its mission and the actions that are left.
 
-    Worlds with equal texts are in the same state: the whole grid, what is carried, what the player stands on, and what
-    boxes hide.
+    Worlds with equal texts are in the same state: the whole grid, what is carried, what the player stands on, what
+    boxes hide, and of a BabyAI mission what is done of it.
 
     Args:
         world (`minigrid.minigrid_env.MiniGridEnv`): At any time after its reset.
@@ -69,9 +69,43 @@ def state_text(world: Any, grid: str | None = None) -> str:
     """
     below = world.grid.get(*world.agent_pos)
     lines = [grid_text(world, "full") if grid is None else grid, f"{cell_text(world.carrying)} {cell_text(below)}"]
-    boxes = [thing for thing in (*world.grid.grid, world.carrying) if thing is not None and thing.contains]
-    lines += [f"{cell_text(box)} {cell_text(box.contains)}" for box in boxes]
+    lines += _hidden(world)
+    if (mission := getattr(world, "instrs", None)) is not None:
+        lines.append(_progress(mission, world.carrying))
     return "\n".join(lines)
+
+
+def layout_text(world: Any) -> str:
+    """
+    Everything about a world but the player, who moves: its cells row by row, what is carried, and what boxes hide.
+
+    Args:
+        world (`minigrid.minigrid_env.MiniGridEnv`): Just reset.
+    """
+    cells = " ".join(cell_text(thing) for thing in world.grid.grid)
+    return "\n".join([f"{world.grid.width} {cells}", cell_text(world.carrying), *_hidden(world)])
+
+
+def _hidden(world: Any) -> list[str]:
+    boxes = [thing for thing in (*world.grid.grid, world.carrying) if thing is not None and thing.contains]
+    return [f"{cell_text(box)} {cell_text(box.contains)}" for box in boxes]
+
+
+def _progress(mission: Any, carried: Any) -> str:
+    """What a mission's success depends on beside the grid: the parts that are done, and what each part looks for."""
+    parts = [mission.instr_a, mission.instr_b] if hasattr(mission, "instr_a") else []
+    if parts:
+        done = [str(int(flag == "success")) for flag in (mission.a_done, mission.b_done)]
+        return f"({' '.join([*done, *(_progress(part, carried) for part in parts)])})"
+    texts = []
+    for sought in (getattr(mission, name, None) for name in ("desc", "desc_move", "desc_fixed")):
+        if sought is not None:
+            places = sorted(f"{x},{y}" for x, y in sought.obj_poss)
+            texts.append(" ".join([*places, *["held"] * any(thing is carried for thing in sought.obj_set)]))
+    held = getattr(mission, "preCarrying", carried)  # when the package last looked at this part, which may be long ago
+    if held is not carried:
+        texts.append(f"held {cell_text(held)}")
+    return f"({'; '.join(filter(None, texts))})"
 
 
 def sentences(world: Any, view: str) -> list[str]:

@@ -1,10 +1,11 @@
-"""A world of the package `minigrid` goes in, the actions that finish its task soonest come out."""
+"""A world of the package `minigrid` goes in, the actions that finish its task come out."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any, Literal, NamedTuple
 
 from minigrid.core.actions import Actions
 from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
@@ -13,45 +14,63 @@ from minigrid.envs.keycorridor import KeyCorridorEnv
 from minigrid.envs.unlockpickup import UnlockPickupEnv
 from minigrid.utils.baby_ai_bot import BabyAIBot, DisappearedBoxError
 
+from turnppo_hf.environments.minigrid.rules import make_world, reset_world
+
+_BOT_STEPS = 5000  # after which the bot has lost its way
+# where the bot has no plan from the start; its docstring names the first four
+_WITHOUT_BOT = (
+    *("BabyAI-PutNextS5N2Carrying-v0", "BabyAI-PutNextS6N3Carrying-v0", "BabyAI-PutNextS7N4Carrying-v0"),
+    *("BabyAI-KeyInBox-v0", "BabyAI-OpenDoorsOrderN2Debug-v0", "BabyAI-OpenDoorsOrderN4Debug-v0"),
+)
 _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # by the package's number of a direction
 
 
-def plan_task(world: Any, remake: Callable[[], Any], taken: Sequence[int]) -> list[int]:
+@cache
+def find_player(env_id: str) -> Literal["optimal", "expert"] | None:
     """
-    The actions that finish the task from here; none where it cannot be finished any more.
+    Say which player a world has: one whose plans are the shortest, one that arrives, or none.
 
-    They are the fewest where the goal is a cell (DoorKey, MultiRoom, Empty, FourRooms, crossings) and in UnlockPickup
-    and KeyCorridor, found by breadth-first search over the whole world. In BabyAI's levels they are those of the
-    package's `BabyAIBot`, which sees no more than the player and explores.
+    `"optimal"` is breadth-first search over the whole world: where the goal is a cell (DoorKey, MultiRoom, Empty,
+    FourRooms, crossings), in UnlockPickup and KeyCorridor. `"expert"` is the package's `BabyAIBot`, which sees no more
+    than the player and explores: in BabyAI's levels, but for six in which it has no plan.
 
     Args:
-        world (`minigrid.minigrid_env.MiniGridEnv`): Not changed.
-        remake (`Callable`): Returns the same level as it was at first.
-        taken (`Sequence[int]`): The actions since then.
+        env_id (`str`): The package's.
+    """
+    world = make_world(env_id, None)
+    reset_world(world, [0], None)
+    world.close()
+    if isinstance(world, RoomGridLevel):
+        return None if env_id in _WITHOUT_BOT else "expert"
+    has_goal = any(thing is not None and thing.type == "goal" for thing in world.grid.grid)
+    is_still = has_goal and not isinstance(world, DynamicObstaclesEnv)
+    return "optimal" if is_still or isinstance(world, UnlockPickupEnv | KeyCorridorEnv) else None
 
-    Raises:
-        `ValueError`: no player is known for this world.
+
+def plan_task(world: Any, level_seed: int, taken: Sequence[int]) -> list[int]:
+    """
+    The actions with which the world's player finishes the task from here; none where it has no way to.
+
+    Args:
+        world (`minigrid.minigrid_env.MiniGridEnv`): One that has a player. Not changed.
+        level_seed (`int`): That the level was made from.
+        taken (`Sequence[int]`): The actions since then.
     """
     if isinstance(world, RoomGridLevel):
-        return _ask_bot(remake(), taken)
-    target = world.obj if isinstance(world, UnlockPickupEnv | KeyCorridorEnv) else None
-    has_goal = any(thing is not None and thing.type == "goal" for thing in world.grid.grid)
-    if target is None and (not has_goal or isinstance(world, DynamicObstaclesEnv)):
-        raise ValueError(
-            f"No optimal player is known for {world.spec.id}, so it has no demonstrations. There are players for "
-            "worlds with a goal square that stay as they are (DoorKey, MultiRoom), UnlockPickup, KeyCorridor, and "
-            "every BabyAI id."
-        )
-    return _Search(world, target).run()
+        first = make_world(world.spec.id, None)
+        reset_world(first, [level_seed], None)
+        first.max_steps = len(taken) + _BOT_STEPS  # the way does not depend on how many actions are left
+        return _ask_bot(first, taken)
+    return _Search(world, world.obj if isinstance(world, UnlockPickupEnv | KeyCorridorEnv) else None).run()
 
 
 def _ask_bot(world: Any, taken: Sequence[int]) -> list[int]:
     """Show the bot what was done, then let it play on to the end."""
     bot, last, plan, reward, over = BabyAIBot(world), None, [], 0.0, False
     try:
-        for last in taken:
-            bot.replan(None)
-            world.step(last)
+        for action in taken:
+            bot.replan(last)
+            world.step(last := action)
         while not over:
             plan.append(int(bot.replan(last)))
             _, reward, terminated, truncated, _ = world.step(last := plan[-1])

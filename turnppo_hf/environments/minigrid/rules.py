@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import gymnasium
 
-from turnppo_hf.environments.minigrid.observation import state_text
+from turnppo_hf.environments.minigrid.observation import layout_text, state_text
 from turnppo_hf.environments.names import did_you_mean
 
 try:
@@ -22,6 +22,7 @@ except ImportError as error:
     ) from error
 
 Split = Literal["train", "test"]
+SplitBy = Literal["start", "layout"]
 
 MAX_LEVELS = 2000  # tried before a split is called empty; one level in ten is held out
 
@@ -59,9 +60,7 @@ def make_world(env_id: str, max_steps: int | None) -> Any:
     try:
         world: Any = gymnasium.make(env_id, disable_env_checker=True, **limit).unwrapped
     except gymnasium.error.DependencyNotInstalled as error:
-        raise ImportError(
-            f"{env_id} draws its mazes with further packages: {error} Without them it cannot be made."
-        ) from error
+        raise _lacks_packages(env_id, error) from error
     # each step makes the package's own observation, two thirds of its time, which nothing here reads
     world.gen_obs = dict
     return world
@@ -72,21 +71,24 @@ def action_names(world: Any) -> tuple[str, ...]:
     return tuple(action.name for action in Actions)[: int(world.action_space.n)]
 
 
-def level_split(world: Any) -> Split:
+def level_split(world: Any, split_by: SplitBy = "start") -> Split:
     """
     The side that a level belongs to, for ever: "test" for one in ten, "train" for the others.
 
-    The CRC-32 of everything a level holds, modulo 10, is 0 for "test". Two seeds may give the same level, in small
-    worlds nearly always; both are on one side then, so that no level that is judged was trained on.
+    The CRC-32 of the mission and of what the level holds, modulo 10, is 0 for "test". Two seeds may give the same
+    level, in small worlds nearly always; both are on one side then.
 
     Args:
         world (`minigrid.minigrid_env.MiniGridEnv`): Just reset.
+        split_by (`str`, *optional*, defaults to `"start"`): Whether where the player begins is part of a level. By
+            `"start"` it is: a level that is judged may be one of training, begun elsewhere, as all of DoorKey's up to
+            8x8 are. By `"layout"` it is not; small worlds have few layouts, DoorKey 6x6 has 36.
     """
-    level = f"{world.mission}\n{state_text(world)}"
+    level = f"{world.mission}\n{layout_text(world) if split_by == 'layout' else state_text(world)}"
     return "test" if zlib.crc32(level.encode()) % 10 == 0 else "train"
 
 
-def reset_world(world: Any, seeds: Iterable[int], split: Split | None) -> int:
+def reset_world(world: Any, seeds: Iterable[int], split: Split | None, split_by: SplitBy = "start") -> int:
     """
     Reset a world with the first seed whose level belongs to a split.
 
@@ -94,18 +96,27 @@ def reset_world(world: Any, seeds: Iterable[int], split: Split | None) -> int:
         world (`minigrid.minigrid_env.MiniGridEnv`): Changed in place.
         seeds (`Iterable[int]`): Tried in order, without a split the first one only.
         split (`str`, *optional*): `"train"` or `"test"`.
+        split_by (`str`, *optional*, defaults to `"start"`): See [`level_split`].
 
     Returns:
         `int`: that seed.
 
     Raises:
         `ValueError`: no level of the split was found.
+        `ImportError`: the world needs a further package.
     """
     for _, seed in zip(range(MAX_LEVELS), seeds, strict=False):
-        world.reset(seed=seed)
-        if split is None or level_split(world) == split:
+        try:
+            world.reset(seed=seed)
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise _lacks_packages(world.spec.id, error) from error
+        if split is None or level_split(world, split_by) == split:
             return seed
     raise ValueError(
         f"{MAX_LEVELS} seeds of {world.spec.id} gave no level of the split {split!r}. A world with a handful of "
-        "levels may have none of it. Take a world whose levels differ more, or no `split`."
+        "levels may have none of it. Take a world whose levels differ more, `split_by: start`, or no `split`."
     )
+
+
+def _lacks_packages(env_id: str, error: Exception) -> ImportError:
+    return ImportError(f"{env_id} draws its mazes with further packages: {error} Without them it cannot be made.")

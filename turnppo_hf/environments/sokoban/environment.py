@@ -18,7 +18,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 
 from turnppo_hf.environments.names import did_you_mean
-from turnppo_hf.environments.reading import check_turn, read_answer, read_choice, read_count, read_penalty
+from turnppo_hf.environments.reading import answer_rule, check_turn, read_answer, read_choice, read_count, read_penalty
 from turnppo_hf.environments.sokoban.levels import Split, generate_level, level_split, load_levels
 from turnppo_hf.environments.sokoban.rules import DOWN, LEFT, RIGHT, UP, SokobanState
 from turnppo_hf.environments.sokoban.solver import best_plan
@@ -39,7 +39,7 @@ Symbols: # wall, _ floor, O target, X box, √ box on a target, P player, S play
 """
 _INSTRUCTIONS = f"""\
 {RULES}Actions: Up, Down, Left, Right
-An answer holds one to {{max_actions_per_turn}} actions, separated by " || ". They are carried out in order.
+{{answer}}
 
 """
 _TURN = """\
@@ -47,7 +47,7 @@ Turn {turn} of {max_turns}:
 State:
 {board}
 You have {actions_left} actions left.
-Answer in this form and add nothing: <think>your reasoning</think><answer>Right || Up</answer>"""
+Answer in this form and add nothing: <think>your reasoning</think><answer>{example}</answer>"""
 
 
 class Sokoban(gymnasium.Env[str, str]):
@@ -111,10 +111,10 @@ class Sokoban(gymnasium.Env[str, str]):
             `"ansi"`: `render()` returns the board.
 
     ## Version History
-    1: first.
+    2: the prompt for one action a turn. 1: first.
     """
 
-    version: ClassVar[str] = "1"  # rises when prompt, parsing, reward or the levels of a seed change
+    version: ClassVar[str] = "2"  # rises when prompt, parsing, reward or the levels of a seed change
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012 (as in Gymnasium)
 
     def __init__(
@@ -279,13 +279,18 @@ class Sokoban(gymnasium.Env[str, str]):
         if self.action_format == "bare":
             return f"{board}\n{actions_left}"
         if reward is None:
-            opening = _INSTRUCTIONS.format(max_actions_per_turn=self.max_actions_per_turn)
+            opening = _INSTRUCTIONS.format(answer=answer_rule(self.max_actions_per_turn))
         else:
             opening = f"Reward:\n{reward:.1f}\n\n"
         if self._ending is not None:
             return f"{opening}State:\n{board}\nThe episode is {self._ending}."
-        turn = self._num_turns + 1
-        return opening + _TURN.format(turn=turn, max_turns=self.max_turns, board=board, actions_left=actions_left)
+        return opening + _TURN.format(
+            turn=self._num_turns + 1,
+            max_turns=self.max_turns,
+            board=board,
+            actions_left=actions_left,
+            example=_SEPARATORS["tags"].join(("Right", "Up")[: self.max_actions_per_turn]),
+        )
 
     def _next_level(self) -> SokobanState:
         if self.levels is None:

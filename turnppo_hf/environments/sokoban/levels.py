@@ -87,6 +87,9 @@ def level_split(level: SokobanState) -> Split:
     eight rotations and mirror images, so that none of them is met in training when one is held out. 5x5 levels with
     one box are few (about 1,900, 254 up to rotation and mirror image; 6x6: tens of thousands), so chance could make
     their sides differ in difficulty; with the largest text a random player does equally well on both.
+
+    The player's place is part of a level. So a level that is held out may have the walls, boxes and targets of one in
+    training, begun elsewhere: of 5x5 with one box three in four have, of 6x6 with two one in twenty.
     """
     rows = level.to_text().split("\n")
     texts = []

@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from turnppo_hf.environments.reading import check_turn, read_answer, read_choice, read_count, read_penalty
+from turnppo_hf.environments.reading import check_turn, read_answer, read_choice, read_count, read_flag, read_penalty
 from turnppo_hf.environments.textworld.games import (
     MAX_GAMES,
     SETTINGS,
@@ -118,7 +118,7 @@ class TextWorld(gymnasium.Env[str, str]):
         self.game = read_choice("game", game, tuple(SETTINGS))
         self.settings = read_settings(self.game, settings)
         self.max_turns = read_count("max_turns", max_turns)
-        self.show_commands = bool(show_commands)
+        self.show_commands = read_flag("show_commands", show_commands)
         self.num_games = read_count("num_games", num_games)
         self.format_penalty = read_penalty(format_penalty)
         self.action_format = read_choice("action_format", action_format, ("tags", "bare"))

@@ -18,7 +18,7 @@ import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from turnppo_hf.environments.reading import check_turn, read_answer, read_choice, read_count, read_penalty
+from turnppo_hf.environments.reading import check_turn, read_answer, read_choice, read_count, read_flag, read_penalty
 from turnppo_hf.environments.webshop.pages import PAGE_SIZE, SUB_PAGES, ShoppingSession, page_text, page_text_rich
 from turnppo_hf.environments.webshop.rules import Split, SplitBy, World, shared_world
 from turnppo_hf.environments.webshop.shopper import next_action
@@ -140,7 +140,7 @@ class WebShop(gymnasium.Env[str, str]):
         self.max_turns = read_count("max_turns", max_turns)
         self.split = None if split is None else read_choice("split", split, get_args(Split))
         self.split_by = read_choice("split_by", split_by, get_args(SplitBy))
-        self.strict_options = bool(strict_options)
+        self.strict_options = read_flag("strict_options", strict_options)
         self.format_penalty = read_penalty(format_penalty)
         self.render_mode = None if render_mode is None else read_choice("render_mode", render_mode, ("ansi",))
         if num_products is not None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from turnppo_hf.environments.sokoban.environment import Sokoban
 from turnppo_hf.environments.sokoban.levels import generate_level, level_split, load_levels
 from turnppo_hf.environments.sokoban.rules import SokobanState
 from turnppo_hf.environments.sokoban.solver import (
@@ -115,6 +116,19 @@ def test_difficulty_of_the_default_level_is_ragens() -> None:
     lengths = [len(shortest_solution(level) or ()) for level in levels]
     assert np.median(lengths) == 4 and np.quantile(lengths, 0.9) == 7
     assert min(lengths) >= 1 and max(lengths) <= 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "num_boxes", "shared"), [(5, 1, 96), (6, 2, 6)])
+def test_held_out_levels_may_be_begun_elsewhere_in_training_as_told(size: int, num_boxes: int, shared: int) -> None:
+    rooms = {}
+    for split, first, count in (("train", 0, 1500), ("test", 1_000_000, 128)):
+        world = Sokoban(size=size, num_boxes=num_boxes, split=split, action_format="bare")
+        boards = [world.reset(seed=first + number)[0].rpartition("\n")[0] for number in range(count)]
+        rooms[split] = [board.replace("S", "O").replace("P", "_") for board in boards]
+    assert sum(room in set(rooms["train"]) for room in rooms["test"]) == shared
+    told = " ".join((level_split.__doc__ or "").split())
+    assert "96 of 128 have with 5x5 and one box, 6 with 6x6 and two" in told
 
 
 def test_splits_share_no_level_not_even_rotated_or_mirrored() -> None:

@@ -118,6 +118,8 @@ def find_faults(history: Sequence[Mapping[str, float]], signs: Sequence[str], *,
     """
     entries = [entry for entry in history if "loss" in entry]
     newest, faults = entries[-_NEWEST:], list(signs)
+    if not entries:
+        faults.append("The log has no entry of a step, so nothing in it was looked at. Lower `logging_steps`.")
 
     def mean(*names: str) -> float:
         sums = [sum(entry.get(name, 0.0) for name in names) for entry in newest if names[0] in entry]

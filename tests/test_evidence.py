@@ -160,6 +160,7 @@ def lead_with_32_turns() -> str:
     ours, seeds = scores.pop("turn_ppo"), len(study.block("horizons").seeds)
     ahead = [sum(a > b for a, b in zip(ours, others, strict=True)) for others in scores.values()]
     leads = [fmean(ours) - fmean(others) for others in scores.values()]
+    assert {len(ours), max(ahead)} == {seeds, min(ahead)}  # all are there, and the page names one number
     return (
         f"With 32 turns it ends above each of the others in {min(ahead)} of {seeds} seeds, by {min(leads):.2f} to "
         f"{max(leads):.2f} in the mean"

@@ -98,7 +98,7 @@ def test_rows_hold_what_the_actor_reads_in_this_context(tiny_tokenizer, context)
 
 def test_system_message_is_in_every_row():
     messages = [{"role": "system", "content": "s"}, *demonstrate(1)["messages"][0]]
-    rows = rows_in_context([{"messages": messages, "head": messages[:1]}], "last")
+    rows = rows_in_context([{"messages": messages}], "last")
     assert all([message["role"] for message in row["prompt"]] == ["system", "user"] for row in rows)
 
 

@@ -99,8 +99,8 @@ def read_demonstrations(source: str) -> Dataset:
         source (`str`): A Parquet file, or a dataset on the Hub, of which the split `train` is read.
 
     Returns:
-        `Dataset`: with the columns `messages` and `head`, those of the task's own that every prompt of a shorter
-        context keeps.
+        `Dataset`: with the column `messages`, and for episodes of a run `head`, the messages of the task's own that
+        every prompt of a shorter context keeps.
 
     Raises:
         `ValueError`: it cannot be read, has other columns, a row without `role` and `content`, or no conversation.
@@ -148,8 +148,7 @@ def _read_row(source: str, number: int, row: Mapping[str, Any]) -> dict[str, Any
             "messages with `role` and `content`. Convert the column, or leave the row out."
         )
     messages = [{**message, "content": text_of(message["content"])} for message in messages]
-    first = next((place for place, message in enumerate(messages) if message["role"] == "user"), 0)
-    return {"messages": messages, "head": messages[:first]}
+    return {"messages": messages}
 
 
 def _read_episodes(source: str) -> list[dict[str, Any]]:
@@ -172,7 +171,8 @@ def rows_in_context(conversations: Iterable[Mapping[str, Any]], context: str) ->
     Lay conversations out as the actor will read them.
 
     Args:
-        conversations (`Iterable[Mapping]`): Rows with `messages`, and `head` where the task has messages of its own.
+        conversations (`Iterable[Mapping]`): Rows with `messages`, and `head`, the task's own; where it is not known,
+            it is what precedes the first message of the user.
         context (`str`): As in training. `"full"` gives a row for each conversation; else each answer has a row of its
             own, with what its prompt holds.
 
@@ -193,8 +193,10 @@ def rows_in_context(conversations: Iterable[Mapping[str, Any]], context: str) ->
                 f"`context` is {context}, which leaves out earlier turns, but a conversation holds the result of a "
                 'tool, whose call would be missing. Set `context` to "full".'
             )
+        first = next((place for place, message in enumerate(messages) if message["role"] == "user"), 0)
+        head = row.get("head", messages[:first])
         for place, message in enumerate(messages):
             if message["role"] == "assistant":
-                prompt = visible_messages(messages[:place], row.get("head") or (), newest)
+                prompt = visible_messages(messages[:place], head, newest)
                 rows.append({"prompt": prompt, "completion": [message]})
     return Dataset.from_list(rows)

@@ -136,10 +136,9 @@ def test_world_without_a_player_offers_none_and_is_compared_with_random_play(env
 
 
 def test_bot_is_an_expert_and_search_is_optimal():
-    doorkey, babyai = ([{"seed": 1}], {"max_steps": 200}), ([{"seed": 1}], {"max_steps": 200})
-    found = reference_players(lambda: make("MiniGrid-DoorKey-5x5-v0", **doorkey[1]), doorkey[0])
+    found = reference_players(lambda: make("MiniGrid-DoorKey-5x5-v0", max_steps=200), [{"seed": 1}])
     assert set(found) == {"random", "optimal"} and found["optimal"].success_rate == 1
-    found = reference_players(lambda: make("BabyAI-GoToRedBall-v0", **babyai[1]), babyai[0])
+    found = reference_players(lambda: make("BabyAI-GoToRedBall-v0", max_steps=200), [{"seed": 1}])
     assert set(found) == {"random", "expert"} and found["expert"].success_rate == 1
 
 

@@ -93,10 +93,9 @@ def _hidden(world: Any) -> list[str]:
 
 def _progress(mission: Any, carried: Any) -> str:
     """What a mission's success depends on beside the grid: the parts that are done, and what each part looks for."""
-    parts = [mission.instr_a, mission.instr_b] if hasattr(mission, "instr_a") else []
-    if parts:
+    if hasattr(mission, "instr_a"):
         done = [str(int(flag == "success")) for flag in (mission.a_done, mission.b_done)]
-        return f"({' '.join([*done, *(_progress(part, carried) for part in parts)])})"
+        return f"({' '.join([*done, *(_progress(part, carried) for part in (mission.instr_a, mission.instr_b))])})"
     texts = []
     for sought in (getattr(mission, name, None) for name in ("desc", "desc_move", "desc_fixed")):
         if sought is not None:

@@ -18,7 +18,14 @@ from trl import SFTConfig
 
 from turnppo_hf.agent import TurnPPOAgent
 from turnppo_hf.cli.common import hide_loading_bars, warn_of_seen_levels
-from turnppo_hf.cli.train_arguments import HELD_OUT_SEED, FieldParser, RunConfigError, parse_words, read_json_object
+from turnppo_hf.cli.train_arguments import (
+    HELD_OUT_SEED,
+    FieldParser,
+    RunConfigError,
+    check_seed_start,
+    parse_words,
+    read_json_object,
+)
 from turnppo_hf.environments import full_id, make_environment
 from turnppo_hf.environments.conversation import TextEnvironment
 from turnppo_hf.evaluation.results import HeldOut
@@ -111,11 +118,7 @@ class ImitationArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RunConfigError(f"`{name}` must be at least 1, got {value}: it counts what is done. Raise it.")
-        if not 0 <= self.eval_seed_start < 2**32:
-            raise RunConfigError(
-                f"`eval_seed_start` must be between 0 and {2**32 - 1}, got {self.eval_seed_start}: environments are "
-                "seeded with it. Set it to such a number."
-            )
+        check_seed_start(self.eval_seed_start)
         if not 0 <= self.eval_temperature < math.inf:
             raise RunConfigError(
                 f"`eval_temperature` must be a finite number from 0 on, got {self.eval_temperature}: logits are "

@@ -80,19 +80,32 @@ class TaskArguments:
         for name, low, high, why in (
             ("num_tasks", 1, MAX_TASKS, "each task is a row in memory, and without one no episode would be played"),
             ("eval_episodes", 1, MAX_TASKS, "each is a row in memory, and without one no episode would be played"),
-            ("eval_seed_start", 0, 2**32 - 1, "environments are seeded with it"),
         ):
-            if not low <= getattr(self, name) <= high:
-                raise RunConfigError(
-                    f"`{name}` must be between {low} and {high}, got {getattr(self, name)}: {why}. Set `{name}` to "
-                    "such a number."
-                )
+            _check_range(name, getattr(self, name), low, high, why)
+        check_seed_start(self.eval_seed_start)
         seeds_overlap = self.eval_seed_start < self.num_tasks and self.eval_seed_start + self.eval_episodes > 0
         if self.dataset is None and not self.eval_environment_kwargs and seeds_overlap:
             raise RunConfigError(
                 f"The held-out seeds start at {self.eval_seed_start}, inside the training seeds 0 to "
                 f"{self.num_tasks - 1}. The score would be that of levels seen in training. Raise `eval_seed_start`."
             )
+
+
+def check_seed_start(seed: int) -> None:
+    """
+    Check the first seed of the held-out episodes.
+
+    Raises:
+        `RunConfigError`: no environment can be seeded with it.
+    """
+    _check_range("eval_seed_start", seed, 0, 2**32 - 1, "environments are seeded with it")
+
+
+def _check_range(name: str, value: int, low: int, high: int, why: str) -> None:
+    if not low <= value <= high:
+        raise RunConfigError(
+            f"`{name}` must be between {low} and {high}, got {value}: {why}. Set `{name}` to such a number."
+        )
 
 
 # TRL's fields of adapters and quantized models, under its names and with its defaults

@@ -72,6 +72,13 @@ def test_actor_is_saved_with_its_context_and_trained_on(tmp_path, capsys, monkey
 
 
 @pytest.mark.slow
+def test_rules_that_the_context_leaves_out_are_warned_of(tmp_path):
+    file = config(tmp_path, environment_kwargs={"size": 5, "split": "train"}, max_turn_length=64, max_steps=1)
+    with pytest.warns(UserWarning, match="`context` is 'last', but Sokoban writes its rules into the first"):
+        assert main(["imitate", file, "--num_episodes", "4", "--eval_episodes", "1"]) == 0
+
+
+@pytest.mark.slow
 def test_last_evaluation_is_of_the_actor_that_is_saved(tmp_path, capsys):
     """Also where the last step is none that is judged for the target."""
     settings = {"max_steps": 5, "eval_episodes": 16, "learning_rate": 0.01}

@@ -119,3 +119,31 @@ def test_public_path_is_found(path: str) -> None:
 def test_other_attribute_is_missing(name: str) -> None:
     with pytest.raises(AttributeError, match=rf"module 'turnppo_hf\.environments' has no attribute '{name}'"):
         getattr(importlib.import_module("turnppo_hf.environments"), name)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "opens_with_rules"),
+    [
+        ("sokoban", {"size": 5}, True),
+        ("sokoban", {"size": 5, "action_format": "bare"}, False),
+        ("minigrid", {}, True),
+        ("minigrid", {"env_id": "BabyAI-GoToLocal-v0", "action_format": "bare"}, False),
+        ("textworld", {"settings": {"level": 1}}, True),
+        ("textworld", {"settings": {"level": 1}, "action_format": "bare"}, False),
+        ("webshop", {"data": "synthetic"}, True),
+        ("webshop", {"data": "synthetic", "action_format": "bare"}, True),
+        ("webshop", {"data": "synthetic", "observation_mode": "text"}, False),
+    ],
+)
+def test_rules_of_the_first_observation_can_be_repeated(
+    name: str, kwargs: dict[str, Any], opens_with_rules: bool
+) -> None:
+    if name in ("minigrid", "textworld"):
+        pytest.importorskip(name)
+    once, repeated = (make_environment(name, repeat_rules=flag, **kwargs) for flag in (False, True))
+    first, _ = once.reset(seed=0)
+    assert repeated.reset(seed=0)[0] == first
+    later, later_with_rules = (environment.step("nothing to be understood")[0] for environment in (once, repeated))
+    rules = later_with_rules.removesuffix(later)
+    assert rules + later == later_with_rules and first.startswith(rules) and bool(rules) is opens_with_rules
+    assert (once.opens_with_rules, repeated.opens_with_rules) == (opens_with_rules, False)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import gymnasium
 import pytest
 from datasets import Dataset, IterableDataset
 
 from tests.helpers.tiny import config_for
+from turnppo_hf.environments import make_environment
 from turnppo_hf.environments.factory import open_environments
 from turnppo_hf.trainer.arguments import check_arguments
 
@@ -70,3 +73,21 @@ def test_prompts_may_come_from_a_stream_that_does_not_know_its_columns():
     for dataset in (None, Dataset.from_list([{"question": "2 + 2?"}])):
         with pytest.raises(ValueError, match="has no column `prompt`"):
             check_arguments(len, config_for(), dataset, None, None, None, None)
+
+
+def test_rules_that_the_context_leaves_out_are_warned_of():
+    def once():
+        return make_environment(SOKOBAN)
+
+    with pytest.warns(UserWarning, match="`context` is 'last', but Sokoban writes its rules into the first"):
+        open_environments({"quiet": _Environment, "sokoban": once}, context="last")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_environments(once)
+        open_environments(lambda: make_environment(SOKOBAN, repeat_rules=True), context="window:2")
+        open_environments(_Environment, context="last")
+
+
+def test_trainer_warns_of_rules_that_its_context_leaves_out(make_trainer):
+    with pytest.warns(UserWarning, match="writes its rules into the first observation alone"):
+        make_trainer(environment_factory=SOKOBAN, context="last")

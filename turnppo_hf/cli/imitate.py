@@ -27,7 +27,7 @@ from turnppo_hf.cli.train_arguments import (
     read_json_object,
 )
 from turnppo_hf.environments import full_id, make_environment
-from turnppo_hf.environments.conversation import TextEnvironment
+from turnppo_hf.environments.conversation import TextEnvironment, warn_of_lost_rules
 from turnppo_hf.evaluation.results import HeldOut
 from turnppo_hf.evaluation.summary import Summary, summarize
 from turnppo_hf.hub.agent_record import AgentRecord
@@ -255,7 +255,9 @@ def _record(asked: ImitationArguments) -> AgentRecord:
     """What the actor's folder says about it."""
     kwargs = _mapping(asked.environment_kwargs)
     environment = make_environment(asked.environment, **kwargs)
-    described = TextEnvironment(environment).record()
+    conversation = TextEnvironment(environment)
+    warn_of_lost_rules(conversation, asked.context)
+    described = conversation.record()
     environment.close()
     return AgentRecord(
         **{**described, "environment": full_id(asked.environment), "environment_kwargs": kwargs},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -41,10 +42,13 @@ class Conversation(ABC):
         environment (`Any`): What the user's factory returned, for reward functions; None where there is none.
         tools (`Sequence[Callable]` or `None`): What the model may call; None where its responses are plain text.
         state (`Any`): The environment's text for the state that it is in; None where it names none.
+        opens_with_rules (`bool`): Whether the first observation alone holds rules or a goal, by the environment's own
+            word: its attribute of this name.
     """
 
     environment: Any
     state: Any = None
+    opens_with_rules: bool = False
     tools: Sequence[Callable[..., Any]] | None
 
     @property
@@ -99,6 +103,8 @@ class TextEnvironment(Conversation):
 
     def __init__(self, environment: gymnasium.Env[str, str]) -> None:
         self.environment = environment
+        inner = getattr(environment, "unwrapped", environment)
+        self.opens_with_rules = getattr(inner, "opens_with_rules", False) is True
 
     def open(self, task: Mapping[str, Any], seed: int) -> Opening:
         """
@@ -146,6 +152,23 @@ class TextEnvironment(Conversation):
 def as_conversation(environment: Any) -> Conversation:
     """Return what plays episodes in an environment: itself, where it is a conversation already."""
     return environment if isinstance(environment, Conversation) else TextEnvironment(environment)
+
+
+def warn_of_lost_rules(environment: Conversation, context: str) -> None:
+    """
+    Warn where prompts leave out the rules.
+
+    Args:
+        environment ([`Conversation`]): What is played.
+        context (`str`): What the model reads of earlier turns: `"full"`, `"last"` or `"window:k"`.
+    """
+    if context != "full" and environment.opens_with_rules:
+        warnings.warn(
+            f"`context` is {context!r}, but {environment.name} writes its rules into the first observation alone, so "
+            "the model acts without them after it, unless the column `prompt` holds them. Set `repeat_rules: true` in "
+            "`environment_kwargs`, or `context: full`.",
+            stacklevel=3,
+        )
 
 
 def _checked_reset(reply: Any) -> tuple[str, Mapping[str, Any]]:

@@ -7,6 +7,7 @@ from types import FunctionType, MethodType
 from typing import Any
 
 from turnppo_hf.environments import adapt, make_environment
+from turnppo_hf.environments.conversation import warn_of_lost_rules
 from turnppo_hf.environments.exits import exits_as_errors
 from turnppo_hf.environments.integrations.tools import ToolEnvironment
 from turnppo_hf.environments.pool import EnvironmentPool
@@ -19,6 +20,7 @@ def open_environments(
     tools: Sequence[Callable[..., Any]] = (),
     *,
     needs_environment: bool = True,
+    context: str = "full",
 ) -> tuple[EnvironmentPool, list[str], dict[str, Any]]:
     """
     Build the pool and try one environment of each name.
@@ -28,6 +30,8 @@ def open_environments(
         tools (`Sequence[Callable]`, *optional*): Functions offered in conversations with tools.
         needs_environment (`bool`, *optional*, defaults to `True`):
             Whether there must be a factory. Without one a task is its prompt, answered with the help of `tools`.
+        context (`str`, *optional*, defaults to `"full"`):
+            What the model reads of earlier turns. Where an environment's rules get lost by it, a warning says so.
 
     Returns:
         `tuple`: the pool, its names with the default first, and what a checkpoint records of the default environment:
@@ -55,6 +59,7 @@ def open_environments(
         environment = pool.take(name)
         if environment.tools is not None:
             pool.of_tools[name] = environment.tools
+        warn_of_lost_rules(environment, context)
         if number == 0:
             with exits_as_errors(f"The environment {name!r}"):
                 record = environment.record()

@@ -143,7 +143,7 @@ class TurnPPOTrainer(BaseTrainer):
         tokenizer = processing_class or AutoTokenizer.from_pretrained(get_config_model_id(actor.config))
         self.chat = Chat(tokenizer, args.chat_template_kwargs, args.context)  # type: ignore[arg-type]  # a dict by now
         self.environments, self.environment_names, self.environment_record = open_environments(
-            environment_factory, tools or (), needs_environment=reward_funcs is None
+            environment_factory, tools or (), needs_environment=reward_funcs is None, context=args.context
         )
         if offered := self.environments.tools:
             self.chat.offer_tools(offered)

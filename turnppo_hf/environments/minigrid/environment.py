@@ -190,6 +190,11 @@ class MiniGrid(gymnasium.Env[str, str]):
         turns_left = self.max_turns - self._num_turns
         return min(self.max_steps - len(self._taken), turns_left * self.max_actions_per_turn)
 
+    @property
+    def opens_with_rules(self) -> bool:
+        """Whether the first observation alone holds the rules, so that `context: last` loses them."""
+        return self.action_format == "tags" and not self.repeat_rules
+
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:

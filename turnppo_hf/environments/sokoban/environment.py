@@ -18,7 +18,15 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 
 from turnppo_hf.environments.names import did_you_mean
-from turnppo_hf.environments.reading import answer_rule, check_turn, read_answer, read_choice, read_count, read_penalty
+from turnppo_hf.environments.reading import (
+    answer_rule,
+    check_turn,
+    read_answer,
+    read_choice,
+    read_count,
+    read_flag,
+    read_penalty,
+)
 from turnppo_hf.environments.sokoban.levels import Split, generate_level, level_split, load_levels
 from turnppo_hf.environments.sokoban.rules import DOWN, LEFT, RIGHT, UP, SokobanState
 from turnppo_hf.environments.sokoban.solver import best_plan
@@ -65,9 +73,9 @@ class Sokoban(gymnasium.Env[str, str]):
     penalty (as in RAGEN). Such a turn counts as a turn.
 
     ## Observation Space
-    `Text`: the user message of the turn. `"tags"`: the first one opens with the rules, the following ones with the
-    reward of the turn before; all hold the board, the turn and the number of actions left. `"bare"`: the board and,
-    in a last line, the number of actions that are still possible.
+    `Text`: the user message of the turn. `"tags"`: the first one opens with the rules, and each with `repeat_rules`;
+    the following ones hold the reward of the turn before, all the board, the turn and the number of actions left.
+    `"bare"`: the board and, in a last line, the number of actions that are still possible.
 
     ## Rewards
     The sum of the turn's primitive rewards: -0.1 an action, +1 (-1) when more (fewer) boxes stand on targets than
@@ -107,6 +115,8 @@ class Sokoban(gymnasium.Env[str, str]):
             Boxoban file, folder of such files or dataset on the Hub, see `load_levels`; replaces generated levels.
         split (`"train"` or `"test"`, *optional*):
             Only levels of this side, see `level_split`. Does not touch a level given to `reset`.
+        repeat_rules (`bool`, *optional*, defaults to `False`):
+            Put the rules into every observation, for a `context` that leaves out the first one.
         render_mode (`str`, *optional*):
             `"ansi"`: `render()` returns the board.
 
@@ -128,6 +138,7 @@ class Sokoban(gymnasium.Env[str, str]):
         action_format: str = "tags",
         levels: str | Path | None = None,
         split: Split | None = None,
+        repeat_rules: bool = False,
         render_mode: str | None = None,
     ) -> None:
         self.size = _read_size(size)
@@ -138,6 +149,7 @@ class Sokoban(gymnasium.Env[str, str]):
         self.format_penalty = read_penalty(format_penalty)
         self.action_format = read_choice("action_format", action_format, tuple(_SEPARATORS))
         self.split = None if split is None else read_choice("split", split, get_args(Split))
+        self.repeat_rules = read_flag("repeat_rules", repeat_rules)
         self.render_mode = None if render_mode is None else read_choice("render_mode", render_mode, ("ansi",))
         self.levels = None if levels is None else load_levels(levels)
         self.observation_space = gymnasium.spaces.Text(MAX_TEXT_LENGTH, charset=string.printable + "√")
@@ -152,6 +164,11 @@ class Sokoban(gymnasium.Env[str, str]):
         if self._state is None:
             raise ResetNeeded("The environment has no level yet. There is no board to show. Call `reset()` first.")
         return self._state
+
+    @property
+    def opens_with_rules(self) -> bool:
+        """Whether the first observation alone holds the rules, so that `context: last` loses them."""
+        return self.action_format == "tags" and not self.repeat_rules
 
     @property
     def actions_left(self) -> int:
@@ -278,10 +295,11 @@ class Sokoban(gymnasium.Env[str, str]):
         board, actions_left = self.state.render(), self.actions_left
         if self.action_format == "bare":
             return f"{board}\n{actions_left}"
-        if reward is None:
+        opening = ""
+        if reward is None or self.repeat_rules:
             opening = _INSTRUCTIONS.format(answer=answer_rule(self.max_actions_per_turn))
-        else:
-            opening = f"Reward:\n{reward:.1f}\n\n"
+        if reward is not None:
+            opening += f"Reward:\n{reward:.1f}\n\n"
         if self._ending is not None:
             return f"{opening}State:\n{board}\nThe episode is {self._ending}."
         return opening + _TURN.format(

@@ -58,7 +58,7 @@ class TextWorld(gymnasium.Env[str, str]):
     ## Observation Space
     `Text`: the user message of the turn: the goal, in every turn; what the game answered and the room, where the
     answer does not describe it; with `show_commands` the commands that do something here; in the format `"tags"` the
-    turn and the form of the answer as well, in the first turn after the rules.
+    turn and the form of the answer as well, in the first turn, and in each with `repeat_rules`, after the rules.
 
     ## Rewards
     The points of the game that the turn earned. The format penalty is not in it but in `info["penalty"]`.
@@ -92,6 +92,8 @@ class TextWorld(gymnasium.Env[str, str]):
             `"tags"` for language models, `"bare"` for small ones with a vocabulary of their own.
         split (`"train"` or `"test"`, *optional*):
             Only games of this side, see `game_split`.
+        repeat_rules (`bool`, *optional*, defaults to `False`):
+            Put the rules into every observation, for a `context` that leaves out the first one.
         folder (`str` or `Path`, *optional*):
             Where games are kept. Defaults to `turnppo_hf/textworld` in the user's folder of caches.
 
@@ -112,6 +114,7 @@ class TextWorld(gymnasium.Env[str, str]):
         format_penalty: float = -0.1,
         action_format: str = "tags",
         split: Split | None = None,
+        repeat_rules: bool = False,
         folder: str | Path | None = None,
     ) -> None:
         import_textworld()  # so that its absence is named here
@@ -123,6 +126,7 @@ class TextWorld(gymnasium.Env[str, str]):
         self.format_penalty = read_penalty(format_penalty)
         self.action_format = read_choice("action_format", action_format, ("tags", "bare"))
         self.split = None if split is None else read_choice("split", split, get_args(Split))
+        self.repeat_rules = read_flag("repeat_rules", repeat_rules)
         self.folder = default_folder() if folder is None else Path(folder)
         space = gymnasium.spaces.Text(MAX_TEXT_LENGTH, charset=_CHARACTERS)
         self.observation_space = space
@@ -139,6 +143,11 @@ class TextWorld(gymnasium.Env[str, str]):
         if self._now is None:
             raise ResetNeeded("The environment has no game yet. There is no state to show. Call `reset()` first.")
         return "\n".join(sorted(map(str, self._now.facts)))
+
+    @property
+    def opens_with_rules(self) -> bool:
+        """Whether the first observation alone holds the rules, so that `context: last` loses them."""
+        return self.action_format == "tags" and not self.repeat_rules
 
     @property
     def goal(self) -> str:
@@ -257,7 +266,7 @@ class TextWorld(gymnasium.Env[str, str]):
         turn = _TURN.format(
             goal=self.goal, turn=self._num_turns + 1, max_turns=self.max_turns, text=text, commands=shown
         )
-        return turn if self._num_turns else _RULES + turn
+        return _RULES + turn if self.repeat_rules or self._num_turns == 0 else turn
 
 
 def _cleaned(text: str) -> str:

@@ -68,9 +68,9 @@ class WebShop(gymnasium.Env[str, str]):
     ## Observation Space
     `Text`: the page. `"text"` and `"text_rich"` are the original's modes of these names. In `"prompt"`, the user
     message of the turn, every line shows what can be clicked under the name to click, chosen options stay visible,
-    and the first message holds rules and wish. Texts of products lose line breaks and the characters that commands
-    and special tokens are made of, so they cannot pass for a part of the prompt; names so changed can be clicked,
-    and spaces in them do not matter.
+    and the first message holds rules and wish, each one with `repeat_rules`. Texts of products lose line breaks
+    and the characters that commands and special tokens are made of, so they cannot pass for a part of the prompt;
+    names so changed can be clicked, and spaces in them do not matter.
 
     ## Rewards
     0, and WebShop's score in [0, 1] for the purchase. The format penalty is in `info["penalty"]`.
@@ -110,6 +110,9 @@ class WebShop(gymnasium.Env[str, str]):
             Compare options with the wished value alone; WebShop does not quite, see `World.reward`.
         format_penalty (`float`, *optional*, defaults to `-0.1`):
             Put into `info["penalty"]` for a turn that does nothing.
+        repeat_rules (`bool`, *optional*, defaults to `False`):
+            Put rules and wish into every observation of the mode `"prompt"`, for a `context` that leaves out the first
+            one.
         render_mode (`str`, *optional*):
             `"ansi"`: `render()` returns the page.
 
@@ -131,6 +134,7 @@ class WebShop(gymnasium.Env[str, str]):
         num_products: int | None = None,
         strict_options: bool = False,
         format_penalty: float = -0.1,
+        repeat_rules: bool = False,
         render_mode: str | None = None,
     ) -> None:
         self.observation_mode = read_choice("observation_mode", observation_mode, OBSERVATION_MODES)
@@ -142,6 +146,7 @@ class WebShop(gymnasium.Env[str, str]):
         self.split_by = read_choice("split_by", split_by, get_args(SplitBy))
         self.strict_options = read_flag("strict_options", strict_options)
         self.format_penalty = read_penalty(format_penalty)
+        self.repeat_rules = read_flag("repeat_rules", repeat_rules)
         self.render_mode = None if render_mode is None else read_choice("render_mode", render_mode, ("ansi",))
         if num_products is not None:
             read_count("num_products", num_products)
@@ -157,6 +162,11 @@ class WebShop(gymnasium.Env[str, str]):
     def data_label(self) -> str:
         """What the world is, in one line; runs record it."""
         return self.world.label
+
+    @property
+    def opens_with_rules(self) -> bool:
+        """Whether the first observation alone holds rules and wish, so that `context: last` loses them."""
+        return self.observation_mode == "prompt" and not self.repeat_rules
 
     @property
     def session(self) -> ShoppingSession:
@@ -263,7 +273,7 @@ class WebShop(gymnasium.Env[str, str]):
         if self.observation_mode == "text_rich":
             return page_text_rich(session)
         opening = ""
-        if self._num_turns == 0:
+        if self._num_turns == 0 or self.repeat_rules:
             wish = shown(session.goal["instruction_text"])
             opening = _INSTRUCTIONS.format(wish=wish) if self.action_format == "tags" else f"Wish: {wish}\n"
         if session.reward is not None:

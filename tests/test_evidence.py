@@ -8,10 +8,11 @@ from statistics import fmean
 import pytest
 
 from turnppo_hf.cli.main import main
-from turnppo_hf.evaluation.study.plan import read_study
+from turnppo_hf.evaluation.study.finished import FinishedRuns
+from turnppo_hf.evaluation.study.plan import Study
 from turnppo_hf.evaluation.study.report import cells_of, cells_table, claims_table, judge_claim, levels_of
-from turnppo_hf.evaluation.study.result import read_results, weights_digest
-from turnppo_hf.evaluation.study.statistics import compare
+from turnppo_hf.evaluation.study.result import StudyResult, weights_digest
+from turnppo_hf.evaluation.study.study_file import read_study
 
 ROOT = Path(__file__).parents[1]
 STUDY = "trainer_configs/studies/doorkey.yaml"
@@ -41,10 +42,17 @@ COMPARED = {
 TOLD = ("docs/turn_ppo.md", "docs/studies.md")
 
 
+def results_of(study: Study) -> list[StudyResult]:
+    """What counts of the committed results, and nothing is left out."""
+    finished = FinishedRuns(study)
+    assert finished.left_out() == []
+    return finished.planned()
+
+
 def headline_rows() -> list[str]:
     """The README's table: each method with 16 turns, its seeds, and the verdict on Turn-PPO's claim against it."""
     study = read_study(ROOT / STUDY)
-    results = read_results(study.results)
+    results = results_of(study)
     verdicts = {row[1]: row for row in claims_table(study.blocks, results).rows}
     block = study.block("headline")
     cells, rows = cells_of(block, results), []
@@ -65,9 +73,7 @@ def headline_rows() -> list[str]:
 def level_rows() -> list[str]:
     """The README's other table: the mean of each method by turns, and its number of seeds."""
     study = read_study(ROOT / STUDY)
-    levels = next(
-        found for found in levels_of(study.blocks, read_results(study.results)) if "headline" in found.blocks
-    )
+    levels = next(found for found in levels_of(study.blocks, results_of(study)) if "headline" in found.blocks)
     rows = []
     for turns in levels.values:
         found = [[run.score for run in levels.lines[method].get(turns, ())] for method in NAMES]
@@ -90,14 +96,14 @@ def test_page_of_the_study_is_what_the_results_give(tmp_path: Path, monkeypatch:
 def test_kept_starts_are_those_of_the_runs() -> None:
     study = read_study(ROOT / STUDY)
     for folder in (study.results / "starts").iterdir():
-        runs = [run for run in read_results(study.results) if Path(str(run.settings["model"])).name == folder.name]
+        runs = [run for run in results_of(study) if Path(str(run.settings["model"])).name == folder.name]
         assert {run.start_digest for run in runs} == {weights_digest(folder)}
 
 
 def rate_rows() -> list[str]:
     """The table of docs/studies.md: the mean of each method by turns and learning rate, and its number of seeds."""
     study = read_study(ROOT / STUDY)
-    cells = cells_of(study.block("rates"), read_results(study.results))
+    cells = cells_of(study.block("rates"), results_of(study))
     rows = []
     for method, name in ONE_RATE.items():
         found = []
@@ -113,7 +119,7 @@ def rate_rows() -> list[str]:
 def default_rows() -> list[str]:
     """The table of docs/paper_index.md: values of the fields that the paper leaves open, each against the study's."""
     study = read_study(ROOT / STUDY)
-    results, rows = read_results(study.results), []
+    results, rows = results_of(study), []
     for field, values in COMPARED.items():
         scores = {}
         for value, (block, name) in values.items():
@@ -125,10 +131,8 @@ def default_rows() -> list[str]:
             seeds = sorted(found)
             against = "-"
             if found is not first:
-                paired = compare(
-                    [found[seed] for seed in seeds], [first[seed] for seed in seeds], margin=0.05, planned=5
-                )
-                against = f"{paired.difference:+.3f} ({paired.low:+.3f} to {paired.high:+.3f})"
+                apart = [found[seed] - first[seed] for seed in seeds]
+                against = f"{fmean(apart):+.3f} ({min(apart):+.3f} to {max(apart):+.3f})"
             each = " ".join(f"{found[seed]:.2f}" for seed in seeds)
             rows.append(f"| `{field}` | {value} | {fmean(found.values()):.3f} | {each} | {against} |")
     return rows
@@ -137,7 +141,7 @@ def default_rows() -> list[str]:
 def verdicts_at_one_rate() -> str:
     """The README's sentence about the claims that Turn-PPO learns more at one rate for both methods."""
     study = read_study(ROOT / STUDY)
-    block, results = study.block("rates"), read_results(study.results)
+    block, results = study.block("rates"), results_of(study)
     claims = [claim for claim in block.claims if not claim.more_than_at and claim.measure == "score"]
     found = [judge_claim(block, claim, results).verdict for claim in claims]
     counts = [found.count(verdict) for verdict in ("holds", "does not hold", "not decided")]
@@ -148,14 +152,14 @@ def verdicts_at_one_rate() -> str:
 def choice_rows() -> list[str]:
     """The table of docs/studies.md of what the paper says of its own choices."""
     study = read_study(ROOT / STUDY)
-    rows = claims_table([study.block("paper")], read_results(study.results)).rows
+    rows = claims_table([study.block("paper")], results_of(study)).rows
     return [f"| {claim} | {seeds} | {found}, p = {p} | {verdict} |" for claim, _, seeds, found, p, verdict in rows]
 
 
 def lead_with_32_turns() -> str:
     """The README's sentence about the row that has too few seeds for a claim."""
     study = read_study(ROOT / STUDY)
-    cells = cells_of(study.block("horizons"), read_results(study.results))
+    cells = cells_of(study.block("horizons"), results_of(study))
     scores = {method: [run.score or 0.0 for run in cells[("turns", "32"), ("method", method)]] for method in NAMES}
     ours, seeds = scores.pop("turn_ppo"), len(study.block("horizons").seeds)
     ahead = [sum(a > b for a, b in zip(ours, others, strict=True)) for others in scores.values()]
@@ -169,7 +173,7 @@ def lead_with_32_turns() -> str:
 
 def runs_below_their_start() -> str:
     """The README's sentence about runs that ended worse than they began."""
-    runs = {run.settings_hash: run for run in read_results(read_study(ROOT / STUDY).results)}.values()
+    runs = {run.settings_hash: run for run in results_of(read_study(ROOT / STUDY))}.values()
     below = [run for run in runs if run.score is not None and run.start is not None and run.score < run.start]
     names = ", ".join(sorted({list(run.cell.values())[-1] for run in below}))
     start = "its start" if len(below) == 1 else "their starts"
@@ -177,13 +181,13 @@ def runs_below_their_start() -> str:
 
 
 def test_runs_below_their_start_had_the_rate_that_is_told() -> None:
-    below = [run for run in read_results(read_study(ROOT / STUDY).results) if run.score < run.start]
+    below = [run for run in results_of(read_study(ROOT / STUDY)) if run.score < run.start]
     assert {run.settings["learning_rate"] for run in below} == {0.001}
 
 
 def verdicts_that_a_lead_grows(name: str) -> set[str]:
     study = read_study(ROOT / STUDY)
-    block, results = study.block(name), read_results(study.results)
+    block, results = study.block(name), results_of(study)
     return {judge_claim(block, claim, results).verdict for claim in block.claims if claim.more_than_at}
 
 
@@ -202,7 +206,7 @@ def test_readme_states_the_headline() -> None:
     assert "no claim that a lead grows from 4 to 16 turns holds at one rate" in " ".join(text.split())
     assert "holds" in verdicts_that_a_lead_grows("headline")
     study = read_study(ROOT / STUDY)
-    results = read_results(study.results)
+    results = results_of(study)
     runs = [run for run in results if run.block == "headline" and run.cell["turns"] == "16"]
     assert {f"(success {run.start:.2f})" for run in runs} == {"(success 0.26)"} and "(success 0.26)" in text
     episodes = {run.episodes_per_step * run.settings["max_steps"] for run in runs}
@@ -211,7 +215,7 @@ def test_readme_states_the_headline() -> None:
 
 def test_pages_state_what_the_rate_does_with_four_turns() -> None:
     study = read_study(ROOT / STUDY)
-    results = read_results(study.results)
+    results = results_of(study)
     block = study.block("rates")
     scores, spreads = {}, {}
     for rate in RATES:

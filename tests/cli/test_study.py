@@ -14,11 +14,11 @@ import pytest
 import yaml
 
 from tests.evaluation.study.test_report import result
-from turnppo_hf.cli import study_runs
+from turnppo_hf.cli import study_runs, study_starts
 from turnppo_hf.cli.main import main
 from turnppo_hf.cli.study_runs import StudyRunner
-from turnppo_hf.evaluation.study.plan import read_study
 from turnppo_hf.evaluation.study.result import read_results, weights_digest
+from turnppo_hf.evaluation.study.study_file import read_study
 
 CONFIG = Path(__file__).parents[2] / "trainer_configs" / "sokoban_cpu.yaml"
 SMALL = {
@@ -59,14 +59,13 @@ def test_example_of_the_page_is_a_study(tmp_path, capsys):
 
 
 def test_candidate_that_may_not_be_chosen_is_not_warned_of(tmp_path, capsys):
-    idle = {"token_advantage_coef": 1.0, "importance_sampling_level": "token"}
-    file = write(tmp_path, {"good": idle}, [1])
-    with pytest.warns(UserWarning, match="only the spread"):
+    file = write(tmp_path, {"good": {"beta": 0.1, "kl_estimator": "k1"}}, [1])
+    with pytest.warns(UserWarning, match="expected gradient is 0"):
         StudyRunner(read_study(file)).check()
     study = yaml.safe_load(file.read_text())
-    study["blocks"]["first"]["axes"]["method"] = {"good": {}}
-    chosen = {"best": {"best_of": "first", "at": {}, **idle}}
-    second = {"question": "And then?", "axes": {"method": chosen}, "seeds": [1]}
+    study["blocks"]["first"]["axes"]["method"] = {"good": {"beta": 0.1}}
+    idle = {"settings": {"kl_estimator": "k1"}, "axes": {"method": {"best": {"best_of": "first"}}}}
+    second = {"question": "And then?", "seeds": [1], **idle}
     file.write_text(yaml.safe_dump(study | {"blocks": study["blocks"] | {"second": second}}, sort_keys=False))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -122,9 +121,9 @@ def test_start_is_made_with_the_variables_before_its_command_where_none_is_kept(
         (tmp_path / "start").mkdir(exist_ok=True)
         raise KeyboardInterrupt  # in the middle of it
 
-    monkeypatch.setattr(study_runs.subprocess, "run", make)
+    monkeypatch.setattr(study_starts.subprocess, "run", make)
     runner = StudyRunner(read_study(file))
-    (run,) = runner._chosen(runner.blocks[0], {})
+    (run,) = runner.study.runs(runner.blocks[0], {})
     for times in (1, 2):  # what was left in the middle is no start
         with pytest.raises(KeyboardInterrupt):
             runner.run()
@@ -133,12 +132,12 @@ def test_start_is_made_with_the_variables_before_its_command_where_none_is_kept(
     kept.mkdir(parents=True)
     (kept / "model.safetensors").write_bytes(b"kept")
     with pytest.raises(KeyboardInterrupt):  # a kept one without its record is none either
-        runner._make_starts([run])
+        study_starts.make_starts(runner.study, [run])
     (kept / "turnppo.json").write_text("{}")
-    runner._make_starts([run])
+    study_starts.make_starts(runner.study, [run])
     assert {path.name for path in (tmp_path / "start").iterdir()} == {"model.safetensors", "turnppo.json"}
     assert len(made) == 3
-    runner._make_starts([run])  # it is there
+    study_starts.make_starts(runner.study, [run])  # it is there
     StudyRunner(read_study(file), minutes=0.0).run()
     assert len(made) == 3
 
@@ -149,7 +148,9 @@ def test_start_with_other_weights_than_finished_runs_had_is_refused(tmp_path, ca
     (start / "model.safetensors").write_bytes(b"weights")
     file = write(tmp_path, {"good": {"model": str(start)}, "other": {"model": str(start), "gamma": 0.5}}, [1])
     settings = {"model": str(start)}
-    finished = replace(result("good", "1", 1, 0.5), block="first", cell={"method": "good"}, settings=settings)
+    study = read_study(file)
+    hashes = {"settings": settings, "settings_hash": study.runs(study.blocks[0], {})[0].settings_hash}
+    finished = replace(result("good", "1", 1, 0.5), block="first", cell={"method": "good"}, **hashes)
     digest = weights_digest(start)
     assert digest and not weights_digest("tiny") and not weights_digest(None)
     for known, refused in ((digest, False), ("", False), ("another", True)):
@@ -164,6 +165,94 @@ def test_start_with_other_weights_than_finished_runs_had_is_refused(tmp_path, ca
             runner.minutes = 0.0
             assert not runner.run()
         assert not list((tmp_path / "work").rglob("*.log"))  # no run was started
+    (start / "model.safetensors").unlink()
+    assert main(["study", str(file)]) == 2
+    assert f"{start} is not there; it held the weights that 1 finished runs" in capsys.readouterr().err
+
+
+@pytest.fixture
+def begun(monkeypatch):
+    """Names of the runs that a study starts, each of which is finished at once."""
+    names = []
+
+    def start(runner, run, lock):
+        names.append(run.name)
+        made = replace(result("good", "1", run.seed, 0.5), block=run.block, cell=dict(run.cell))
+        runner.finished.keep(run, replace(made, settings_hash=run.settings_hash))
+        return study_runs._Job(run, None, Path(), Path(), lock)
+
+    monkeypatch.setattr(StudyRunner, "_start", start)
+    monkeypatch.setattr(StudyRunner, "_has_ended", lambda *_, **__: True)
+    return names
+
+
+def test_runs_with_equal_settings_are_trained_once(tmp_path, begun):
+    file = write(tmp_path, {"good": {}, "same": {}, "other": {"gamma": 0.5}}, [1, 2])
+    assert StudyRunner(read_study(file), workers=6).run()
+    assert begun == ["first/good/seed_1", "first/other/seed_1", "first/good/seed_2", "first/other/seed_2"]
+    assert len(read_results(tmp_path / "results")) == 6
+
+
+def test_run_that_another_command_trains_or_has_finished_is_left_to_it(tmp_path, begun, capsys):
+    file = write(tmp_path, {"good": {}}, [1, 2])
+    other, runner = (StudyRunner(read_study(file)) for _ in range(2))
+    first, second = other.study.runs(other.blocks[0], {})
+    lock = other._lock(first)
+    assert not runner.run()
+    assert begun == [second.name]
+    assert "first: 1 runs are trained by another command now" in capsys.readouterr().out
+    other.finished.keep(first, replace(runner.finished.of(second), seed=1, settings_hash=first.settings_hash))
+    os.close(lock)
+    assert runner.run() and begun == [second.name]  # read from its file, not trained again
+
+
+def test_variables_of_one_cell_stay_out_of_the_others(tmp_path):
+    file = write(tmp_path, {"with": {"env": {"MY_FLAG": "1"}}, "without": {}}, [1])
+    before = dict(os.environ)
+    StudyRunner(read_study(file)).check()
+    assert dict(os.environ) == before and "MY_FLAG" not in before
+
+
+def test_results_that_cannot_be_written_are_named_before_any_run(tmp_path, begun, capsys):
+    file = write(tmp_path, {"good": {}}, [1])
+    (tmp_path / "results").write_text("a file")
+    assert main(["study", str(file)]) == 2
+    assert "cannot be written (File exists), so no run could be kept" in capsys.readouterr().err
+    assert begun == []
+
+
+def test_block_whose_start_cannot_be_made_stops_no_other(tmp_path, begun, monkeypatch, capsys):
+    start = str(tmp_path / "start")
+    file = write(tmp_path, {"good": {"model": start}}, [1])
+    study = yaml.safe_load(file.read_text())
+    second = {"question": "And?", "axes": {"method": {"tiny": {}}}, "seeds": [1]}
+    changes = {"starts": {start: "NCCL_P2P=1 lower=2 imitate X"}, "blocks": study["blocks"] | {"second": second}}
+    file.write_text(yaml.safe_dump(study | changes, sort_keys=False))
+    failed = subprocess.CompletedProcess((), 3)
+    asked = []
+    monkeypatch.setattr(study_starts.subprocess, "run", lambda words, **how: asked.append((words, how)) or failed)
+    assert main(["study", str(file)]) == 2
+    assert begun == ["second/tiny/seed_1"]
+    assert "made no" in capsys.readouterr().err
+    ((words, how),) = asked
+    assert words[-2:] == ["imitate", "X"] and (how["env"]["NCCL_P2P"], how["env"]["lower"]) == ("1", "2")
+
+
+def test_ctrl_c_says_what_is_kept(tmp_path, monkeypatch, capsys):
+    file = write(tmp_path, {"good": {}}, [1])
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StudyRunner, "_start", interrupted)
+    assert main(["study", str(file)]) == 130
+    assert "the same command goes on" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--minutes", "nan"), ("--minutes", "-1"), ("--workers", "0")])
+def test_flags_that_would_start_nothing_are_refused(tmp_path, capsys, flag, value):
+    assert main(["study", str(write(tmp_path, {"good": {}}, [1])), flag, value]) == 2
+    assert f"`{flag}` must be at least" in capsys.readouterr().err
 
 
 @pytest.mark.slow

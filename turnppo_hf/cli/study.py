@@ -15,10 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Return 0 where every chosen run is finished, 1 where some failed or are left."""
+    """Return 0 where every chosen run is finished, 1 where some failed or are left, 130 after Ctrl-C."""
     from turnppo_hf.cli.config_files import find_config, near_config
     from turnppo_hf.cli.study_runs import StudyRunner
-    from turnppo_hf.evaluation.study.plan import read_study
+    from turnppo_hf.evaluation.study.study_file import read_study
 
     file = find_config(arguments.file, "studies")
     if not file.is_file():
@@ -32,4 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         print(runner.overview())
         return 0
-    return 0 if runner.run() else 1
+    try:
+        return 0 if runner.run() else 1
+    except KeyboardInterrupt:
+        print("interrupted: finished runs are kept, and the same command goes on with the others", flush=True)
+        return 130

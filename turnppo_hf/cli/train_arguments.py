@@ -20,6 +20,7 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from turnppo_hf.cli.config_files import find_config, near_config
 from turnppo_hf.environments.names import did_you_mean
+from turnppo_hf.evaluation.yaml_file import YamlFileError, read_yaml_file
 from turnppo_hf.redaction import check_unmasked, redact, remember_secrets
 from turnppo_hf.trainer.inherited_fields import describe_lacking
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig, describe_fields
@@ -194,42 +195,14 @@ def read_yaml(path: str, folder: str = "") -> dict[str, Any]:
         `RunConfigError`: it is missing, no YAML, or no mapping.
     """
     try:
-        content = yaml.load(find_config(path, folder).read_text(encoding="utf-8"), _Loader)
+        return read_yaml_file(find_config(path, folder), path)
     except OSError as error:
         raise RunConfigError(
             f"The config file {path!r} cannot be read: {error.strerror}, so there are no settings to run with."
             f"{near_config(path, folder)}"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunConfigError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(content, dict):
-        raise RunConfigError(
-            f"{path} must be a mapping of field names to values, got {type(content).__name__}. Write one "
-            "`field: value` a line."
-        )
-    return content
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads `1e-7` as a number, as YAML 1.2 does, and refuses a key that is set twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[Any, int] = {}
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                name, line = key.value, key.start_mark.line + 1
-                if name in lines:
-                    raise RunConfigError(
-                        f"{key.start_mark.name} sets `{name}` twice, in lines {lines[name]} and {line}, and only one "
-                        "of them would have an effect. Keep one of them."
-                    )
-                lines[name] = line
-        return dict(super().construct_mapping(node, deep=deep))
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d{1,2}$"), list("-+.0123456789")
-)
+    except YamlFileError as error:
+        raise RunConfigError(str(error)) from error
 
 
 def parse_run(arguments: Sequence[str]) -> RunConfig:

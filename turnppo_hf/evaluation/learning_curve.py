@@ -50,7 +50,7 @@ def learning_curve(
         `ImportError`: matplotlib is missing.
     """
     runs = {name: _read_run(path, metric) for name, path in zip(_names(results_paths), results_paths, strict=True)}
-    _check_comparable(runs)
+    check_comparable(runs)
     if len({run.algorithm for run in runs.values()}) == len(runs):
         runs = {name if run.algorithm is None else ALGORITHMS[run.algorithm].title: run for name, run in runs.items()}
     curves = {name: run.learning_curve or () for name, run in runs.items()}
@@ -145,7 +145,16 @@ def _names(paths: Sequence[str | Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
-def _check_comparable(runs: Mapping[str, RunResults]) -> None:
+def check_comparable(runs: Mapping[str, RunResults]) -> None:
+    """
+    Check that runs were judged on the same held-out tasks.
+
+    Args:
+        runs (`Mapping[str, RunResults]`): Name -> results.
+
+    Raises:
+        `ValueError`: they were not.
+    """
     first = next(iter(runs))
     for name, run in runs.items():
         if run.held_out != runs[first].held_out:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+_DEATH_SIGNAL = 1  # of Linux' prctl: the signal that a process gets when its parent is gone
 
 
 @contextmanager
@@ -41,3 +45,12 @@ def end_process(process: subprocess.Popen[bytes], grace_s: float) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def die_with_parent() -> Callable[[], None] | None:
+    """Return the `preexec_fn` of a process that Linux ends with its parent, however that ends; None elsewhere."""
+
+    def ask() -> None:
+        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
+
+    return ask if sys.platform == "linux" else None

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from turnppo_hf.evaluation.study.plan import StudyError, merge, read_study
+from turnppo_hf.evaluation.study.plan import StudyError, merge
+from turnppo_hf.evaluation.study.study_file import read_study
 
 STUDIES = Path(__file__).parents[3] / "trainer_configs" / "studies"
 STUDY = {

@@ -11,7 +11,6 @@ from turnppo_hf.evaluation.calibration import CriticJudgement, Group
 from turnppo_hf.evaluation.example import Example
 from turnppo_hf.evaluation.results import LearningPoint
 from turnppo_hf.evaluation.study.pages import write_html, write_markdown
-from turnppo_hf.evaluation.study.plan import read_study
 from turnppo_hf.evaluation.study.report import (
     Section,
     Table,
@@ -23,6 +22,7 @@ from turnppo_hf.evaluation.study.report import (
     study_sections,
 )
 from turnppo_hf.evaluation.study.result import StudyResult, read_results
+from turnppo_hf.evaluation.study.study_file import read_study
 from turnppo_hf.evaluation.summary import Summary
 
 ENDS = {"turn": 0.75, "tuned": 0.5}
@@ -75,11 +75,11 @@ def test_table_of_cells_holds_means_over_seeds(study, results):
     main = study.block("main")
     cells = cells_of(main, [worse, *results[1:], result("turn", "1", 99, 0.0)])  # a seed that was not asked for
     table = cells_table(main, cells)
-    assert table.header[:5] == ("moves", "method", "seeds", "start", "end (95 % interval)")
+    assert table.header[:5] == ("moves", "method", "seeds", "start", "end (bootstrap interval)")
     row = dict(zip(table.header, table.rows[0], strict=True))
     assert row["seeds"] == "6 of 6" and row["start"] == "0.250" and row["below start"] == "1 of 6"
     ends = [0.1, 0.77, 0.78, 0.79, 0.8, 0.81]
-    assert row["end (95 % interval)"].startswith(f"**{sum(ends) / 6:.3f}**")
+    assert row["end (bootstrap interval)"].startswith(f"**{sum(ends) / 6:.3f}**")
     assert row["each seed"] == "0.10 0.77 0.78 0.79 0.80 0.81"
     assert row["explained variance"] == "0.200" and row["entropy"] == "0.500" and row["turns"] == "-"
     assert row["CPU min"] == "1.0"
@@ -202,7 +202,7 @@ def test_fall_from_the_best_score_is_compared(tmp_path):
     results += [ran("tuned", 2, 0.25, 0.125), ran("turn", 2, 0.25, 0.5)]  # of 0.125 and 0
     (row,) = claims_table(study.blocks, results).rows
     assert row[1] == "main: tuned against turn, moves 1, fall from the best score"
-    assert row[2:4] == ("2 of 2", "+0.125 (+0.125 to +0.125)")
+    assert row[2:4] == ("2 of 2", "+0.125")  # two pairs give no interval
     assert replace(results[0], curve=()).fall is None
     rewards = [replace(point, mean_return=10 * (point.success_rate or 0.0)) for point in results[0].curve]
     mixed = replace(results[0], curve=(replace(rewards[0], success_rate=None), *rewards[1:]))

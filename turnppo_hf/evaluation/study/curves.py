@@ -88,8 +88,12 @@ def draw_levels(
         zip(groups.items(), itertools.cycle(colors.series), strict=False)
     ):
         shift = 0.06 * (number - (len(groups) - 1) / 2)  # so that bars of several lines do not cover each other
-        x = np.array([values.index(value) for value in levels], dtype=np.float64) + shift
-        scores = [[result.score for result in results if result.score is not None] for results in levels.values()]
+        known = {value: [run.score for run in runs if run.score is not None] for value, runs in levels.items()}
+        known = {value: numbers for value, numbers in known.items() if numbers}
+        if not known:
+            continue
+        x = np.array([values.index(value) for value in known], dtype=np.float64) + shift
+        scores = list(known.values())
         means = [fmean(numbers) for numbers in scores]
         bounds = np.array([bootstrap_interval(numbers) for numbers in scores]).T
         axes.errorbar(x, means, abs(bounds - means), color=color, linewidth=2, marker="o", markersize=5, label=name)
@@ -168,6 +172,8 @@ def _positions(result: StudyResult, scale: Scale) -> list[float]:
     if scale == "tokens":
         totals = [0.0, *logged("num_tokens")]
     else:  # each logged time is the mean of the steps since the entry before
-        each = [a + b for a, b in zip(logged("time/rollout_s"), logged("time/update_s"), strict=True)]
+        each = [a + b for a, b in zip(logged("time/rollout_s"), logged("time/update_s"), strict=False)]
+        if len(each) != len(known) - 1:
+            return [float(step) for step in steps]  # of a version that logged no times
         totals = [0.0, *np.cumsum(np.array(each) * np.diff(known)).tolist()]
     return np.interp(steps, known, totals).tolist() if len(known) == len(totals) else [float(step) for step in steps]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -66,7 +67,12 @@ class Section:
 
 
 def study_sections(
-    blocks: Sequence[Block], results: Sequence[StudyResult], protocol: str = "", *, every_scale: bool = False
+    blocks: Sequence[Block],
+    results: Sequence[StudyResult],
+    protocol: str = "",
+    *,
+    left_out: Sequence[str] = (),
+    every_scale: bool = False,
 ) -> list[Section]:
     """
     Lay out what is known of a study.
@@ -75,12 +81,17 @@ def study_sections(
         blocks (`Sequence[Block]`): Its questions.
         results (`Sequence[StudyResult]`): What was finished, in any order.
         protocol (`str`, *optional*): How its claims are judged; without one there are none.
+        left_out (`Sequence[str]`, *optional*): Names of results that are those of none of the runs.
         every_scale (`bool`, *optional*, defaults to `False`): Whether curves are drawn over episodes, tokens and CPU
             seconds, not over episodes alone.
     """
     sections = []
     if protocol:
         sections.append(Section("Claims", (protocol.strip(),), (claims_table(blocks, results),)))
+    if left_out:
+        text = "Of other settings than the study has now, or of runs that it does not ask for, or whose settings come "
+        text += f"from a block that is not finished; counted nowhere: {', '.join(left_out)}."
+        sections.append(Section("Results left out", (text,)))
     if cut := cut_runs(results):
         names = ", ".join(sorted({f"{run.block} {' '.join(map(str, run.cell.values()))}" for run in cut}))
         sections.append(
@@ -127,7 +138,8 @@ def claims_table(blocks: Sequence[Block], results: Sequence[StudyResult]) -> Tab
                 setting += " more than " + ", ".join(f"{n} {v}" for n, v in claim.more_than_at.items())
             difference, p_value = "-", "-"
             if found.pairs:
-                difference = f"{found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+                bounds = f" ({found.low:+.3f} to {found.high:+.3f})" if math.isfinite(found.low) else ""
+                difference = f"{found.difference:+.3f}{bounds}"
                 p_value = f"{found.p_value:.3f}"
             pairs = f"{found.pairs} of {len(block.seeds)}"
             rows.append((claim.claim, f"{block.name}: {setting}", pairs, difference, p_value, f"**{found.verdict}**"))
@@ -155,12 +167,22 @@ def _lead(
     )
     pairs = {seed: (run, than[seed]) for seed, run in better.items() if seed in than and run.starts_as(than[seed])}
     found = {seed: [getattr(run, claim.measure) for run in pair] for seed, pair in pairs.items()}
-    return {seed: numbers[0] - numbers[1] for seed, numbers in found.items() if None not in numbers}
+    known = {seed: numbers for seed, numbers in found.items() if None not in numbers}
+    return {seed: lead for seed, numbers in known.items() if math.isfinite(lead := numbers[0] - numbers[1])}
 
 
 def cells_table(block: Block, cells: Mapping[Cell, Sequence[StudyResult]]) -> Table:
     """Return one row a cell: scores before and after with their interval, every seed, and how training looked."""
-    header = (*block.axes, "seeds", "start", "end (95 % interval)", "each seed", "below start", *_SHOWN, "CPU min")
+    header = (
+        *block.axes,
+        "seeds",
+        "start",
+        "end (bootstrap interval)",
+        "each seed",
+        "below start",
+        *_SHOWN,
+        "CPU min",
+    )
     rows = []
     for cell, runs in cells.items():
         scores = [run.score for run in runs if run.score is not None]
@@ -171,7 +193,7 @@ def cells_table(block: Block, cells: Mapping[Cell, Sequence[StudyResult]]) -> Ta
                 *(value for _, value in cell),
                 f"{len(runs)} of {len(block.seeds)}",
                 f"{fmean(starts):.3f}" if starts else "-",
-                _mean_of(scores),
+                _mean_of(scores) if scores else "-",
                 " ".join(f"{score:.2f}" for score in scores),
                 f"{below} of {len(scores)}",
                 *(_last_mean(runs, name) for name in _SHOWN.values()),

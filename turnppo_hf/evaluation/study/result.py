@@ -17,6 +17,7 @@ from turnppo_hf.evaluation.json_fields import NULLABLE, FieldError, read_fields,
 from turnppo_hf.evaluation.results import LearningPoint, Package, RunResults
 from turnppo_hf.evaluation.study.plan import PlannedRun, run_name
 from turnppo_hf.evaluation.summary import Summary
+from turnppo_hf.redaction import redacted_json
 
 # what is kept of the log, one list of numbers each; None where a step did not log it
 LOGGED = (
@@ -25,6 +26,7 @@ LOGGED = (
     *("turns/invalid_share", "episodes/failed", "time/rollout_s", "time/update_s"),
 )
 CUT = ("stop/token_limit", "stop/overlong")  # ends that no run of a study may have
+_SIZES = ("generation_batch_size", "num_minibatches", "num_iterations")  # episodes, and the steps made of them
 _DIGITS = 4
 
 
@@ -34,7 +36,7 @@ class StudyResult:
 
     study: str
     block: str
-    cell: Mapping[str, Any]  # axis -> value
+    cell: Mapping[str, str]  # axis -> value
     seed: int
     settings_hash: str
     settings: Mapping[str, Any]  # of `turnppo train`, without `output_dir`
@@ -60,13 +62,12 @@ class StudyResult:
         Read what a finished run left in its folder.
 
         Raises:
-            `ValueError`: the run did not finish.
+            `ValueError`: the run did not finish, or its folder is damaged.
         """
         results = RunResults.from_file(folder)
-        state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        history = [entry for entry in state["log_history"] if "reward" in entry]
-        batch = int(run.settings.get("generation_batch_size") or 0)
-        updates = int(run.settings.get("num_minibatches", 1)) * int(run.settings.get("num_iterations", 1))
+        state, used = (_read_object(folder / name) for name in ("trainer_state.json", "training_config.json"))
+        history = [entry for entry in state.get("log_history", ()) if "reward" in entry]
+        batch, *passes = (int(used.get(name) or 1) for name in _SIZES)
         cut = [sum(entry.get(name, 0.0) for name in CUT) for entry in history]
         return cls(
             study=study,
@@ -77,7 +78,7 @@ class StudyResult:
             settings=dict(run.settings),
             wall_s=round(wall_s, 1),
             cpu_s=round(cpu_s, 1),
-            episodes_per_step=batch / updates,
+            episodes_per_step=batch / math.prod(passes),
             cut_share=max(cut, default=0.0),
             package=results.package,
             before=results.before,
@@ -101,7 +102,9 @@ class StudyResult:
             `ValueError`: it is damaged.
         """
         try:
-            return read_fields(cls, json.loads(file.read_text(encoding="utf-8")))
+            result = read_fields(cls, json.loads(file.read_text(encoding="utf-8")))
+            result._check()
+            return result
         except (OSError, ValueError, RecursionError, FieldError) as error:
             raise ValueError(
                 f"{file} is no result of a study ({error}), so a report would lack it. Remove the file: `turnppo "
@@ -112,8 +115,17 @@ class StudyResult:
         """Write it, whole or not at all."""
         file.parent.mkdir(parents=True, exist_ok=True)
         beside = file.with_suffix(".part")
-        beside.write_text(json.dumps(write_fields(self), indent=1) + "\n", encoding="utf-8")
+        beside.write_text(redacted_json(write_fields(self), indent=1), encoding="utf-8")
         beside.replace(file)
+
+    def _check(self) -> None:
+        """Check what the annotations of the fields do not say."""
+        for axis, value in self.cell.items():
+            if not isinstance(value, str):
+                raise FieldError(f"cell.{axis}", value, "a string")
+        for name, column in self.log.items():
+            if not isinstance(column, list) or not all(isinstance(entry, int | float | None) for entry in column):
+                raise FieldError(f"log.{name}", column, "a list of numbers")
 
     def starts_as(self, other: StudyResult) -> bool:
         """
@@ -162,7 +174,8 @@ class StudyResult:
 def _score(summary: Summary | None) -> float | None:
     if summary is None:
         return None
-    return summary.mean_return if summary.success_rate is None else summary.success_rate
+    score = summary.mean_return if summary.success_rate is None else summary.success_rate
+    return score if math.isfinite(score) else None
 
 
 def weights_digest(model: Any) -> str:
@@ -174,6 +187,18 @@ def weights_digest(model: Any) -> str:
 def read_results(folder: Path) -> list[StudyResult]:
     """Return all results below a folder, by path."""
     return [StudyResult.from_file(file) for file in sorted(folder.rglob("seed_*.json"))]
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{file} cannot be read ({error}), and what was trained stands in it. Name the folder of a finished run."
+        ) from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds no JSON object, so it is that of no run. Name the folder of a finished run.")
+    return found
 
 
 def _advantages_by_turn(history: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,8 +12,7 @@ import numpy as np
 Verdict = Literal["holds", "does not hold", "not decided"]
 
 ALPHA = 0.05
-_MAX_PAIRS = 20  # of an exact test: all signs are enumerated
-_MIN_PAIRS = 5  # below, an interval over seeds is too narrow to exclude a difference
+MAX_PAIRS = 20  # of an exact test: all signs are enumerated
 _DRAWS = 10_000
 
 
@@ -22,7 +22,7 @@ class Comparison:
 
     pairs: int
     difference: float  # mean of better - worse; NaN without pairs
-    low: float  # 95 % bootstrap interval of the mean
+    low: float  # interval of the mean that the test gives; infinite with less than six pairs
     high: float
     p_value: float  # exact, two-sided
     verdict: Verdict
@@ -31,6 +31,8 @@ class Comparison:
 def bootstrap_interval(numbers: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
     """
     Return the percentile bootstrap interval of a mean; equal numbers always give equal bounds.
+
+    It shows how far seeds lie apart and decides nothing: of 95 % it covers 82 to 90 with five to eight numbers.
 
     Args:
         numbers (`Sequence[float]`): At least one.
@@ -60,12 +62,43 @@ def sign_flip_test(differences: Sequence[float]) -> float:
     Source: Fisher 1935, "The design of experiments".
     """
     values = np.asarray(differences, dtype=np.float64)
-    if not 1 <= len(values) <= _MAX_PAIRS:
-        raise ValueError(f"The exact test takes 1 to {_MAX_PAIRS} pairs, got {len(values)}.")
-    signs = 1 - 2 * ((np.arange(2 ** len(values))[:, None] >> np.arange(len(values))) & 1)
-    sums = np.abs(signs @ values)
+    if not 1 <= len(values) <= MAX_PAIRS:
+        raise ValueError(f"The exact test takes 1 to {MAX_PAIRS} pairs, got {len(values)}.")
+    if not np.isfinite(values).all():
+        raise ValueError(f"The exact test takes finite differences, got {values.tolist()}.")
+    sums = np.abs(values.sum() - 2 * _subset_sums(values))  # a sign of -1 for each subset
     tolerance = 1e-12 * max(float(np.abs(values).sum()), 1e-300)
     return float((sums >= abs(values.sum()) - tolerance).mean())
+
+
+def exact_interval(differences: Sequence[float]) -> tuple[float, float]:
+    """
+    Return the 95 % interval of a mean difference that `sign_flip_test` gives: the d with p >= 0.05 for x_i - d.
+
+    Its bounds are means of subsets: of all 2^n - 1 in order, the k-th least and the k-th largest with k = the whole
+    part of 0.025 * 2^n, which covers 1 - 2k / 2^n of symmetric differences, 0.953 of eight. Without one at k >= 1,
+    with less than six pairs, it is unbounded.
+
+    Args:
+        differences (`Sequence[float]`): One a pair, finite, at most 20.
+
+    Source: Hartigan 1969, "Using subsample values as typical values".
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    number = int(ALPHA / 2 * 2 ** len(values))
+    if number < 1:
+        return -math.inf, math.inf
+    sizes = np.maximum(_subset_sums(np.ones_like(values)), 1)
+    means = np.sort((_subset_sums(values) / sizes)[1:])  # the first subset is empty
+    return float(means[number - 1]), float(means[-number])
+
+
+def _subset_sums(values: np.ndarray) -> np.ndarray:
+    """The sums of all subsets, (2^n,), the empty one first."""
+    sums = np.zeros(1)
+    for value in values:
+        sums = np.concatenate([sums, sums + value])
+    return sums
 
 
 def compare(better: Sequence[float], than: Sequence[float], *, margin: float, planned: int) -> Comparison:
@@ -73,23 +106,23 @@ def compare(better: Sequence[float], than: Sequence[float], *, margin: float, pl
     Judge the claim that one setting is better than another.
 
     It holds where p < 0.05 and the mean difference is positive. It does not hold where p < 0.05 and the difference is
-    negative, or where the interval of at least five pairs lies below `margin`, so that no difference of use is left.
-    Else, and while runs are missing, it is not decided.
+    negative, or where the interval lies below `margin`, so that no difference of use is left. Else, and while runs
+    are missing, it is not decided.
 
     Args:
         better, than (`Sequence[float]`): Scores; entry i of both has the same seed.
-        margin (`float`): The least difference that counts.
+        margin (`float`): The least difference of use; a smaller one that is sure still holds.
         planned (`int`): Number of pairs that the protocol asks for.
     """
     differences = np.subtract(better, than)
     if not len(differences):
         return Comparison(0, float("nan"), float("nan"), float("nan"), float("nan"), "not decided")
-    low, high = bootstrap_interval(differences.tolist())
+    low, high = exact_interval(differences.tolist())
     p_value, mean = sign_flip_test(differences.tolist()), float(differences.mean())
     verdict: Verdict = "not decided"
     if len(differences) >= planned:
         if p_value < ALPHA:
             verdict = "holds" if mean > 0 else "does not hold"
-        elif high < margin and len(differences) >= _MIN_PAIRS:
+        elif high < margin:
             verdict = "does not hold"
     return Comparison(len(differences), mean, low, high, p_value, verdict)

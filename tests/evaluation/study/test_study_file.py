@@ -1,0 +1,109 @@
+"""What is silently lost, merged or never judged in a study's file is refused, with its place."""
+
+import math
+
+import pytest
+
+from tests.evaluation.study.test_plan import STUDY, write
+from turnppo_hf.evaluation.study.plan import StudyError
+from turnppo_hf.evaluation.study.study_file import read_study
+
+CLAIM = STUDY["blocks"]["main"]["claims"][0]
+TUNED = {"best_of": "tuning", "at": {"method": "token"}}
+
+
+def main_with(**changes):
+    return {"blocks": {"main": changes}}
+
+
+def method(**values):
+    return main_with(axes={"method": values})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (method(tuned={**TUNED, "gamma": 0.5}), r"tuned: 'gamma' is no key\. Known are best_of, at"),
+        (method(tuned={"best_of": "tuning", "att": {}}), r"'att' is no key\. Did you mean 'at'"),
+        (method(tuned={"best_of": "tuning", "at": ["token"]}), r"tuned\.at must be a mapping, got \['token'\]"),
+        (main_with(settings={"best_of": "tuning"}), "which the values of an axis have alone"),
+        (
+            {"blocks": {"last": {"question": "?", "seeds": [1], "axes": {"method": {"best": {"best_of": "main"}}}}}},
+            "the block 'main' takes settings from another block itself",
+        ),
+        ({"protocol": " "}, r"study\.yaml\.protocol must be a text, got ' '"),
+        ({"name": None}, r"\.name must be a text, got None"),
+        (main_with(question=None), r"main\.question must be a text, got None"),
+        (main_with(claims=[{**CLAIM, "claim": True}]), r"claims\[0\]\.claim must be a text, got True"),
+        (main_with(claims=[{**CLAIM, "margin": "a lot"}]), r"margin must be a number of at least 0, got 'a lot'"),
+        (main_with(claims=[{**CLAIM, "margin": math.nan}]), "got nan"),
+        (main_with(claims=[{**CLAIM, "margin": True}]), "got True"),
+        (main_with(claims=[{**CLAIM, "than": "turn"}]), "`better` and `than` are both 'turn'"),
+        (main_with(claims=[{**CLAIM, "at": {"moves": 1, "method": "turn"}}]), "`at` holds 'method', the axis that is"),
+        (main_with(claims=[{**CLAIM, "more_than_at": {"method": "turn"}}]), "`more_than_at` holds 'method'"),
+        ({"minutes_per_run": 0}, "minutes_per_run must be a number above 0, got 0"),
+        ({"minutes_per_run": None}, "minutes_per_run must be a number above 0, got None"),
+        (main_with(seeds=[1, -1]), "seeds holds -1, but generators are seeded with 0 to 4294967295"),
+        (main_with(seeds=list(range(21))), "has 21 seeds, but the exact test of a claim takes 20 pairs at most"),
+        ({"settings": {"seed": 3}}, "settings sets `seed`, which the study chooses"),
+        ({"settings": {"resume_from_checkpoint": True}}, "settings sets `resume_from_checkpoint`"),
+        ({"starts": {"runs/start": "imitate X"}}, "no run has 'runs/start' as its `model`"),
+        ({"settings": {"model": "a/b"}, "starts": {"a/b": ["imitate"]}}, r"starts\.a/b must be a text"),
+        ({"settings": {"model": "start"}, "starts": {"strat": "imitate X"}}, "Did you mean 'start'"),
+        (
+            {
+                **method(turn={"model": "x/start"}, other={"model": "y/start"}),
+                "starts": {"x/start": "a", "y/start": "b"},
+            },
+            "two folders are called 'start'",
+        ),
+        (method(**{"../../elsewhere": {}}), "is no path below the folder of results"),
+        (method(**{"": {}}), "is no path below the folder of results"),
+        ({"blocks": {"/tmp/block": STUDY["blocks"]["tuning"]}}, "is no path below the folder of results"),
+        (
+            main_with(axes={"moves": {"1/turn": {}}, "method": {"turn/x": {}, "x": {}}}),
+            "two runs would be called 'main/1/turn/x/seed_1'",
+        ),
+    ],
+)
+def test_what_would_be_lost_is_refused(tmp_path, changes, message):
+    with pytest.raises(StudyError, match=message):
+        read_study(write(tmp_path, changes))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("blocks: {a: {}, b: {}, a: {}}", "study.yaml sets `a` twice, in lines 1 and 1"),
+        ('axes: {1: {}, "1": {}}', "sets `1` twice"),
+        ("- a list", "study.yaml must be a mapping of field names to values, got list"),
+        ("a: [", "study.yaml is no YAML"),
+    ],
+)
+def test_file_is_read_as_strictly_as_a_config(tmp_path, text, message):
+    file = write(tmp_path)
+    file.write_text(text)
+    with pytest.raises(StudyError, match=message):
+        read_study(file)
+
+
+def test_config_below_is_read_as_training_reads_it(tmp_path):
+    file = write(tmp_path, {"settings": {"environment_kwargs": {"size": 6}}})
+    base = tmp_path / "base.yaml"
+    base.write_text('model: tiny\nlearning_rate: 1e-1\nenvironment_kwargs: \'{"size": 5, "split": "train"}\'\n')
+    settings = read_study(file).settings
+    assert settings["learning_rate"] == 0.1
+    assert settings["environment_kwargs"] == {"size": 6, "split": "train"}
+    base.write_text("model: tiny\nresume_from_checkpoint: true\n")
+    with pytest.raises(StudyError, match="each run of a study begins anew"):
+        read_study(file)
+    base.write_text("model: tiny\ngamma: 0.9\ngamma: 0.8\n")
+    with pytest.raises(StudyError, match="sets `gamma` twice"):
+        read_study(file)
+
+
+def test_values_with_a_slash_are_folders_of_their_own(tmp_path):
+    study = read_study(write(tmp_path, method(**{"1/1": {}, "0.99/0.9": {}})))
+    (main,) = [block for block in study.blocks if block.name == "main"]
+    names = {run.name for run in study.runs(main, {key: {} for key in study.best_requests(main)})}
+    assert {"main/1/1/1/seed_1", "main/1/0.99/0.9/seed_1"} <= names

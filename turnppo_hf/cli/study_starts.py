@@ -1,0 +1,103 @@
+"""A study's runs in; the folders that they start from, copied from what is kept or made by a command, out."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from turnppo_hf.evaluation.study.plan import PlannedRun, Study, StudyError
+from turnppo_hf.evaluation.study.result import StudyResult, weights_digest
+from turnppo_hf.hub.agent_record import RECORD_FILE
+from turnppo_hf.hub.processes import die_with_parent
+
+_VARIABLE = re.compile(r"[A-Za-z_]\w*=")
+
+
+def make_starts(study: Study, runs: Sequence[PlannedRun]) -> None:
+    """
+    Make the folders that runs start from where they are missing.
+
+    Args:
+        study ([`~turnppo_hf.evaluation.study.plan.Study`]): It has the commands.
+        runs (`Sequence[PlannedRun]`): Of the study.
+
+    Raises:
+        `StudyError`: a command made no such folder.
+    """
+    named = json.dumps([run.settings for run in runs])
+    for folder, words in study.starts.items():
+        if json.dumps(folder) not in named or _is_whole(folder):
+            continue
+        kept = study.results / "starts" / Path(folder).name
+        if _is_whole(kept):  # weights that the command would give on some processors only
+            print(f"{folder}: copied from {kept}", flush=True)
+            _copy_folder(kept, Path(folder))
+            continue
+        variables, command = _variables_and_command(words)
+        shown = " ".join(f"{name}={value}" for name, value in variables.items())
+        print(f"{shown} turnppo {shlex.join(command)}".lstrip(), flush=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "turnppo_hf.cli", *command],
+            env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
+            check=False,
+            preexec_fn=die_with_parent(),
+        )
+        if done.returncode or not _is_whole(folder):
+            raise StudyError(
+                f"`turnppo {words}` made no {folder} (exit {done.returncode}), which runs of {study.path} start from."
+            )
+
+
+def check_starts(study: Study, runs: Iterable[PlannedRun], finished: Iterable[StudyResult]) -> None:
+    """
+    Check that runs start from the weights that finished ones from the same folder started from.
+
+    Args:
+        study ([`~turnppo_hf.evaluation.study.plan.Study`]): For messages.
+        runs (`Iterable[PlannedRun]`): To be started.
+        finished (`Iterable[StudyResult]`): Of the study.
+
+    Raises:
+        `StudyError`: they would not.
+    """
+    for folder in sorted({str(run.settings.get("model")) for run in runs}):
+        digest = weights_digest(folder)
+        from_it = [result for result in finished if str(result.settings.get("model")) == folder]
+        unlike = [result.name for result in from_it if result.start_digest not in ("", digest)]
+        if not unlike:
+            continue
+        there = "holds other weights than the ones" if digest else "is not there; it held the weights"
+        raise StudyError(
+            f"{folder} {there} that {len(unlike)} finished runs of {study.path} started from ({unlike[0]} was one), "
+            "so new runs could not be compared with them. Processors with other instruction sets make other weights "
+            f"by the same command. Bring that folder back, or move {study.results} away and train all of them again."
+        )
+
+
+def _variables_and_command(words: str) -> tuple[dict[str, str], list[str]]:
+    """Split a command as a shell does: what stands before it as NAME=value is its environment."""
+    parts = shlex.split(words)
+    count = next((number for number, part in enumerate(parts) if not _VARIABLE.match(part)), len(parts))
+    return dict(part.split("=", 1) for part in parts[:count]), parts[count:]
+
+
+def _is_whole(folder: str | Path) -> bool:
+    """Whether a start was made to its end: its record is what is written last."""
+    return (Path(folder) / RECORD_FILE).is_file()
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder so that it is there whole or not at all, also where another study copies it meanwhile."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        shutil.copytree(source, Path(folder) / "copy")
+        shutil.rmtree(target, ignore_errors=True)  # what is left of one that was never finished
+        (Path(folder) / "copy").replace(target)

@@ -1,0 +1,280 @@
+"""A study's YAML file in; the checked `Study` out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from turnppo_hf.distribution import config_folder
+from turnppo_hf.environments.names import did_you_mean
+from turnppo_hf.evaluation.study.plan import (
+    AT,
+    BEST_OF,
+    MARGIN,
+    MEASURES,
+    Block,
+    Claim,
+    Study,
+    StudyError,
+    best_request,
+    merge,
+    run_name,
+)
+from turnppo_hf.evaluation.study.statistics import MAX_PAIRS
+from turnppo_hf.evaluation.yaml_file import YamlFileError, read_yaml_file
+
+_STUDY_KEYS = ("name", "protocol", "config", "results", "work", "settings", "minutes_per_run", "starts", "blocks")
+_BLOCK_KEYS = ("question", "axes", "seeds", "settings", "claims")
+_CLAIM_KEYS = ("claim", "axis", "better", "than", "at", "more_than_at", "margin", "measure")
+_RESUME = "resume_from_checkpoint"
+_OF_THE_STUDY = ("seed", "output_dir", _RESUME)  # settings that it chooses for each run
+_MINUTES = 20.0  # that a run may take
+_MAX_SEED = 2**32 - 1
+
+_Axes = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
+def read_study(path: str | Path) -> Study:
+    """
+    Read a study's file.
+
+    Args:
+        path (`str` or `Path`): YAML; the paths in it are relative to its folder. Of a study inside of the installed
+            package those of results and work are relative to the working directory, as to the repository's root.
+
+    Raises:
+        `StudyError`: a missing, unknown or wrong entry, with the nearest match.
+    """
+    file = Path(path)
+    found = _read_file(file)
+    _check_keys(found, _STUDY_KEYS, ("name", "protocol", "config", "results", "blocks"), str(file))
+    name, protocol = (_text(found, key, str(file)) for key in ("name", "protocol"))
+    base = _with_mappings(_read_file(file.parent / _text(found, "config", str(file))))
+    base.pop("output_dir", None)
+    if _RESUME in base:
+        raise StudyError(f"{found['config']} sets `{_RESUME}`, but each run of a study begins anew. Remove it.")
+    own = _mapping(found.get("settings"), f"{file}: settings")
+    _check_settings(own, f"{file}: settings")
+    blocks: list[Block] = []
+    for title, entry in _filled(found["blocks"], f"{file}: blocks").items():
+        blocks.append(_read_block(title, entry, blocks, str(file)))
+    _check_names(blocks, str(file))
+    outputs = _outputs_of(file)
+    settings = merge(base, own)
+    return Study(
+        path=file,
+        name=name,
+        protocol=protocol,
+        results=(outputs / _text(found, "results", str(file))).resolve(),
+        work=(outputs / str(found.get("work", f"../../runs/studies/{name}"))).resolve(),
+        minutes_per_run=_number(found.get("minutes_per_run", _MINUTES), f"{file}: minutes_per_run", above=0.0),
+        starts=_read_starts(found.get("starts"), f"{file}: starts", settings, blocks),
+        settings=settings,
+        blocks=tuple(blocks),
+    )
+
+
+def _outputs_of(file: Path) -> Path:
+    configs, package = config_folder(), Path(__file__).parents[2]
+    if configs.is_relative_to(package) and file.resolve().is_relative_to(configs.resolve()):
+        return Path(configs.name) / file.resolve().parent.relative_to(configs.resolve())
+    return file.parent
+
+
+def _read_starts(value: Any, at: str, settings: Mapping[str, Any], blocks: Sequence[Block]) -> dict[str, str]:
+    """Return folder -> the command that makes it, for folders that runs start from."""
+    starts = {folder: _text({folder: words}, folder, at) for folder, words in _mapping(value, at).items()}
+    chosen = [settings, *(block.settings for block in blocks)]
+    chosen += [entry for block in blocks for values in block.axes.values() for entry in values.values()]
+    models = {str(entry["model"]) for entry in chosen if "model" in entry}
+    for folder in starts:
+        if folder not in models:
+            raise StudyError(f"{at}: no run has {folder!r} as its `model`.{did_you_mean(folder, models)}")
+    kept = Counter(Path(folder).name for folder in starts)
+    if twice := [name for name, times in kept.items() if times > 1]:
+        raise StudyError(
+            f"{at}: two folders are called {twice[0]!r}, and what is kept of them beside the results would be one. "
+            "Rename one of them."
+        )
+    return starts
+
+
+def _read_block(name: str, entry: Any, before: Sequence[Block], file: str) -> Block:
+    at = f"{file}: blocks.{name}"
+    block = _mapping(entry, at)
+    _check_keys(block, _BLOCK_KEYS, ("question", "axes", "seeds"), at)
+    axes: dict[str, dict[str, dict[str, Any]]] = {}
+    for axis, values in _filled(block["axes"], f"{at}.axes").items():
+        place = f"{at}.axes.{axis}"
+        axes[axis] = {value: _mapping(chosen, f"{place}.{value}") for value, chosen in _filled(values, place).items()}
+        for value, chosen in axes[axis].items():
+            _check_settings(chosen, f"{place}.{value}", before)
+    settings = _mapping(block.get("settings"), f"{at}.settings")
+    _check_settings(settings, f"{at}.settings")
+    seeds = _read_seeds(block["seeds"], f"{at}.seeds")
+    entries = block.get("claims") or []
+    if not isinstance(entries, list):
+        raise StudyError(f"{at}.claims must be a list, got {entries!r}.")
+    if entries and len(seeds) > MAX_PAIRS:
+        raise StudyError(
+            f"{at} has {len(seeds)} seeds, but the exact test of a claim takes {MAX_PAIRS} pairs at most, so its "
+            "claims could not be judged. Name fewer seeds."
+        )
+    claims = tuple(_read_claim(item, axes, f"{at}.claims[{number}]") for number, item in enumerate(entries))
+    return Block(name, _text(block, "question", at), axes, seeds, settings, claims)
+
+
+def _read_seeds(seeds: Any, at: str) -> tuple[int, ...]:
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
+        raise StudyError(f"{at} must be a list of integers such as [0, 1, 2], got {seeds!r}.")
+    if wrong := [seed for seed in seeds if not 0 <= seed <= _MAX_SEED]:
+        raise StudyError(f"{at} holds {wrong[0]}, but generators are seeded with 0 to {_MAX_SEED}. Correct it.")
+    if len(set(seeds)) != len(seeds):
+        raise StudyError(f"{at} names a seed twice: {seeds}. Equal seeds give equal runs. Keep one of them.")
+    return tuple(seeds)
+
+
+def _read_claim(entry: Any, axes: _Axes, at: str) -> Claim:
+    found = _mapping(entry, at)
+    _check_keys(found, _CLAIM_KEYS, ("claim", "axis", "better", "than"), at)
+    axis, better, than = (str(found[name]) for name in ("axis", "better", "than"))
+    _check_values([(axis, better), (axis, than)], axes, at)
+    if better == than:
+        raise StudyError(f"{at}: `better` and `than` are both {better!r}, so it is compared with itself. Correct one.")
+    held, elsewhere = (_read_cell(found, key, axes, axis, at) for key in ("at", "more_than_at"))
+    if held == elsewhere and elsewhere:
+        raise StudyError(f"{at}: `more_than_at` is `at`, so the lead is compared with itself. Name another cell.")
+    margin = _number(found.get("margin", MARGIN), f"{at}.margin", least=0.0)
+    measure = str(found.get("measure", "score"))
+    if measure not in MEASURES:
+        hint = did_you_mean(measure, MEASURES)
+        raise StudyError(f"{at}: `measure` is {measure!r}, so nothing is compared.{hint} Pass one of {MEASURES}.")
+    return Claim(_text(found, "claim", at), axis, better, than, held, elsewhere, margin, measure)
+
+
+def _read_cell(claim: Mapping[str, Any], key: str, axes: _Axes, axis: str, at: str) -> dict[str, str]:
+    """Read a value of each axis but the compared one; nothing at all where the claim names no other cell."""
+    cell = {name: str(value) for name, value in _mapping(claim.get(key), f"{at}.{key}").items()}
+    _check_values(cell.items(), axes, at)
+    if axis in cell:
+        raise StudyError(f"{at}: `{key}` holds {axis!r}, the axis that is compared, which has two values. Remove it.")
+    missing = set(axes) - {axis} - set(cell)
+    if missing and (cell or key == "at"):
+        raise StudyError(
+            f"{at} leaves {sorted(missing)[0]!r} open, so it compares no two cells. Name its value in `{key}`."
+        )
+    return cell
+
+
+def _check_values(pairs: Iterable[tuple[str, str]], axes: _Axes, at: str) -> None:
+    for axis, value in pairs:
+        if axis not in axes:
+            raise StudyError(f"{at}: {axis!r} is no axis of the block.{did_you_mean(axis, axes)}")
+        if value not in axes[axis]:
+            raise StudyError(f"{at}: {value!r} is no value of the axis {axis!r}.{did_you_mean(value, axes[axis])}")
+
+
+def _check_settings(settings: Mapping[str, Any], at: str, before: Sequence[Block] | None = None) -> None:
+    """
+    Check what is set for runs.
+
+    Args:
+        settings (`Mapping`): It.
+        at (`str`): Its place in the file.
+        before (`Sequence[Block]`, *optional*): Blocks that a value of an axis may take its settings from.
+    """
+    for name in _OF_THE_STUDY:
+        if name in settings:
+            raise StudyError(f"{at} sets `{name}`, which the study chooses for each run. Remove it.")
+    if BEST_OF not in settings:
+        return
+    if before is None:
+        raise StudyError(f"{at} holds `{BEST_OF}`, which the values of an axis have alone. Move it there.")
+    _check_keys(settings, (BEST_OF, AT), (BEST_OF,), at)
+    _mapping(settings.get(AT), f"{at}.{AT}")
+    _, of, held = best_request(settings)
+    block = next((block for block in before if block.name == of), None)
+    if block is None:
+        hint = did_you_mean(of, [block.name for block in before])
+        raise StudyError(f"{at}: `{BEST_OF}` names {of!r}, which is no block before this one.{hint}")
+    if any(BEST_OF in chosen for values in block.axes.values() for chosen in values.values()):
+        raise StudyError(f"{at}: the block {of!r} takes settings from another block itself. Name that one.")
+    for name, value in held.items():
+        if value not in block.axes.get(name, {}):
+            raise StudyError(f"{at}: {name}={value!r} is in no cell of the block {of!r}.")
+
+
+def _check_names(blocks: Sequence[Block], file: str) -> None:
+    """Check that each run has a path of its own, below the folder of results."""
+    names = Counter(
+        run_name(block.name, cell, seed) for block in blocks for cell in block.cells() for seed in block.seeds
+    )
+    for name, times in names.items():
+        if times > 1:
+            raise StudyError(f"{file}: two runs would be called {name!r}, of which one would be lost. Rename a value.")
+        if {"", ".", ".."} & set(name.split("/")) or PurePosixPath(name).is_absolute() or "\0" in name:
+            raise StudyError(f"{file}: {name!r} is no path below the folder of results. Rename its block or value.")
+
+
+def _check_keys(found: Mapping[str, Any], known: Sequence[str], needed: Sequence[str], at: str) -> None:
+    for name in found:
+        if name not in known:
+            raise StudyError(f"{at}: {name!r} is no key.{did_you_mean(name, known)} Known are {', '.join(known)}.")
+    if missing := [name for name in needed if name not in found]:
+        raise StudyError(f"{at} lacks `{missing[0]}`, so it is not known what is run. Add it.")
+
+
+def _text(found: Mapping[str, Any], key: str, at: str) -> str:
+    value = found[key]
+    if not isinstance(value, str | int | float) or isinstance(value, bool) or not str(value).strip():
+        raise StudyError(f"{at}.{key} must be a text, got {value!r}. Write some words.")
+    return str(value)
+
+
+def _number(value: Any, at: str, *, least: float = -math.inf, above: float = -math.inf) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or value < least or value <= above:
+        bound = f" of at least {least:g}" if least > -math.inf else f" above {above:g}"
+        raise StudyError(f"{at} must be a number{bound}, got {value!r}. Correct it.")
+    return float(value)
+
+
+def _mapping(value: Any, at: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise StudyError(f"{at} must be a mapping, got {value!r}.")
+    return {str(name): entry for name, entry in value.items()}
+
+
+def _filled(value: Any, at: str) -> dict[str, Any]:
+    found = _mapping(value, at)
+    if not found:
+        raise StudyError(f"{at} is empty, so there is nothing to run. Name at least one.")
+    return found
+
+
+def _with_mappings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with mappings in place of JSON objects, which a config may hold as text, so that they join."""
+    return {name: _from_json(value) if isinstance(value, str) else value for name, value in settings.items()}
+
+
+def _from_json(text: str) -> Any:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return text
+    return found if isinstance(found, dict) else text
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        return read_yaml_file(file)
+    except OSError as error:
+        raise StudyError(f"{str(file)!r} cannot be read: {error.strerror}. Name a YAML file.") from error
+    except YamlFileError as error:
+        raise StudyError(str(error)) from error

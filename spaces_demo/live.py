@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
-from player import episode_view
+from player import episode_view, read_replays
 from shop import shop_page
 
 from turnppo_hf.environments.webshop.environment import WebShop
@@ -51,8 +51,14 @@ def live_agents() -> dict[str, LiveAgent]:
         LiveAgent("shopper before training", "tiny-webshop"),
     ]
     repo = os.environ.get("AGENT_REPO")
-    own = [LiveAgent(repo.rstrip("/").rpartition("/")[2], repo, os.environ.get("AGENT_REVISION"))] if repo else []
-    return {agent.name: agent for agent in [*own, *packaged]}
+    if not repo:
+        return {agent.name: agent for agent in packaged}
+    taken = {*(agent.name for agent in packaged), *(replay.agent for replay in read_replays().values())}
+    name = repo.rstrip("/").rpartition("/")[2]
+    name = repo if name in taken else name  # else another's episodes would be shown as its own
+    name = f"{repo} (yours)" if name in taken else name
+    own = LiveAgent(name, repo, os.environ.get("AGENT_REVISION"))
+    return {agent.name: agent for agent in [own, *packaged]}
 
 
 def find_agent(name: object) -> LiveAgent:

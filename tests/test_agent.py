@@ -274,3 +274,28 @@ def test_sampling_of_the_record_is_used(agent):
 
 def test_folder_is_the_path_it_was_loaded_from(agent, folder):
     assert agent.folder == Path(folder)
+
+
+def test_agent_saved_over_another_leaves_none_of_its_figures(agent, tmp_path):
+    folder = tmp_path / "used"
+    TurnPPOAgent.from_pretrained("tiny-trained").save_pretrained(folder)
+    assert (folder / "results.json").exists()
+    card = folder / "README.md"
+    card.write_text(card.read_text() + "\n## Notes\n\nMine.\n")
+    (folder / "notes.txt").write_text("mine")
+    agent.save_pretrained(folder)
+    assert not (folder / "results.json").exists() and not list(folder.glob("*.webp"))
+    text = card.read_text()
+    assert "No held-out evaluation was recorded" in text and "Mine." in text
+    assert (folder / "notes.txt").read_text() == "mine"
+    saved = TurnPPOAgent.from_pretrained(folder)
+    saved.save_pretrained(folder)  # over itself: nothing is lost
+    assert "Mine." in card.read_text()
+
+
+@pytest.mark.parametrize(
+    "how", [{"max_parallel_episodes": 0}, {"environment_timeout_s": 0.0}, {"environment_timeout_s": float("nan")}]
+)
+def test_play_that_could_play_nothing_is_refused(agent, how):
+    with pytest.raises(ValueError, match="no episode could be played"):
+        agent.play_tasks(lambda: make_environment("sokoban", **KWARGS), [{"seed": 1}], **how)

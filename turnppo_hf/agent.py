@@ -19,8 +19,9 @@ from turnppo_hf.generation.sampler_check import check_sampler
 from turnppo_hf.generation.transformers_generator import TransformersGenerator
 from turnppo_hf.hub.agent_record import AgentRecord, EnvironmentSource, resolve_environment
 from turnppo_hf.hub.card.card import prepare_release, render_card
+from turnppo_hf.hub.card.merge import merge_cards
 from turnppo_hf.hub.client import create_repository, push_release, read_card
-from turnppo_hf.hub.files import CRITIC_FOLDER, check_folder, copy_evidence
+from turnppo_hf.hub.files import CRITIC_FOLDER, check_folder, copy_evidence, remove_agent
 from turnppo_hf.models.actor_critic import ActorCritic
 from turnppo_hf.models.adapters import check_mergeable, is_adapted
 from turnppo_hf.models.checkpoint import save_networks
@@ -258,6 +259,11 @@ class TurnPPOAgent:
         Returns:
             `list[Trajectory]`: in the order of `tasks`, without values: see `score`.
         """
+        if max_parallel_episodes < 1 or not environment_timeout_s > 0:
+            raise ValueError(
+                f"`max_parallel_episodes` is {max_parallel_episodes} and `environment_timeout_s` "
+                f"{environment_timeout_s:g}: no episode could be played. Pass at least one, and some seconds."
+            )
         generator = self._generator(self._temperature(temperature), max_parallel_episodes)
         read = [read_seed(task["seed"], number) for number, task in enumerate(tasks)]
         plans = [
@@ -331,6 +337,8 @@ class TurnPPOAgent:
         """
         Write actor, critic, tokenizer, record, card and the evidence of the training into a folder.
 
+        What another agent left there goes: its networks, its figures, and what was written of it in the card.
+
         Args:
             save_directory (`str` or `Path`): Created where it is missing.
             push_to_hub (`bool`, *optional*, defaults to `False`): Push the agent as well.
@@ -342,11 +350,17 @@ class TurnPPOAgent:
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
+        card = folder / "README.md"
+        earlier = ""
+        if self.folder is None or self.folder.resolve() != folder.resolve():
+            earlier = card.read_text(encoding="utf-8") if card.exists() else ""
+            remove_agent(folder)
         save_networks(ActorCritic(self.actor, self.critic), self.chat.tokenizer, self.record, str(folder))
         if self.folder is not None:
             copy_evidence(self.folder, folder)
-        if not (folder / "README.md").exists():
-            (folder / "README.md").write_text(render_card(folder), encoding="utf-8")
+        if not card.exists():
+            written = render_card(folder)
+            card.write_text(merge_cards(earlier, written) if earlier else written, encoding="utf-8")
         return self.push_to_hub(repo_id or folder.name, **push_to_hub_kwargs) if push_to_hub else None
 
     def push_to_hub(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from collections.abc import Iterator
@@ -14,9 +15,11 @@ import pytest
 from tests.cli.test_main import error_of
 from tests.helpers.openai_server import FakeServer, fake_server
 from turnppo_hf.cli.main import main
+from turnppo_hf.cli.players import AgentPlayer
 from turnppo_hf.evaluation.outcome import summarize_outcomes
 from turnppo_hf.evaluation.panels import catalog
 from turnppo_hf.evaluation.panels.results import PanelResults, agreement, protocol_of
+from turnppo_hf.hub.agent_record import AgentRecord
 from turnppo_hf.hub.panel.folder import read_panel, write_panel
 from turnppo_hf.models.pretrained import find_model
 
@@ -81,7 +84,7 @@ def test_differing_episodes_are_counted(scored: Path) -> None:
     changed = (replace(first, answers="0" * 16), replace(second, answers="1" * 16, total_reward=-3.0), *rest)
     found = agreement(results, replace(results, outcomes=changed))
     assert (found.episodes, found.different, found.same_ending) == (20, 2, 19)
-    with pytest.raises(ValueError, match="different panels"):
+    with pytest.raises(ValueError, match=r"are of the panel sokoban_5x5_bare \(000"):
         agreement(results, replace(results, panel_checksum="0" * 64))
 
 
@@ -171,7 +174,17 @@ def test_endpoint_without_panel_plays_seeds(server: FakeServer, capsys: pytest.C
     [
         ([], "No model is named"),
         (["tiny", "--model", "x"], "no --endpoint is given"),
-        (["tiny", "--max_requests", "3"], "--max_requests limits"),
+        (["tiny", "--max_requests", "3"], "--max_requests is of the requests to an endpoint"),
+        (["tiny", "--retries", "0"], "--retries is of the requests to an endpoint"),
+        (["tiny", "--request_timeout", "9"], "--request_timeout is of the requests to an endpoint"),
+        (["tiny", "--revision", "v1"], "lies on this machine"),
+        (["tiny", "--seed", "-1"], "--seed must be from 0 to"),
+        (["--endpoint", "http://127.0.0.1/v1", "--model", "m", "--revision", "v1"], "is its own choice"),
+        (["--endpoint", "http://127.0.0.1/v1", "--model", "m", "--panel", "PANEL", "--temperature", "nan"], "finite"),
+        (["--endpoint", "http://127.0.0.1/v1", "--model", "m", "--panel", "PANEL", "--temperature", "-2"], "finite"),
+        (["tiny", "--panel", "PANEL", "--seed", "0"], "--seed does not go with --panel"),
+        (["tiny", "--panel", "PANEL", "--environment", ""], "--environment does not go with --panel"),
+        (["tiny", "--panel", "PANEL", "--output", __file__], "is a file"),
         (["tiny", "--endpoint", "http://127.0.0.1/v1"], "named with --model NAME"),
         (["--endpoint", "ftp://127.0.0.1", "--model", "m", "--environment", "sokoban"], "is no address"),
         (["tiny", "--output", "x"], "no --panel is given"),
@@ -192,9 +205,15 @@ def test_mistakes_are_one_error(
     assert message in error_of(capsys, "evaluate", *given)
 
 
-def test_result_of_another_is_not_replaced(
-    scored: Path, panel: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_result_of_another_is_not_replaced_and_nothing_is_played_for_it(
+    scored: Path, panel: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(AgentPlayer, "play", None)
+    other = write_panel("webshop_generated_bare", tmp_path / "other").manifest.protocol_checksum
+    results = PanelResults.from_file(scored)
+    replace(results, panel="other", panel_checksum=other, protocol_checksum=other).save(tmp_path / "of_other")
+    words = ["evaluate", "tiny-trained", "--panel", panel, "--output", str(tmp_path / "new")]
+    assert "are of the panel other" in error_of(capsys, *words, "--compare", str(tmp_path / "of_other"))
     shutil.copytree(scored, tmp_path / "theirs")
     words = ["evaluate", "tiny", "--panel", panel, "--output", str(tmp_path / "theirs")]
     assert "would be replaced by another's" in error_of(capsys, *words, "--episodes", "2")
@@ -252,3 +271,12 @@ def test_results_of_a_training_run_are_named_as_such(tmp_path: Path) -> None:
         file.write_text(content)
         with pytest.raises(ValueError, match=r"results\.json: "):
             PanelResults.from_file(file)
+
+
+def test_all_agents_sample_a_panel_alike(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(find_model("tiny-trained"), tmp_path / "agent"))
+    record = AgentRecord.from_folder(folder)
+    replace(record, sampling={"temperature": 1.0, "top_k": 1}).save(folder)
+    asked = argparse.Namespace(model=str(folder), revision=None, batch_size=None)
+    assert AgentPlayer(asked).agent.record.top_k == 1
+    assert AgentPlayer(asked, 64).agent.record.top_k == 0  # else one checksum would stand for two distributions

@@ -13,6 +13,7 @@ from turnppo_hf.agent import TurnPPOAgent
 from turnppo_hf.cli.main import main
 from turnppo_hf.cli.play import play_by_hand, render_episode
 from turnppo_hf.environments import full_id, make_environment
+from turnppo_hf.environments.sokoban.environment import Sokoban
 from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
 SYNTHETIC = json.dumps({"data": "synthetic"})
@@ -156,3 +157,19 @@ def test_rendered_episode_tells_penalty_cut_and_failure() -> None:
     for words in ("critic's value 0.25", "(cut at its token limit)", "(none understood)", "format penalty -0.1",
                   "The environment failed: it broke", "after 1 turn   return 0"):  # fmt: skip
         assert words in text
+
+
+def test_words_without_effect_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["play", "--environment", "sokoban", "--seed", "-1"]) == 2
+    assert "--seed must be from 0" in capsys.readouterr().err
+    assert main(["play", "--environment", "sokoban", "--temperature", "1"]) == 2
+    assert "no model is named: you play" in capsys.readouterr().err
+
+
+def test_episode_that_failed_is_a_failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(Sokoban, "step", broken)
+    assert main(["play", "tiny"]) == 1
+    assert "The environment failed: RuntimeError: out of order" in capsys.readouterr().out

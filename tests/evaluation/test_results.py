@@ -3,11 +3,12 @@
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
 
-from turnppo_hf.evaluation.results import LearningPoint, RunResults
+from turnppo_hf.evaluation.results import RESULTS_FILE, LearningPoint, RunResults
 from turnppo_hf.evaluation.summary import Summary
 from turnppo_hf.hub.exceptions import ReleaseError
 from turnppo_hf.hub.run_record import read_run
@@ -74,3 +75,33 @@ def test_missing_figure_is_named(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"`after\.mean_turns` is missing, it must be a number\."):
         RunResults.from_file(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"success_low": None}, "after.success_rate"),
+        ({"success_rate": 1.5}, "after.success_rate"),
+        ({"episodes": -3}, "after.episodes"),
+        ({"failed": -1}, "after.failed"),
+    ],
+)
+def test_figures_that_no_episodes_give_are_named(changes, field, tmp_path):
+    found = json.loads((find_model("tiny-trained") / RESULTS_FILE).read_text())
+    (tmp_path / RESULTS_FILE).write_text(json.dumps({**found, "after": {**found["after"], **changes}}))
+    with pytest.raises(ValueError, match=rf"results\.json is damaged, .*`{field}` is"):
+        RunResults.from_file(tmp_path)
+
+
+def test_results_of_a_panel_are_no_results_of_a_run(tmp_path):
+    (tmp_path / RESULTS_FILE).write_text(json.dumps({"protocol_checksum": "0" * 64}))
+    with pytest.raises(ValueError, match="absent: this file is of a panel"):
+        RunResults.from_file(tmp_path)
+
+
+@pytest.mark.parametrize("history", [None, "x", [3], [{"step": "x"}]])
+def test_damaged_log_of_a_run_is_named(history, tmp_path):
+    folder = shutil.copytree(find_model("tiny-trained"), tmp_path / "agent")
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    with pytest.raises(ReleaseError, match=r"trainer_state\.json is damaged: `log_history` must be a list"):
+        read_run(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -201,3 +202,39 @@ def test_episode_is_rendered_with_all_that_happened() -> None:
     for words in ("none understood", "format penalty -0.1", "cut at its token limit", "task_budget after 2 turns"):
         assert words in text
     assert "critic" not in render_episode(episode(turn()))
+
+
+class Odd(Coin):
+    """A coin whose random player fails on odd seeds, and which never ends with `endless`."""
+
+    def __init__(self, endless: bool = False) -> None:
+        super().__init__()
+        self.endless = endless
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        self.odd = bool((seed or 0) % 2)
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, terminated and not self.endless, truncated and not self.endless, info
+
+    def random_completion(self, rng: np.random.Generator) -> str:
+        if self.odd and not self.endless:
+            raise RuntimeError("no idea")
+        return super().random_completion(rng)
+
+
+def test_reference_that_fails_fails_its_own_episode() -> None:
+    with pytest.warns(UserWarning, match="2 of 4 episodes of the random player failed .*no idea"):
+        found = reference_players(Odd, [{"seed": seed} for seed in range(4)])
+    assert (found["random"].episodes, found["random"].failed) == (2, 2)
+    with pytest.warns(UserWarning, match="3 of 3 episodes"):
+        assert reference_players(Odd, [{"seed": 1}] * 3) == {}
+
+
+def test_references_have_the_turns_that_the_agent_has() -> None:
+    tasks = [{"seed": seed} for seed in range(3)]
+    assert reference_players(Coin, tasks, max_turns=1)["random"].mean_turns == 1
+    endless = reference_players(lambda: Odd(endless=True), tasks[:1])
+    assert endless["random"].mean_turns == 1000 and endless["random"].stop_reasons == {"turn_limit": 1}

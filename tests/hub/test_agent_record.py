@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import gymnasium
 import pytest
 
 from turnppo_hf.environments import make_environment
@@ -81,6 +82,11 @@ def test_a_file_of_an_older_version_is_read():
         ({"package": {"commit": 5}}, "`package.commit` is 5, it must be a string"),
         ({"evaluation": {"seed": 1.5}}, "`evaluation.seed` is 1.5, it must be an integer"),
         ({"seed": "42"}, "`seed` is '42', it must be an integer"),
+        ({"gamma": 1.5}, "`gamma` is 1.5, it must be a number from 0 to 1"),
+        ({"token_lam": -3}, "`token_lam` is -3, it must be a number from 0 to 1"),
+        ({"sampling": {"top_p": 7.5}}, "`sampling.top_p` is 7.5, it must be above 0 and at most 1"),
+        ({"sampling": {"top_k": 1.5}}, "`sampling.top_k` is 1.5, it must be a whole number"),
+        ({"sampling": {"topp": 0.1}}, "`sampling.topp` is 0.1, it must be absent: known are temperature, top_p"),
     ],
 )
 def test_wrong_value_is_one_sentence_of_field_value_and_what_is_expected(content, sentence, tmp_path):
@@ -127,3 +133,45 @@ def test_record_is_read_without_torch():
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+@pytest.mark.parametrize("seed", [-5, True, "3", None])
+def test_recorded_task_without_a_seed_is_refused(seed):
+    with pytest.raises(ReleaseError, match=r"`evaluation\.tasks` is .* a `seed`, an integer from 0 on"):
+        AgentRecord.from_dict({"evaluation": {"tasks": [{"seed": seed}]}})
+
+
+def test_module_that_registers_the_recorded_environment_leaves_its_arguments():
+    gymnasium.register("test_ns/Small-v0", lambda **kwargs: make_environment("sokoban", **kwargs))
+    try:
+        record = AgentRecord(environment="test_ns/Small-v0", environment_kwargs={"size": 5})
+        name, factory = resolve_environment(
+            record, "tests:test_ns/Small-v0", {"max_turns": 3}, model="agent", is_local=True
+        )
+        assert (name, factory.keywords) == ("tests:test_ns/Small-v0", {"size": 5, "max_turns": 3})
+        assert record.is_of(name) and not record.is_of("sokoban") and not AgentRecord().is_of("sokoban")
+    finally:
+        del gymnasium.registry["test_ns/Small-v0"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "kwargs"),
+    [
+        ("openenv/Server-v0", {"server": "http://127.0.0.1:9"}),
+        ("turnppo_hf/TextWorld-v0", {"folder": "/etc"}),
+        ("turnppo_hf/Sokoban-v0", {"levels": "/etc"}),
+    ],
+)
+def test_record_of_a_stranger_opens_nothing_on_this_machine(environment, kwargs):
+    record = AgentRecord(environment=environment, environment_kwargs=kwargs)
+    with pytest.raises(ReleaseError, match="The agent's record asks to read the data"):
+        resolve_environment(record, None, {}, model="x", is_local=False)
+
+
+def test_what_may_change_a_score_is_warned_of():
+    record = AgentRecord(environment="turnppo_hf/Sokoban-v0", environment_version="99", context="last")
+    with pytest.warns(UserWarning) as warned:
+        resolve_environment(record, None, {}, model="x", is_local=True)
+    said = [str(item.message) for item in warned]
+    assert any("trained in version 99 of turnppo_hf/Sokoban-v0, and this is version" in text for text in said)
+    assert any("writes its rules into the first observation alone" in text for text in said)

@@ -148,7 +148,7 @@ def test_critic_of_another_base_beside_an_actor_is_refused(folder, tiny_actor):
         ("sampling", {"top_p": "x"}, "`sampling.top_p` is 'x'"),
         ("chat_template_kwargs", {"chat_template": "{% for a in b %}"}, "`chat_template_kwargs.chat_template`"),
         ("chat_template_kwargs", {"tokenize": True}, "`chat_template_kwargs.tokenize`"),
-        ("evaluation", {"tasks": [{}]}, "`evaluation.tasks`.*integer `seed`"),
+        ("evaluation", {"tasks": [{}]}, "`evaluation.tasks`.*a `seed`, an integer from 0"),
         ("evaluation", {"episodes": 10**8}, "`evaluation.episodes` is 100000000"),
         ("evaluation", {"temperature": float("nan")}, "`evaluation.temperature` is nan"),
     ],

@@ -15,6 +15,7 @@ from turnppo_hf.trajectory import GenerationError, StopReason, Trajectory
 
 pytest.importorskip("openai", reason='needs the client: pip install "turnppo-hf[openai]"')
 from turnppo_hf.generation.endpoint import MAX_LOST, ChatEndpoint
+from turnppo_hf.rollout import endpoint_episodes
 from turnppo_hf.rollout.endpoint_episodes import play_over_endpoint
 
 BARE = {"size": 5, "max_actions_per_turn": 2, "max_turns": 3, "max_actions": 6, "action_format": "bare"}
@@ -182,3 +183,9 @@ def test_seed_is_sent_where_answers_are_sampled(server: FakeServer) -> None:
     server.bodies.clear()
     play(server, "good", temperature=0.7)
     assert all(isinstance(body["seed"], int) and body["temperature"] == 0.7 for body in server.bodies)
+
+
+def test_turns_of_neighbouring_episodes_have_seeds_of_their_own():
+    seeds = [endpoint_episodes._sampling_seed(seed, turn) for seed in range(40) for turn in range(25)]
+    assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**31 for seed in seeds)
+    assert endpoint_episodes._sampling_seed(3, 1) == endpoint_episodes._sampling_seed(3, 1)

@@ -218,6 +218,11 @@ def test_agent_repository_of_the_owner_comes_first(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("AGENT_REVISION", "v1")
     first = next(iter(live_agents().values()))
     assert (first.name, first.model, first.revision) == ("agent", "owner/agent", "v1")
+    for repo, name in (("runs/Turn-PPO", "runs/Turn-PPO"), ("me/GRPO", "me/GRPO"), ("GRPO", "GRPO (yours)")):
+        monkeypatch.setenv("AGENT_REPO", repo)  # not shown under the name of another
+        first = next(iter(live_agents().values()))
+        assert (first.name, first.model) == (name, repo) and live_agents()["Turn-PPO"].model == "tiny-trained"
+    monkeypatch.setenv("AGENT_REPO", "owner/agent")
     assert world_of("before training") == "Sokoban"
 
 

@@ -71,6 +71,19 @@ def warn_of_seen_levels(environment: str, kwargs: Mapping[str, Any], held_out: M
         )
 
 
+def check_seed(flag: str, seed: int) -> None:
+    """
+    Check the seed of an environment.
+
+    Raises:
+        `ValueError`: no environment can be seeded with it.
+    """
+    if not 0 <= seed < 2**32:
+        raise ValueError(
+            f"{flag} must be from 0 to {2**32 - 1}, got {seed}: environments are seeded with it. Correct it."
+        )
+
+
 def environment_of(agent: TurnPPOAgent, arguments: argparse.Namespace) -> tuple[str, partial[gymnasium.Env]]:
     """Take the environment from the flags, else from the model's record."""
     from turnppo_hf.cli.train_arguments import read_json_object

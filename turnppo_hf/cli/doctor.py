@@ -42,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the diagnosis; 1 where something fails or is out of range."""
+    if arguments.cpu and not arguments.multi_gpu:
+        raise ValueError(
+            "--cpu lets two processes stand in for GPUs in --multi-gpu, which is not given, so it would have no "
+            "effect. Add --multi-gpu, or leave it out."
+        )
     if arguments.multi_gpu:
         from turnppo_hf.cli.launch_check import check_launches
 

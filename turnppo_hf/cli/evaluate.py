@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from turnppo_hf.cli.common import MODEL_HELP, add_environment, environment_of, hide_loading_bars
+from turnppo_hf.cli.common import MODEL_HELP, add_environment, check_seed, environment_of, hide_loading_bars
 from turnppo_hf.cli.players import AgentPlayer, EndpointPlayer, add_player, check_player
 
 if TYPE_CHECKING:
@@ -38,6 +39,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Play, print the score, and push it where asked."""
     hide_loading_bars()
     check_player(arguments)
+    if arguments.seed is not None:
+        check_seed("--seed", arguments.seed)
+    if arguments.temperature is not None and not 0 <= arguments.temperature < math.inf:
+        raise ValueError(
+            f"--temperature must be 0 (greedy) or positive and finite, got {arguments.temperature}: nothing could be "
+            "drawn. Leave it out to sample as the agent was judged."
+        )
     if arguments.episodes is not None and arguments.episodes < 1:
         raise ValueError(f"--episodes must be at least 1, got {arguments.episodes}: no episode would be played.")
     if arguments.panel is not None:
@@ -82,9 +90,18 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     for key, default in (("episodes", 256), ("seed", HELD_OUT_SEED), ("temperature", 0.0)):
         values = (getattr(arguments, key), getattr(held_out, key), default)
         settings[key] = next(value for value in values if value is not None)
-    recorded = held_out.tasks if arguments.seed is None and arguments.environment is None else None
+    recorded = held_out.tasks if arguments.seed is None and record.is_of(name) else None
     tasks = list(recorded or ({"seed": settings["seed"] + number} for number in range(settings["episodes"])))
+    if recorded and settings["episodes"] > len(tasks) and arguments.episodes is not None:
+        raise ValueError(
+            f"--episodes is {arguments.episodes}, but the agent is judged on {len(tasks)} recorded tasks, so no more "
+            "are there. Leave it out, or name the first of other seeds with --seed."
+        )
     tasks = tasks[: settings["episodes"]]
+    settings["episodes"] = len(tasks)
+    played_on = f"seeds {tasks[0]['seed']} to {tasks[-1]['seed']}"
+    if recorded:
+        settings["seed"], played_on = None, "the recorded tasks"
     with tqdm(total=len(tasks), unit=" episodes", disable=None) as bar:
         trajectories = player.play(
             environment,
@@ -93,7 +110,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             name=name,
             on_finished=lambda _: bar.update(),
         )
-    players = {"model": summarize(trajectories), **reference_players(environment, tasks)}
+    limits = record.limits or {}
+    references = reference_players(environment, tasks, max_turns=limits.get("max_turns"))
+    players = {"model": summarize(trajectories), **references}
     critic = judge_critic(trajectories, record.turn_discounts[0])
     head = {
         "model": player.name,
@@ -105,13 +124,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         summaries = {who: summary.to_dict() for who, summary in players.items()}
         print(json.dumps({**head, "players": summaries, "critic": critic and write_fields(critic)}, indent=2))
     else:
-        _print_evaluation(head, tasks[-1]["seed"], players, critic, trajectories)
+        _print_evaluation(head, played_on, players, critic, trajectories)
         if isinstance(player, EndpointPlayer):
             print(player.report())
     if arguments.push:
         from turnppo_hf.cli.publish import push_evaluation
 
-        protocol = f"seeds {tasks[0]['seed']} to {tasks[-1]['seed']}, temperature {settings['temperature']:g}"
+        protocol = f"{played_on}, temperature {settings['temperature']:g}"
         commit = push_evaluation(arguments.model, players["model"], protocol=protocol, revision=arguments.revision)
         print(commit.pr_url or commit.commit_url, file=sys.stderr if arguments.json else sys.stdout)
     return 0
@@ -134,7 +153,7 @@ def _check_push_of_evaluation(arguments: argparse.Namespace) -> None:
 
 def _print_evaluation(
     head: Mapping[str, Any],
-    last_seed: int,
+    played_on: str,
     players: Mapping[str, Summary],
     critic: CriticJudgement | None,
     trajectories: Sequence[Trajectory],
@@ -144,10 +163,7 @@ def _print_evaluation(
 
     model = players["model"]
     print(f"{head['model']} in {head['environment']} {json.dumps(head['environment_kwargs'])}")
-    print(
-        f"{model.episodes + model.failed} episodes, seeds {head['seed']} to {last_seed}, temperature "
-        f"{head['temperature']:g}\n"
-    )
+    print(f"{model.episodes + model.failed} episodes, {played_on}, temperature {head['temperature']:g}\n")
     print(comparison_table(players))
     if critic is not None and critic.explained_variance is not None:
         print(

@@ -28,23 +28,33 @@ def evaluate_panel(arguments: argparse.Namespace) -> int:
     """Play a panel, write `results.json`, and print the score."""
     from tqdm import tqdm
 
+    from turnppo_hf.environments.conversation import TextEnvironment, warn_of_lost_rules
     from turnppo_hf.evaluation.panels.build import check_prompts
+    from turnppo_hf.evaluation.panels.results import check_same_panel, protocol_of
     from turnppo_hf.hub.panel.folder import find_panel, read_panel
 
     for name, why in _OWN.items():
-        if getattr(arguments, name):
+        given = getattr(arguments, name)
+        if given is not None and given is not False:  # 0 is a seed
             raise ValueError(
                 f"--{name} does not go with --panel: {why}, or its scores would compare with no others. Leave it out."
             )
     panel = read_panel(find_panel(arguments.panel))
     other = None if arguments.compare is None else _read(arguments.compare)
+    if other is not None:
+        check_same_panel(other, panel.manifest.name, panel.manifest.protocol_checksum)
     tasks, deviations = _chosen(panel, arguments)
     temperature = deviations.get("temperature", panel.manifest.temperature)
     check_prompts(panel.environment(), tasks)
     longest = panel.manifest.max_turn_length
+    protocol = protocol_of(panel.manifest.protocol_checksum, deviations)
+    model = str(arguments.model if arguments.endpoint is None else arguments.endpoint_model)
+    folder = Path(arguments.output or Path("panel_results", panel.manifest.name, _slug(model)))
+    earlier = _earlier(folder, model, protocol)  # before anything is played for nothing
     player: AgentPlayer | EndpointPlayer
     if arguments.endpoint is None:
         player = AgentPlayer(arguments, longest)
+        warn_of_lost_rules(TextEnvironment(panel.environment()()), player.agent.record.context or "full")
     else:
         player = EndpointPlayer(arguments, temperature, longest)
     name = panel.manifest.environment
@@ -57,8 +67,6 @@ def evaluate_panel(arguments: argparse.Namespace) -> int:
             on_finished=lambda _: bar.update(),
         )
     results = _results(panel, tasks, player, deviations, played)
-    folder = Path(arguments.output or Path("panel_results", panel.manifest.name, _slug(player.name)))
-    earlier = _earlier(folder, results)
     file = results.save(folder)
     notes = _notes(results, player, earlier, other, arguments.compare)
     if arguments.json:
@@ -111,14 +119,16 @@ def _results(
     )
 
 
-def _earlier(folder: Path, results: PanelResults) -> PanelResults | None:
+def _earlier(folder: Path, model: str, protocol: str) -> PanelResults | None:
     """The result that is replaced, where it is of the same model and protocol."""
     from turnppo_hf.evaluation.panels.results import RESULTS_FILE
 
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, so no results could be written into it. Name a folder with --output.")
     if not (folder / RESULTS_FILE).is_file():
         return None
     earlier = _read(folder)
-    if (earlier.model, earlier.protocol_checksum) != (results.model, results.protocol_checksum):
+    if (earlier.model, earlier.protocol_checksum) != (model, protocol):
         raise ValueError(
             f"{folder / RESULTS_FILE} is of the model {earlier.model!r} on {earlier.panel} with the protocol checksum "
             f"{earlier.protocol_checksum[:12]}, and would be replaced by another's. Name another folder with --output."

@@ -25,6 +25,10 @@ def run(arguments: argparse.Namespace) -> int:
     from turnppo_hf.evaluation.summary import comparison_table
     from turnppo_hf.hub.panel.folder import write_panel
 
+    if arguments.name is None and (arguments.output or arguments.data):
+        raise ValueError(
+            "No panel is named, so none would be made. Name one; `turnppo panel --list` prints all names."
+        )
     if arguments.list or arguments.name is None:
         width = max(map(len, PANELS))
         print("\n".join(f"{name.ljust(width)}  {spec.about}" for name, spec in PANELS.items()))

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from turnppo_hf.cli.common import MODEL_HELP, add_environment, environment_of, hide_loading_bars
+from turnppo_hf.cli.common import MODEL_HELP, add_environment, check_seed, environment_of, hide_loading_bars
 
 if TYPE_CHECKING:
     import gymnasium
@@ -25,10 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Play one episode: the agent, or the person where no model is named."""
+    """Play one episode: the agent, or the person where no model is named. Return 1 where the environment failed."""
+    check_seed("--seed", arguments.seed)
     if arguments.model is None:
+        if arguments.temperature is not None:
+            raise ValueError(
+                "--temperature is of a model's sampling, and no model is named: you play. Leave it out, or name one."
+            )
         return _play_by_hand(arguments)
     from turnppo_hf.agent import TurnPPOAgent
+    from turnppo_hf.trajectory import StopReason
 
     hide_loading_bars()
     agent = TurnPPOAgent.from_pretrained(arguments.model)
@@ -36,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     tasks = [{"seed": arguments.seed}]
     played = agent.play_tasks(environment, tasks, temperature=arguments.temperature, name=name)
     print(render_episode(agent.score(played)[0]))
-    return 0
+    return int(played[0].stop_reason is StopReason.ERROR)
 
 
 def render_episode(trajectory: Trajectory) -> str:

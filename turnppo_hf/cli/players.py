@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ def add_player(parser: argparse.ArgumentParser, model_help: str) -> None:
     parser.add_argument("--endpoint", metavar="URL", help="OpenAI-compatible server that answers instead")
     parser.add_argument("--model", dest="endpoint_model", metavar="NAME", help="the model's name at the endpoint")
     parser.add_argument("--max_requests", type=int, help="to the endpoint, repeated ones included (default: no limit)")
-    parser.add_argument("--request_timeout", type=float, default=60.0, help="seconds (default: 60)")
-    parser.add_argument("--retries", type=int, default=3, help="times that a request is sent again (default: 3)")
+    parser.add_argument("--request_timeout", type=float, help="seconds (default: 60)")
+    parser.add_argument("--retries", type=int, help="times that a request is sent again (default: 3)")
     parser.add_argument(
         "--batch_size", type=int, help="episodes at a time (default: 256, over an endpoint 8); recorded"
     )
@@ -40,6 +41,8 @@ def check_player(arguments: argparse.Namespace) -> None:
     Raises:
         `ValueError`: nobody or two.
     """
+    from turnppo_hf.models.pretrained import EMBEDDED_MODELS
+
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise ValueError(f"--batch_size must be at least 1, got {arguments.batch_size}: nothing would be played.")
     if arguments.endpoint is None:
@@ -53,11 +56,22 @@ def check_player(arguments: argparse.Namespace) -> None:
                 "No model is named, so nobody plays. Name one, such as tiny-trained, or a server with --endpoint URL "
                 "--model NAME."
             )
-        if arguments.max_requests is not None:
+        for name in ("max_requests", "request_timeout", "retries"):
+            if getattr(arguments, name) is not None:
+                raise ValueError(
+                    f"--{name} is of the requests to an endpoint, and no --endpoint is given, so it would have no "
+                    "effect. Leave it out."
+                )
+        if arguments.revision is not None and (arguments.model in EMBEDDED_MODELS or Path(arguments.model).is_dir()):
             raise ValueError(
-                "--max_requests limits what an endpoint is asked, and no --endpoint is given, so it would have no "
-                "effect. Leave it out."
+                f"--revision names a commit on the Hub, and {arguments.model!r} lies on this machine, so it would "
+                "have no effect. Leave it out."
             )
+    elif arguments.revision is not None:
+        raise ValueError(
+            "--revision names a commit on the Hub, and what an endpoint serves is its own choice, so it would have no "
+            "effect. Leave it out."
+        )
     elif arguments.model is not None or arguments.endpoint_model is None:
         raise ValueError(
             f"Behind the endpoint {arguments.endpoint!r} the model is named with --model NAME, and no other plays. "
@@ -71,7 +85,8 @@ class AgentPlayer:
 
     Args:
         arguments (`argparse.Namespace`): Of the command.
-        max_turn_length (`int`, *optional*): Tokens of one answer, instead of the agent's own limits.
+        max_turn_length (`int`, *optional*): Tokens of one answer, instead of the agent's own limits; its own nucleus
+            is left out then, too.
     """
 
     def __init__(self, arguments: argparse.Namespace, max_turn_length: int | None = None) -> None:
@@ -82,7 +97,7 @@ class AgentPlayer:
         self.agent: TurnPPOAgent = TurnPPOAgent.from_pretrained(
             arguments.model,
             revision=arguments.revision,
-            record=None if max_turn_length is None else {"limits": limits},
+            record=None if max_turn_length is None else {"limits": limits, "sampling": {}},
         )
         self.batch_size = arguments.batch_size or DEFAULT_BATCH_SIZE["agent"]
 
@@ -141,8 +156,8 @@ class EndpointPlayer:
             self.name,
             max_tokens=max_turn_length,
             temperature=temperature,
-            timeout_s=arguments.request_timeout,
-            retries=arguments.retries,
+            timeout_s=60.0 if arguments.request_timeout is None else arguments.request_timeout,
+            retries=3 if arguments.retries is None else arguments.retries,
             max_requests=arguments.max_requests,
         )
 

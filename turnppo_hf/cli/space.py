@@ -40,6 +40,15 @@ def run(arguments: argparse.Namespace) -> int:
                 "--zero_gpu, --cpu, --static, --private and --secret belong to a Space on the Hub, and none would be "
                 "made. Use `turnppo space push NAME`, or leave them out to serve the page here."
             )
+        if arguments.port is not None and not 1 <= arguments.port <= 65535:
+            raise ValueError(
+                f"--port must be from 1 to 65535, got {arguments.port}: no page could be served there. Leave it out "
+                "for the first free one."
+            )
+        if arguments.agent is not None:
+            from turnppo_hf.models.pretrained import find_model
+
+            find_model(arguments.agent, revision=arguments.revision)  # here a mistake is one sentence
         return run_space(agent=arguments.agent, revision=arguments.revision, port=arguments.port)
     if arguments.repo_id is None or not kinds:
         raise ValueError(

@@ -142,7 +142,7 @@ def _train_and_judge(
     check_failures(untrained := play(), args.max_failed_share)
     before, references = summarize(untrained), {}
     if is_main:
-        references = reference_players(held_out_environment, tasks.held_out)
+        references = reference_players(held_out_environment, tasks.held_out, max_turns=args.max_turns)
         print(f"\nHeld out, before training\n{comparison_table({'before': before, **references})}\n", flush=True)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(args.output_dir, _internal_call=True)  # else it would push, before the results are there

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
 from typing import Any
 
-from turnppo_hf.evaluation.json_fields import read_fields, write_fields
+from turnppo_hf.evaluation.json_fields import FieldError, read_fields, write_fields
 from turnppo_hf.trajectory import StopReason, Trajectory
 
 
@@ -93,6 +93,28 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """Return it for JSON, where NaN is None."""
         return write_fields(self)
+
+
+def check_summary(summary: Summary, at: str) -> None:
+    """
+    Check the figures of a summary that was read.
+
+    Args:
+        summary ([`Summary`]): It.
+        at (`str`): Its place in the file, for messages.
+
+    Raises:
+        `FieldError`: figures that no episodes give.
+    """
+    for name, low in (("episodes", 1), ("failed", 0), ("mean_turns", 0)):
+        if not getattr(summary, name) >= low:
+            raise FieldError(f"{at}.{name}", getattr(summary, name), f"at least {low}")
+    shares = {name: getattr(summary, name) for name in ("success_low", "success_rate", "success_high")}
+    known = [share for share in shares.values() if share is not None]
+    if known and (len(known) < len(shares) or not 0 <= known[0] <= known[1] <= known[2] <= 1):
+        raise FieldError(
+            f"{at}.success_rate", summary.success_rate, "a share within its interval, or none of the three"
+        )
 
 
 def wilson_interval(successes: float, trials: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from typing import Any
 from turnppo_hf.evaluation.calibration import CriticJudgement
 from turnppo_hf.evaluation.example import Example
 from turnppo_hf.evaluation.json_fields import NULLABLE, FieldError, read_fields, write_fields
-from turnppo_hf.evaluation.summary import Summary
+from turnppo_hf.evaluation.outcome import Summary, check_summary
 from turnppo_hf.ppo.algorithms import ALGORITHMS
 from turnppo_hf.redaction import redacted_json
 
@@ -143,8 +143,12 @@ class RunResults:
                 f"{str(file)!r} cannot be read ({error}). `turnppo train` writes it at its end; name the run's folder."
             ) from error
         try:
+            if isinstance(found, dict) and "protocol_checksum" in found:
+                raise FieldError("protocol_checksum", found["protocol_checksum"], "absent: this file is of a panel")
             results = read_fields(cls, found)
             _check_algorithms(results)
+            for name, summary in results.players.items():
+                check_summary(summary, name)
             if results.schema_version > SCHEMA_VERSION:
                 raise FieldError("schema_version", results.schema_version, f"at most {SCHEMA_VERSION}")
         except FieldError as error:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from turnppo_hf.environments.exits import close_unused, exits_as_errors
+from turnppo_hf.environments.exits import close_unused, describe_error, exits_as_errors
 from turnppo_hf.evaluation.outcome import Outcome, Summary, summarize_outcomes
+from turnppo_hf.rollout.endpoint_episodes import MAX_TURNS
 from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
 
@@ -24,7 +26,11 @@ def summarize(trajectories: Sequence[Trajectory]) -> Summary:
 
 
 def reference_players(
-    environment: Callable[[], gymnasium.Env], tasks: Sequence[Mapping[str, Any]], *, seed: int = 0
+    environment: Callable[[], gymnasium.Env],
+    tasks: Sequence[Mapping[str, Any]],
+    *,
+    seed: int = 0,
+    max_turns: int | None = None,
 ) -> dict[str, Summary]:
     """
     Play the same tasks at random, by a script and optimally, where the environment offers it.
@@ -36,18 +42,36 @@ def reference_players(
         environment (`Callable`): Builds an environment.
         tasks (`Sequence[Mapping]`): Rows with a `seed`; other columns are the reset's options.
         seed (`int`, *optional*, defaults to `0`): Seeds the random player.
+        max_turns (`int`, *optional*): Of an episode, as the agent that they stand beside has. Defaults to 1000.
 
     Returns:
-        `dict[str, Summary]`: `"random"`, `"expert"` and `"optimal"`, as far as the environment offers them.
+        `dict[str, Summary]`: `"random"`, `"expert"` and `"optimal"`, as far as the environment offers them and they
+        played an episode to its end. Failed episodes are in no figure, and a warning tells of them.
     """
-    world = environment()
-    players = reference_choices(world, np.random.default_rng(seed))
+    world, rng = environment(), np.random.default_rng(seed)
+    found: dict[str, Summary] = {}
     try:
-        with exits_as_errors("The environment"):
-            return {
-                name: summarize([play_reference(world, task, choose) for task in tasks])
-                for name, choose in players.items()
-            }
+        for name in reference_choices(world, rng):
+            played = []
+            for task in tasks:
+                try:
+                    with exits_as_errors("The environment"):
+                        choose = reference_choices(world, rng)[name]
+                        played.append(play_reference(world, task, choose, max_turns or MAX_TURNS))
+                except Exception as error:  # its episode's alone, as a model's is
+                    played.append(_failed(task, error))
+                    close_unused(world)
+                    world = environment()
+            failed = [item for item in played if item.stop_reason is StopReason.ERROR]
+            if failed:
+                warnings.warn(
+                    f"{len(failed)} of {len(tasks)} episodes of the {name} player failed and are not in its figures; "
+                    f"the first: {failed[0].error}",
+                    stacklevel=2,
+                )
+            if len(failed) < len(played):
+                found[name] = summarize(played)
+        return found
     finally:
         close_unused(world)
 
@@ -86,16 +110,23 @@ def _cells(summary: Summary) -> tuple[str, ...]:
     )
 
 
+def _failed(task: Mapping[str, Any], error: BaseException) -> Trajectory:
+    return Trajectory(dict(task), "", task["seed"], (), StopReason.ERROR, error=describe_error(error))
+
+
 def play_reference(
-    environment: gymnasium.Env, task: Mapping[str, Any], choose: Callable[[], Sequence[str]]
+    environment: gymnasium.Env,
+    task: Mapping[str, Any],
+    choose: Callable[[], Sequence[str]],
+    max_turns: int = MAX_TURNS,
 ) -> Trajectory:
-    """Play one episode with texts instead of a model; it ends with the environment's episode or `choose`'s texts."""
+    """Play one episode with texts instead of a model; it ends with the environment's, the texts, or the turns."""
     options = {name: value for name, value in task.items() if name not in ("seed", "prompt", "environment")}
     observation, info = environment.reset(seed=task["seed"], options=options or None)
     turns: list[Turn] = []
     stop = None
-    while stop is None and (texts := choose()):
-        for text in texts:
+    while stop is None and len(turns) < max_turns and (texts := choose()):
+        for text in texts[: max_turns - len(turns)]:
             before = observation
             observation, reward, terminated, truncated, info = environment.step(text)
             turns.append(_reference_turn(before, text, float(reward), info))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -85,7 +86,7 @@ class ChatEndpoint:
         max_requests: int | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        _check(url, model, timeout_s, retries, max_requests)
+        _check(url, model, temperature, timeout_s, retries, max_requests)
         try:
             import openai
         except ImportError as error:
@@ -220,7 +221,7 @@ class ChatEndpoint:
             )
 
 
-def _check(url: str, model: str, timeout_s: float, retries: int, max_requests: int | None) -> None:
+def _check(url: str, model: str, temperature: float, timeout_s: float, retries: int, max_requests: int | None) -> None:
     if not url.startswith(("http://", "https://")):
         raise ValueError(
             f"The endpoint {redact_text(url)!r} is no address: it begins with neither http:// nor https://. No "
@@ -230,6 +231,11 @@ def _check(url: str, model: str, timeout_s: float, retries: int, max_requests: i
         raise ValueError(
             "The endpoint's model has no name. A server may hold several. Name one with --model, as GET /models lists "
             "them."
+        )
+    if not 0 <= temperature < math.inf:
+        raise ValueError(
+            f"`temperature` must be 0 (greedy) or positive and finite, got {temperature}: nothing could be drawn. "
+            "Leave it out to be greedy."
         )
     for name, value, low in (("request_timeout", timeout_s, 0.01), ("retries", retries, 0)):
         if not low <= value < 1e6:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 import gymnasium
 
 from turnppo_hf.environments import full_id, make_environment
+from turnppo_hf.environments.conversation import TextEnvironment, warn_of_lost_rules
 from turnppo_hf.evaluation.json_fields import NULLABLE, FieldError, read_fields, write_fields
 from turnppo_hf.evaluation.results import HeldOut, Package
 from turnppo_hf.hub.exceptions import ReleaseError
@@ -27,7 +29,9 @@ MAX_EPISODES = 100_000  # of an evaluation that a record asks for
 
 EnvironmentSource = str | Callable[[], gymnasium.Env[str, str]]
 
-_DATA_ARGUMENTS = ("data", "levels")  # of environments that read files or datasets
+# arguments of environments that read or write files, load datasets, or connect to a server
+DATA_ARGUMENTS = ("data", "levels", "folder", "server")
+_SAMPLING = ("temperature", "top_p", "top_k")
 _LIMITS = ("max_turns", "max_turn_length", "max_completion_length")
 
 # arguments of `apply_chat_template` that a record may not set: they change what is rendered, or how long it takes
@@ -134,6 +138,10 @@ class AgentRecord:
         """What the agent was trained with."""
         return None if self.algorithm is None else ALGORITHMS[self.algorithm]
 
+    def is_of(self, environment: str) -> bool:
+        """Whether it is the record's environment: by its Gymnasium id, where a module may stand before it."""
+        return self.environment is not None and environment.rpartition(":")[2] == self.environment.rpartition(":")[2]
+
     @property
     def turn_discounts(self) -> tuple[float, float]:
         """
@@ -189,9 +197,9 @@ def resolve_environment(
     if environment is not None and not isinstance(environment, str):
         return getattr(environment, "__name__", type(environment).__name__), partial(environment, **kwargs)
     name = full_id(environment) if environment else _trusted_environment(record, model)
-    if name == record.environment:
+    if record.is_of(name):
         recorded = record.held_out_kwargs
-        for key in _DATA_ARGUMENTS:
+        for key in DATA_ARGUMENTS:
             if not is_local and key not in kwargs and recorded.get(key, "synthetic") != "synthetic":
                 raise ReleaseError(
                     f"The agent's record asks to read the data {recorded[key]!r} on this machine or with your token. "
@@ -200,12 +208,25 @@ def resolve_environment(
         kwargs = {**recorded, **kwargs}
     factory = partial(make_environment, name, **kwargs)
     try:
-        factory().close()  # so that a mistake is raised here
+        world = factory()  # so that a mistake is raised here
+        warn_of_lost_rules(TextEnvironment(world), record.context or "full")
+        if record.is_of(name):
+            _warn_of_version(record, str(getattr(world.unwrapped, "version", "")))
+        world.close()
     except ValueError as error:
         if environment is None and name not in gymnasium.registry:
             error.add_note(f"Where a module of yours registers it, name both: --environment MODULE:{name}.")
         raise
     return name, factory
+
+
+def _warn_of_version(record: AgentRecord, version: str) -> None:
+    if record.environment_version and version and record.environment_version != version:
+        warnings.warn(
+            f"The agent was trained in version {record.environment_version} of {record.environment}, and this is "
+            f"version {version}: prompts, parsing or levels may differ, and with them its score.",
+            stacklevel=4,
+        )
 
 
 def _trusted_environment(record: AgentRecord, model: str) -> str:
@@ -246,12 +267,23 @@ def _check_ranges(record: AgentRecord) -> None:
         if name in _OWN_TEMPLATE_ARGUMENTS:
             raise FieldError(f"chat_template_kwargs.{name}", value, "absent")
     for name, number in (record.sampling or {}).items():
+        if name not in _SAMPLING:
+            raise FieldError(f"sampling.{name}", number, f"absent: known are {', '.join(_SAMPLING)}")
         if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < math.inf:
             raise FieldError(f"sampling.{name}", number, "a number from 0 on")
+        if name == "top_p" and not 0 < number <= 1:
+            raise FieldError("sampling.top_p", number, "above 0 and at most 1")
+        if name == "top_k" and number != int(number):
+            raise FieldError("sampling.top_k", number, "a whole number")
+    for name in ("gamma", "lam", "token_gamma", "token_lam"):
+        number = getattr(record, name)
+        if number is not None and not 0 <= number <= 1:
+            raise FieldError(name, number, "a number from 0 to 1")
     for name, low, high in (("episodes", 1, MAX_EPISODES), ("seed", 0, 2**63), ("temperature", 0, 1e6)):
         number = getattr(record.evaluation, name)
         if number is not None and not low <= number <= high:
             raise FieldError(f"evaluation.{name}", number, f"a number from {low} to {high:g}")
     for task in record.evaluation.tasks or ():
-        if not isinstance(task.get("seed"), int):
-            raise FieldError("evaluation.tasks", "...", "a list of objects with an integer `seed`")
+        seed = task.get("seed")
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise FieldError("evaluation.tasks", "...", "a list of objects with a `seed`, an integer from 0 on")

@@ -190,6 +190,14 @@ def copy_evidence(source: Path, target: Path) -> None:
                 shutil.copyfile(path, copy)
 
 
+def remove_agent(folder: Path) -> None:
+    """Remove an agent from a folder: what a push would replace, and its card."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and any(fnmatch(name, pattern) for pattern in (*OWNED_FILES, "README.md")):
+            path.unlink()
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """
     Read a file that holds one JSON object.

@@ -75,6 +75,11 @@ def read_run(folder: str | Path) -> RunRecord:
     sizes = {"actor": count_parameters(path), "critic": count_parameters(path / CRITIC_FOLDER)}
     config = path / "config.json"
     state = _read_if_there(path / "trainer_state.json")
+    if not _is_log(state.get("log_history", [])):
+        raise ReleaseError(
+            f"{path / 'trainer_state.json'} is damaged: `log_history` must be a list of objects whose `step` is a "
+            "number. The card tells of the training by it. Download or save it again."
+        )
     training = redact(_read_if_there(path / "training_config.json"))
     episodes = path / EPISODES_FILE
     return RunRecord(
@@ -180,6 +185,12 @@ def _read_results(folder: str | Path) -> RunResults:
 
 def _read_if_there(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
+
+
+def _is_log(history: Any) -> bool:
+    return isinstance(history, list) and all(
+        isinstance(entry, dict) and isinstance(entry.get("step", 0), int | float) for entry in history
+    )
 
 
 def _steps(state: Mapping[str, Any], training: Mapping[str, Any]) -> int | None:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import gymnasium
+import numpy as np
 
 from turnppo_hf.environments.conversation import Reply
 from turnppo_hf.environments.exits import close_unused, describe_error
@@ -103,7 +104,7 @@ class _Episode:
         messages, observation = list(opening.messages), opening.observation
         while len(self.turns) < MAX_TURNS:
             try:
-                answer = self.endpoint.answer(messages, seed=task["seed"] + len(self.turns))
+                answer = self.endpoint.answer(messages, seed=_sampling_seed(task["seed"], len(self.turns)))
             except ContextFullError:
                 if not self.turns:
                     raise
@@ -144,6 +145,11 @@ class _Episode:
             error=error,
             metrics=self.metrics,
         )
+
+
+def _sampling_seed(seed: int, turn: int) -> int:
+    """Draw the seed of a turn, below 2^31: a sum would give neighbouring episodes one stream at shifted turns."""
+    return int(np.random.SeedSequence((seed, turn)).generate_state(1)[0]) >> 1
 
 
 def _stop_reason(reply: Reply) -> StopReason:

@@ -178,6 +178,10 @@ def test_changed_or_missing_file_is_named_with_both_checksums(name: str, change:
         ("environment", "os:system", "an environment of this package"),
         ("environment_kwargs", {"data": "/etc"}, "environment_kwargs.data"),
         ("environment_kwargs", {"levels": "/etc"}, "environment_kwargs.levels"),
+        ("environment_kwargs", {"folder": "/etc"}, "environment_kwargs.folder"),
+        ("name", "../../elsewhere", "`name`"),
+        ("name", "/tmp/elsewhere", "`name`"),
+        ("name", "", "`name`"),
         ("files", {"../../etc/passwd": "0"}, "files"),
         ("num_tasks", "many", "an integer"),
         ("schema_version", 2, "schema_version"),
@@ -256,3 +260,13 @@ def test_pushed_panel_is_read_back_equal(hub: Hub, panel: Path, capsys: pytest.C
     (panel / "data" / "test.parquet").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"data/test.parquet .* was changed"):
         push_panel(panel, "frozen", message="again")
+
+
+def test_panel_that_cannot_be_made_leaves_the_earlier_one(panel: Path, tmp_path: Path) -> None:
+    before = files_of(panel)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ValueError, match="holds no products"):
+        write_panel("webshop_1000", panel, data=empty)
+    assert files_of(panel) == before
+    assert [path for path in panel.parent.iterdir() if path.name.startswith(".")] == []

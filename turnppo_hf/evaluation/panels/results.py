@@ -123,12 +123,7 @@ def agreement(one: PanelResults, other: PanelResults) -> Agreement:
     Raises:
         `ValueError`: they are of different panels.
     """
-    if one.panel_checksum != other.panel_checksum:
-        raise ValueError(
-            f"The results of {one.model!r} and {other.model!r} are of different panels: {one.panel} "
-            f"({one.panel_checksum[:12]}) and {other.panel} ({other.panel_checksum[:12]}). Their episodes are not the "
-            "same tasks. Evaluate both on one panel."
-        )
+    check_same_panel(other, one.panel, one.panel_checksum)
     theirs = {outcome.task_id: outcome for outcome in other.outcomes}
     pairs = [(outcome, theirs[outcome.task_id]) for outcome in one.outcomes if outcome.task_id in theirs]
     return Agreement(
@@ -138,6 +133,25 @@ def agreement(one: PanelResults, other: PanelResults) -> Agreement:
             (mine.stop_reason, mine.total_reward) == (its.stop_reason, its.total_reward) for mine, its in pairs
         ),
     )
+
+
+def check_same_panel(results: PanelResults, panel: str, checksum: str) -> None:
+    """
+    Check that results are those of a panel.
+
+    Args:
+        results ([`PanelResults`]): They.
+        panel (`str`): The panel's name.
+        checksum (`str`): Its protocol checksum.
+
+    Raises:
+        `ValueError`: they are of another one.
+    """
+    if results.panel_checksum != checksum:
+        raise ValueError(
+            f"The results of {results.model!r} are of the panel {results.panel} ({results.panel_checksum[:12]}), not "
+            f"of {panel} ({checksum[:12]}), so their episodes are not the same tasks. Evaluate both on one panel."
+        )
 
 
 def protocol_of(panel_checksum: str, deviations: Mapping[str, Any]) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -104,7 +106,27 @@ def write_panel(
     """
     spec, place = find_spec(name), Path(folder)
     _check_data(name, spec, data)
-    _clear(place)
+    earlier = _earlier_files(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as made:  # whole, or not at all
+        panel = _write(name, spec, Path(made), data, workers, order)
+        for file in earlier:
+            file.unlink()
+        for part in (DATA, CARD, MANIFEST, *([WORLD] if panel.manifest.world else [])):
+            (place / part).parent.mkdir(parents=True, exist_ok=True)
+            (Path(made) / part).replace(place / part)
+    return replace(panel, folder=place)
+
+
+def _write(
+    name: str,
+    spec: PanelSpec,
+    place: Path,
+    data: str | Path | None,
+    workers: int,
+    order: Callable[[list[int]], list[int]],
+) -> Panel:
+    """Make a panel in an empty folder."""
     (place / DATA).parent.mkdir(parents=True, exist_ok=True)
     kwargs = spec.arguments()
     world = _write_world(spec, data, place / WORLD) if spec.environment == "webshop" else None
@@ -248,7 +270,9 @@ def _check_manifest(manifest: Manifest) -> None:
     if not manifest.environment.startswith("turnppo_hf/") or manifest.environment not in gymnasium.registry:
         raise FieldError("environment", manifest.environment, "an environment of this package")
     shop = {"data": WORLD} if WORLD in manifest.files else {}
-    for name in ("data", "levels"):
+    if not re.fullmatch(r"\w[\w.-]*", manifest.name):  # it names a folder of results
+        raise FieldError("name", manifest.name, "letters, digits, _, . and -")
+    for name in ("data", "levels", "folder", "server"):
         if manifest.environment_kwargs.get(name) != shop.get(name):
             raise FieldError(f"environment_kwargs.{name}", manifest.environment_kwargs.get(name), repr(shop.get(name)))
     if ("WebShop" in manifest.environment) != bool(shop):
@@ -350,8 +374,8 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _clear(folder: Path) -> None:
-    """Remove an earlier panel; refuse a folder with anything else before anything is removed."""
+def _earlier_files(folder: Path) -> list[Path]:
+    """The files of an earlier panel; a folder with anything else is refused."""
     files = sorted(path for path in folder.rglob("*") if not path.is_dir()) if folder.exists() else []
     ours = {folder / name for name in (MANIFEST, DATA, WORLD, CARD)}
     card = folder / CARD
@@ -364,5 +388,4 @@ def _clear(folder: Path) -> None:
             f"{str(folder)!r} already holds {name!r}, which is of no panel and would be pushed with it. Name a new "
             "folder."
         )
-    for path in files:
-        path.unlink()
+    return files

@@ -278,19 +278,44 @@ def test_folder_is_the_path_it_was_loaded_from(agent, folder):
 
 def test_agent_saved_over_another_leaves_none_of_its_figures(agent, tmp_path):
     folder = tmp_path / "used"
-    TurnPPOAgent.from_pretrained("tiny-trained").save_pretrained(folder)
-    assert (folder / "results.json").exists()
+    trained = TurnPPOAgent.from_pretrained("tiny-trained")
+    trained.save_pretrained(folder)
     card = folder / "README.md"
     card.write_text(card.read_text() + "\n## Notes\n\nMine.\n")
-    (folder / "notes.txt").write_text("mine")
+    mine = [
+        folder / name for name in ("notes.txt", "critic/reviews/film.txt", "wheels/mine.whl", "sub/model.safetensors")
+    ]
+    for file in mine:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("mine")
+    trained.save_pretrained(folder)  # once more: the same agent
+    assert (folder / "results.json").exists() and "Mine." in card.read_text()
     agent.save_pretrained(folder)
     assert not (folder / "results.json").exists() and not list(folder.glob("*.webp"))
     text = card.read_text()
     assert "No held-out evaluation was recorded" in text and "Mine." in text
-    assert (folder / "notes.txt").read_text() == "mine"
-    saved = TurnPPOAgent.from_pretrained(folder)
-    saved.save_pretrained(folder)  # over itself: nothing is lost
-    assert "Mine." in card.read_text()
+    assert all(file.read_text() == "mine" for file in mine)
+    TurnPPOAgent.from_pretrained(folder).save_pretrained(folder)  # over itself: nothing is lost
+    assert card.read_text() == text
+    trained.save_pretrained(folder)  # which brings a card
+    assert "Mine." in card.read_text() and "No held-out evaluation" not in card.read_text()
+    assert not [path for path in folder.iterdir() if path.name.startswith("_")]
+
+
+def test_saving_takes_no_file_of_a_folder_without_an_agent(agent, tmp_path):
+    folder = tmp_path / "project"
+    folder.mkdir()
+    for name in ("replay-of-mine.webp", "adapter_notes.md"):
+        (folder / name).write_text("mine")
+    agent.save_pretrained(folder)
+    assert (folder / "replay-of-mine.webp").read_text() == (folder / "adapter_notes.md").read_text() == "mine"
+
+
+def test_agent_in_memory_keeps_the_figures_of_its_own_run(agent, folder):
+    (folder / "results.json").write_text("{}")
+    in_memory = TurnPPOAgent(agent.actor, agent.chat.tokenizer, agent.critic, agent.record)
+    in_memory.save_pretrained(folder)
+    assert (folder / "results.json").read_text() == "{}"
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from turnppo_hf.generation.sampler_check import check_sampler
 from turnppo_hf.generation.transformers_generator import TransformersGenerator
-from turnppo_hf.hub.agent_record import AgentRecord, EnvironmentSource, resolve_environment
+from turnppo_hf.hub.agent_record import RECORD_FILE, AgentRecord, EnvironmentSource, resolve_environment
 from turnppo_hf.hub.card.card import prepare_release, render_card
-from turnppo_hf.hub.card.merge import merge_cards
+from turnppo_hf.hub.card.merge import is_ours, merge_cards
 from turnppo_hf.hub.client import create_repository, push_release, read_card
-from turnppo_hf.hub.files import CRITIC_FOLDER, check_folder, copy_evidence, remove_agent
+from turnppo_hf.hub.files import CRITIC_FOLDER, agent_files, check_folder, copy_evidence
 from turnppo_hf.models.actor_critic import ActorCritic
 from turnppo_hf.models.adapters import check_mergeable, is_adapted
 from turnppo_hf.models.checkpoint import save_networks
@@ -337,7 +337,8 @@ class TurnPPOAgent:
         """
         Write actor, critic, tokenizer, record, card and the evidence of the training into a folder.
 
-        What another agent left there goes: its networks, its figures, and what was written of it in the card.
+        Where the folder holds another agent, its networks, figures and pictures go once the new one is there; sections
+        of your own stay in the card.
 
         Args:
             save_directory (`str` or `Path`): Created where it is missing.
@@ -351,16 +352,25 @@ class TurnPPOAgent:
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         card = folder / "README.md"
-        earlier = ""
-        if self.folder is None or self.folder.resolve() != folder.resolve():
-            earlier = card.read_text(encoding="utf-8") if card.exists() else ""
-            remove_agent(folder)
-        save_networks(ActorCritic(self.actor, self.critic), self.chat.tokenizer, self.record, str(folder))
-        if self.folder is not None:
-            copy_evidence(self.folder, folder)
-        if not card.exists():
-            written = render_card(folder)
-            card.write_text(merge_cards(earlier, written) if earlier else written, encoding="utf-8")
+        is_own = self.folder is not None and self.folder.resolve() == folder.resolve()
+        earlier = card.read_text(encoding="utf-8") if card.exists() and not is_own else ""
+        is_another = (folder / RECORD_FILE).exists() and AgentRecord.from_folder(folder) != self.record
+        stale = agent_files(folder) if is_another and not is_own else set()
+        with tempfile.TemporaryDirectory(dir=folder, prefix="_") as made:  # whole, before anything is replaced
+            save_networks(ActorCritic(self.actor, self.critic), self.chat.tokenizer, self.record, made)
+            if self.folder is not None:
+                copy_evidence(self.folder, Path(made))
+            brings_card = (Path(made) / card.name).exists()
+            for file in [path for path in sorted(Path(made).rglob("*")) if path.is_file()]:
+                target = folder / file.relative_to(made)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(target)
+                stale.discard(target)
+        for path in stale:
+            path.unlink()
+        written = card.read_text(encoding="utf-8") if brings_card else render_card(folder)
+        merged = merge_cards(earlier, written) if earlier and is_ours(written) else written
+        card.write_text(merged, encoding="utf-8")
         return self.push_to_hub(repo_id or folder.name, **push_to_hub_kwargs) if push_to_hub else None
 
     def push_to_hub(

@@ -178,7 +178,7 @@ def test_endpoint_without_panel_plays_seeds(server: FakeServer, capsys: pytest.C
         (["tiny", "--retries", "0"], "--retries is of the requests to an endpoint"),
         (["tiny", "--request_timeout", "9"], "--request_timeout is of the requests to an endpoint"),
         (["tiny", "--revision", "v1"], "lies on this machine"),
-        (["tiny", "--seed", "-1"], "--seed must be from 0 to"),
+        (["tiny", "--seed", "-1"], "--seed must be at least 0"),
         (["--endpoint", "http://127.0.0.1/v1", "--model", "m", "--revision", "v1"], "is its own choice"),
         (["--endpoint", "http://127.0.0.1/v1", "--model", "m", "--panel", "PANEL", "--temperature", "nan"], "finite"),
         (["--endpoint", "http://127.0.0.1/v1", "--model", "m", "--panel", "PANEL", "--temperature", "-2"], "finite"),
@@ -280,3 +280,9 @@ def test_all_agents_sample_a_panel_alike(tmp_path: Path) -> None:
     asked = argparse.Namespace(model=str(folder), revision=None, batch_size=None)
     assert AgentPlayer(asked).agent.record.top_k == 1
     assert AgentPlayer(asked, 64).agent.record.top_k == 0  # else one checksum would stand for two distributions
+
+
+def test_result_that_the_page_opens_with_is_of_the_panel_as_it_is_made(tmp_path: Path) -> None:
+    made = write_panel("sokoban_5x5_bare", tmp_path / "panel").manifest.protocol_checksum
+    shown = PanelResults.from_file(Path(__file__).parents[2] / "spaces_demo" / "results" / "tiny-trained.json")
+    assert shown.panel_checksum == shown.protocol_checksum == made

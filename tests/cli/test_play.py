@@ -161,7 +161,7 @@ def test_rendered_episode_tells_penalty_cut_and_failure() -> None:
 
 def test_words_without_effect_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["play", "--environment", "sokoban", "--seed", "-1"]) == 2
-    assert "--seed must be from 0" in capsys.readouterr().err
+    assert "--seed must be at least 0" in capsys.readouterr().err
     assert main(["play", "--environment", "sokoban", "--temperature", "1"]) == 2
     assert "no model is named: you play" in capsys.readouterr().err
 

@@ -73,7 +73,7 @@ def test_runs_judged_on_other_tasks_share_no_page(run, tmp_path, capsys):
 @pytest.mark.parametrize("output", ["curve", "page.txt", "."])
 def test_output_without_a_known_format_is_refused(run, capsys, output):
     assert main(["report", str(run), "--output", output]) == 2
-    assert "says no format" in capsys.readouterr().err and not Path(output).is_file()
+    assert "names no format" in capsys.readouterr().err and not Path(output).is_file()
 
 
 def test_metric_of_a_page_is_refused(run, tmp_path, capsys):

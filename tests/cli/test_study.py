@@ -123,7 +123,6 @@ def test_start_is_made_with_the_variables_before_its_command_where_none_is_kept(
 
     monkeypatch.setattr(study_starts.subprocess, "run", make)
     runner = StudyRunner(read_study(file))
-    (run,) = runner.study.runs(runner.blocks[0], {})
     for times in (1, 2):  # what was left in the middle is no start
         with pytest.raises(KeyboardInterrupt):
             runner.run()
@@ -132,12 +131,12 @@ def test_start_is_made_with_the_variables_before_its_command_where_none_is_kept(
     kept.mkdir(parents=True)
     (kept / "model.safetensors").write_bytes(b"kept")
     with pytest.raises(KeyboardInterrupt):  # a kept one without its record is none either
-        study_starts.make_starts(runner.study, [run])
+        study_starts.make_start(runner.study, str(tmp_path / "start"))
     (kept / "turnppo.json").write_text("{}")
-    study_starts.make_starts(runner.study, [run])
+    study_starts.make_start(runner.study, str(tmp_path / "start"))
     assert {path.name for path in (tmp_path / "start").iterdir()} == {"model.safetensors", "turnppo.json"}
     assert len(made) == 3
-    study_starts.make_starts(runner.study, [run])  # it is there
+    study_starts.make_start(runner.study, str(tmp_path / "start"))  # it is there
     StudyRunner(read_study(file), minutes=0.0).run()
     assert len(made) == 3
 
@@ -157,8 +156,8 @@ def test_start_with_other_weights_than_finished_runs_had_is_refused(tmp_path, ca
         replace(finished, start_digest=known).save(tmp_path / "results" / "first" / "good" / "seed_1.json")
         runner = StudyRunner(read_study(file))
         if refused:
-            assert main(["study", str(file)]) == 2
-            error = capsys.readouterr().err
+            assert main(["study", str(file)]) == 1
+            error = capsys.readouterr().out
             assert f"{start} holds other weights than the ones that 1 finished runs" in error
             assert "first/good/seed_1 was one" in error and "Bring that folder back" in error
         else:
@@ -166,8 +165,8 @@ def test_start_with_other_weights_than_finished_runs_had_is_refused(tmp_path, ca
             assert not runner.run()
         assert not list((tmp_path / "work").rglob("*.log"))  # no run was started
     (start / "model.safetensors").unlink()
-    assert main(["study", str(file)]) == 2
-    assert f"{start} is not there; it held the weights that 1 finished runs" in capsys.readouterr().err
+    assert main(["study", str(file)]) == 1
+    assert f"{start} is not there; it held the weights that 1 finished runs" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -194,16 +193,19 @@ def test_runs_with_equal_settings_are_trained_once(tmp_path, begun):
 
 
 def test_run_that_another_command_trains_or_has_finished_is_left_to_it(tmp_path, begun, capsys):
-    file = write(tmp_path, {"good": {}}, [1, 2])
+    file = write(tmp_path, {"good": {}, "same": {}}, [1, 2])
     other, runner = (StudyRunner(read_study(file)) for _ in range(2))
-    first, second = other.study.runs(other.blocks[0], {})
+    first, second, same, _ = sorted(
+        other.study.runs(other.blocks[0], {}), key=lambda run: (run.cell["method"], run.seed)
+    )
     lock = other._lock(first)
     assert not runner.run()
     assert begun == [second.name]
-    assert "first: 1 runs are trained by another command now" in capsys.readouterr().out
+    assert "first: 2 runs are trained by another command now" in capsys.readouterr().out  # the equal one, too
     other.finished.keep(first, replace(runner.finished.of(second), seed=1, settings_hash=first.settings_hash))
     os.close(lock)
     assert runner.run() and begun == [second.name]  # read from its file, not trained again
+    assert runner.finished.of(same)
 
 
 def test_variables_of_one_cell_stay_out_of_the_others(tmp_path):
@@ -221,19 +223,19 @@ def test_results_that_cannot_be_written_are_named_before_any_run(tmp_path, begun
     assert begun == []
 
 
-def test_block_whose_start_cannot_be_made_stops_no_other(tmp_path, begun, monkeypatch, capsys):
+def test_start_that_cannot_be_made_is_tried_once_and_stops_no_other_run(tmp_path, begun, monkeypatch, capsys):
     start = str(tmp_path / "start")
     file = write(tmp_path, {"good": {"model": start}}, [1])
     study = yaml.safe_load(file.read_text())
-    second = {"question": "And?", "axes": {"method": {"tiny": {}}}, "seeds": [1]}
+    second = {"question": "And?", "axes": {"method": {"tiny": {}, "same": {"model": start}}}, "seeds": [1]}
     changes = {"starts": {start: "NCCL_P2P=1 lower=2 imitate X"}, "blocks": study["blocks"] | {"second": second}}
     file.write_text(yaml.safe_dump(study | changes, sort_keys=False))
     failed = subprocess.CompletedProcess((), 3)
     asked = []
     monkeypatch.setattr(study_starts.subprocess, "run", lambda words, **how: asked.append((words, how)) or failed)
-    assert main(["study", str(file)]) == 2
+    assert main(["study", str(file)]) == 1
     assert begun == ["second/tiny/seed_1"]
-    assert "made no" in capsys.readouterr().err
+    assert f"failed: {start}: `turnppo NCCL" in capsys.readouterr().out
     ((words, how),) = asked
     assert words[-2:] == ["imitate", "X"] and (how["env"]["NCCL_P2P"], how["env"]["lower"]) == ("1", "2")
 

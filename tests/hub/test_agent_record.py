@@ -164,7 +164,7 @@ def test_module_that_registers_the_recorded_environment_leaves_its_arguments():
 )
 def test_record_of_a_stranger_opens_nothing_on_this_machine(environment, kwargs):
     record = AgentRecord(environment=environment, environment_kwargs=kwargs)
-    with pytest.raises(ReleaseError, match="The agent's record asks to read the data"):
+    with pytest.raises(ReleaseError, match=f"The agent's record asks for {next(iter(kwargs))}"):
         resolve_environment(record, None, {}, model="x", is_local=False)
 
 

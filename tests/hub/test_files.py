@@ -253,7 +253,7 @@ def test_data_that_a_strangers_record_names_is_not_read(folder, hub):
     agent = TurnPPOAgent.from_pretrained(folder)
     agent.is_local = False
     before = len(hub.log)
-    with pytest.raises(ReleaseError, match=r"asks to read the data 'bob/private'.*Name it yourself"):
+    with pytest.raises(ReleaseError, match=r"asks for data 'bob/private'.*Name it yourself"):
         agent.play()
     assert len(hub.log) == before
     assert agent.environment(data="synthetic")[0] == "turnppo_hf/WebShop-v0"

@@ -76,12 +76,10 @@ def check_seed(flag: str, seed: int) -> None:
     Check the seed of an environment.
 
     Raises:
-        `ValueError`: no environment can be seeded with it.
+        `ValueError`: Gymnasium refuses it.
     """
-    if not 0 <= seed < 2**32:
-        raise ValueError(
-            f"{flag} must be from 0 to {2**32 - 1}, got {seed}: environments are seeded with it. Correct it."
-        )
+    if seed < 0:
+        raise ValueError(f"{flag} must be at least 0, got {seed}: environments take no other seed. Correct it.")
 
 
 def environment_of(agent: TurnPPOAgent, arguments: argparse.Namespace) -> tuple[str, partial[gymnasium.Env]]:

@@ -54,7 +54,9 @@ def evaluate_panel(arguments: argparse.Namespace) -> int:
     player: AgentPlayer | EndpointPlayer
     if arguments.endpoint is None:
         player = AgentPlayer(arguments, longest)
-        warn_of_lost_rules(TextEnvironment(panel.environment()()), player.agent.record.context or "full")
+        world = TextEnvironment(panel.environment()())
+        warn_of_lost_rules(world, player.agent.record.context or "full")
+        world.close()
     else:
         player = EndpointPlayer(arguments, temperature, longest)
     name = panel.manifest.environment

@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     is_study = [_is_study(name) for name in arguments.runs]
     if suffix not in (*_PICTURES, *_PAGES):
         raise ValueError(
-            f"--output {arguments.output} says no format, so it is not known what to write. End it in one of "
+            f"--output {arguments.output} names no format that is written. End it in one of "
             f"{', '.join((*_PICTURES, *_PAGES))}."
         )
     if suffix in _PICTURES:

@@ -18,7 +18,7 @@ from statistics import fmean
 
 import yaml
 
-from turnppo_hf.cli.study_starts import check_starts, make_starts
+from turnppo_hf.cli.study_starts import check_start, make_start, starts_from, starts_of
 from turnppo_hf.cli.train_arguments import parse_run
 from turnppo_hf.evaluation.study.finished import FinishedRuns
 from turnppo_hf.evaluation.study.plan import Block, PlannedRun, Study, StudyError, run_name
@@ -56,8 +56,7 @@ class StudyRunner:
 
     Raises:
         `StudyError`: `only` names no run, `workers` is below 1, or `minutes` below 0. `run` raises it where results
-            cannot be written, a start cannot be made, or runs would start from other weights than finished ones from
-            the same folder.
+            cannot be written.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class StudyRunner:
         self.workers = workers or os.cpu_count() or 1
         self.only, self.minutes = only, minutes
         self.finished = FinishedRuns(study)
-        self.failed: dict[str, str] = {}  # run -> the last line that it printed
+        self.failed: dict[str, str] = {}  # run -> the last line that it printed; start -> why none is made from it
         self._seconds: list[float] = []
         self.blocks = [block for block in study.blocks if any((only or "") in name for name in _names(block))]
         if only is not None and not self.blocks:
@@ -134,17 +133,10 @@ class StudyRunner:
         """
         end = None if self.minutes is None else time.monotonic() + 60 * self.minutes
         self._check_results_folder()
-        complete, refused = True, None
         with left_by_signals():
-            for block in self.blocks:
-                try:
-                    complete = self._run_block(block, end) and complete
-                except StudyError as error:  # of its starts; other blocks may have others
-                    refused = refused or error
+            complete = all([self._run_block(block, end) for block in self.blocks])
         for name, reason in self.failed.items():
             print(f"failed: {name}: {reason}")
-        if refused is not None:
-            raise refused
         return complete and not self.failed
 
     def _check_results_folder(self) -> None:
@@ -168,8 +160,7 @@ class StudyRunner:
         if waiting:
             print(f"{block.name}: {len(wanted) - len(waiting)} of {len(wanted)} runs are finished", flush=True)
         if waiting and not _is_over(end):
-            make_starts(self.study, waiting)
-            check_starts(self.study, waiting, self.finished.planned())
+            waiting = self._startable(waiting)
         jobs: list[_Job] = []
         try:
             while jobs or (waiting and not _is_over(end)):
@@ -188,6 +179,24 @@ class StudyRunner:
                 os.close(job.lock)
         return not waiting
 
+    def _startable(self, runs: list[PlannedRun]) -> list[PlannedRun]:
+        """Make what runs start from; return those whose start is there and is that of finished runs."""
+        for folder in starts_of(self.study, runs):
+            if folder not in self.failed:
+                try:
+                    make_start(self.study, folder)
+                except StudyError as error:
+                    self.failed[folder] = str(error)
+        for folder in sorted({str(run.settings.get("model")) for run in runs} - set(self.failed)):
+            try:
+                check_start(self.study, folder, self.finished.planned())
+            except StudyError as error:
+                self.failed[folder] = str(error)
+        refused = [run for run in runs if starts_from(run, self.failed)]
+        for folder in {folder for run in refused for folder in starts_from(run, self.failed)}:
+            print(f"{folder}: {self.failed[folder]}", flush=True)
+        return [run for run in runs if run not in refused]
+
     def _next(self, waiting: list[PlannedRun], jobs: list[_Job]) -> _Job | None:
         """Start the first waiting run that neither another command trains nor a job with equal settings."""
         running = {job.run.settings_hash for job in jobs}
@@ -195,14 +204,15 @@ class StudyRunner:
             if run.settings_hash in running or (lock := self._lock(run)) is None:
                 continue
             waiting.remove(run)
-            if not self._take_over(run):  # another command may have finished it
+            self.finished.reread()
+            if not self._take_over(run):  # another command may have finished it, or one with its settings
                 return self._start(run, lock)
             os.close(lock)
         return None
 
     def _lock(self, run: PlannedRun) -> int | None:
-        """Open the file that whoever trains a run holds locked; None where another process does."""
-        file = self.study.work / f"{run.name}.lock"
+        """Open the file that whoever trains these settings holds locked; None where another process does."""
+        file = self.study.work / "locks" / run.settings_hash
         file.parent.mkdir(parents=True, exist_ok=True)
         opened = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -10,7 +11,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from turnppo_hf.evaluation.study.plan import PlannedRun, Study, StudyError
@@ -21,26 +23,37 @@ from turnppo_hf.hub.processes import die_with_parent
 _VARIABLE = re.compile(r"[A-Za-z_]\w*=")
 
 
-def make_starts(study: Study, runs: Sequence[PlannedRun]) -> None:
+def starts_of(study: Study, runs: Sequence[PlannedRun]) -> list[str]:
+    """Return the folders that a study makes, of those that runs start from."""
+    return [folder for folder in study.starts if any(starts_from(run, [folder]) for run in runs)]
+
+
+def starts_from(run: PlannedRun, folders: Iterable[str]) -> list[str]:
+    """Return the folders that a run's settings name, as its model or elsewhere."""
+    named = json.dumps(run.settings)
+    return [folder for folder in folders if json.dumps(folder) in named]
+
+
+def make_start(study: Study, folder: str) -> None:
     """
-    Make the folders that runs start from where they are missing.
+    Make a folder that runs start from where it is missing; another command that makes it is waited for.
 
     Args:
-        study ([`~turnppo_hf.evaluation.study.plan.Study`]): It has the commands.
-        runs (`Sequence[PlannedRun]`): Of the study.
+        study ([`~turnppo_hf.evaluation.study.plan.Study`]): It has the command.
+        folder (`str`): A key of its `starts`.
 
     Raises:
-        `StudyError`: a command made no such folder.
+        `StudyError`: the command made no such folder.
     """
-    named = json.dumps([run.settings for run in runs])
-    for folder, words in study.starts.items():
-        if json.dumps(folder) not in named or _is_whole(folder):
-            continue
+    with _locked(Path(f"{folder}.lock")):
+        if _is_whole(folder):
+            return
         kept = study.results / "starts" / Path(folder).name
         if _is_whole(kept):  # weights that the command would give on some processors only
             print(f"{folder}: copied from {kept}", flush=True)
             _copy_folder(kept, Path(folder))
-            continue
+            return
+        words = study.starts[folder]
         variables, command = _variables_and_command(words)
         shown = " ".join(f"{name}={value}" for name, value in variables.items())
         print(f"{shown} turnppo {shlex.join(command)}".lstrip(), flush=True)
@@ -56,30 +69,37 @@ def make_starts(study: Study, runs: Sequence[PlannedRun]) -> None:
             )
 
 
-def check_starts(study: Study, runs: Iterable[PlannedRun], finished: Iterable[StudyResult]) -> None:
+def check_start(study: Study, folder: str, finished: Iterable[StudyResult]) -> None:
     """
-    Check that runs start from the weights that finished ones from the same folder started from.
+    Check that a folder holds the weights that finished runs from it started from.
 
     Args:
         study ([`~turnppo_hf.evaluation.study.plan.Study`]): For messages.
-        runs (`Iterable[PlannedRun]`): To be started.
+        folder (`str`): That runs start from.
         finished (`Iterable[StudyResult]`): Of the study.
 
     Raises:
-        `StudyError`: they would not.
+        `StudyError`: it holds others.
     """
-    for folder in sorted({str(run.settings.get("model")) for run in runs}):
-        digest = weights_digest(folder)
-        from_it = [result for result in finished if str(result.settings.get("model")) == folder]
-        unlike = [result.name for result in from_it if result.start_digest not in ("", digest)]
-        if not unlike:
-            continue
+    digest = weights_digest(folder)
+    from_it = [result for result in finished if str(result.settings.get("model")) == folder]
+    unlike = [result.name for result in from_it if result.start_digest not in ("", digest)]
+    if unlike:
         there = "holds other weights than the ones" if digest else "is not there; it held the weights"
         raise StudyError(
             f"{folder} {there} that {len(unlike)} finished runs of {study.path} started from ({unlike[0]} was one), "
             "so new runs could not be compared with them. Processors with other instruction sets make other weights "
             f"by the same command. Bring that folder back, or move {study.results} away and train all of them again."
         )
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Hold a file locked; wait while another process does."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
 
 
 def _variables_and_command(words: str) -> tuple[dict[str, str], list[str]]:
@@ -95,7 +115,7 @@ def _is_whole(folder: str | Path) -> bool:
 
 
 def _copy_folder(source: Path, target: Path) -> None:
-    """Copy a folder so that it is there whole or not at all, also where another study copies it meanwhile."""
+    """Copy a folder so that it is there whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         shutil.copytree(source, Path(folder) / "copy")

@@ -163,10 +163,14 @@ def warn_of_lost_rules(environment: Conversation, context: str) -> None:
         context (`str`): What the model reads of earlier turns: `"full"`, `"last"` or `"window:k"`.
     """
     if context != "full" and environment.opens_with_rules:
+        inner = getattr(environment.environment, "unwrapped", environment.environment)
+        repeats = (
+            "Set `repeat_rules: true` in `environment_kwargs`" if hasattr(inner, "repeat_rules") else "Repeat them"
+        )
         warnings.warn(
             f"`context` is {context!r}, but {environment.name} writes its rules into the first observation alone, so "
-            "the model acts without them after it, unless the column `prompt` holds them. Set `repeat_rules: true` in "
-            "`environment_kwargs`, or `context: full`.",
+            "the model acts without them after it, unless the column `prompt` holds them. "
+            f"{repeats}, or set `context: full`.",
             stacklevel=3,
         )
 

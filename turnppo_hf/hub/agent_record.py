@@ -200,10 +200,11 @@ def resolve_environment(
     if record.is_of(name):
         recorded = record.held_out_kwargs
         for key in DATA_ARGUMENTS:
-            if not is_local and key not in kwargs and recorded.get(key, "synthetic") != "synthetic":
+            if not is_local and key not in kwargs and recorded.get(key) not in (None, "synthetic"):
                 raise ReleaseError(
-                    f"The agent's record asks to read the data {recorded[key]!r} on this machine or with your token. "
-                    f"Name it yourself if you trust it: --environment_kwargs {json.dumps({key: recorded[key]})!r}."
+                    f"The agent's record asks for {key} {recorded[key]!r}, which would be opened by this machine or "
+                    "with your token. Name it yourself if you trust it: "
+                    f"--environment_kwargs {json.dumps({key: recorded[key]})!r}."
                 )
         kwargs = {**recorded, **kwargs}
     factory = partial(make_environment, name, **kwargs)

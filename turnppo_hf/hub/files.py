@@ -190,12 +190,10 @@ def copy_evidence(source: Path, target: Path) -> None:
                 shutil.copyfile(path, copy)
 
 
-def remove_agent(folder: Path) -> None:
-    """Remove an agent from a folder: what a push would replace, and its card."""
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and any(fnmatch(name, pattern) for pattern in (*OWNED_FILES, "README.md")):
-            path.unlink()
+def agent_files(folder: Path) -> set[Path]:
+    """Return the files of an agent's folder that are the agent's own: what a push replaces, but for wheels."""
+    patterns = [pattern for pattern in OWNED_FILES if not pattern.startswith("wheels/")]
+    return {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
 
 
 def read_json(path: Path) -> dict[str, Any]:

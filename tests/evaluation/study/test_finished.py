@@ -10,6 +10,7 @@ import pytest
 from tests.evaluation.study.test_plan import write
 from tests.evaluation.study.test_report import result, summary
 from turnppo_hf.cli.main import main
+from turnppo_hf.evaluation.json_fields import write_fields
 from turnppo_hf.evaluation.study.finished import FinishedRuns
 from turnppo_hf.evaluation.study.report import claims_table
 from turnppo_hf.evaluation.study.result import StudyResult
@@ -72,15 +73,20 @@ def test_renamed_axis_takes_its_results_along(tmp_path):
 def test_file_in_two_places_counts_once(tmp_path):
     study = study_of(tmp_path)
     finish(study)
-    shutil.copytree(study.results / "main", study.results / "backup_of_monday")
+    for place in ("a_backup", "old"):  # before and after the file itself
+        shutil.copytree(study.results / "main", study.results / place)
+    stale = study.results / "old" / "1" / "turn" / "seed_1.json"
+    stale.write_text(stale.read_text().replace('"settings_hash": "', '"settings_hash": "f'))
     assert verdict(study) == ("6 of 6", "**holds**") and len(FinishedRuns(study).planned()) == 12
+    assert {name.split("/")[0] for name in FinishedRuns(study).left_out()} == {"a_backup", "old"}
 
 
 def test_score_that_is_no_number_is_no_pair(tmp_path):
     study = study_of(tmp_path)
     finish(study)
     file = study.results / "main/1/turn/seed_1.json"
-    nothing = replace(summary(0.5), success_rate=None, mean_return=math.nan)
+    unknown = dict.fromkeys(("solved", "success_rate", "success_low", "success_high"))
+    nothing = replace(summary(0.5), **unknown, mean_return=math.nan)
     replace(StudyResult.from_file(file), after=nothing).save(file)
     assert StudyResult.from_file(file).score is None
     assert verdict(study) == ("5 of 6", "**not decided**")
@@ -98,6 +104,7 @@ def test_secrets_stay_out_of_results(tmp_path):
     ("changes", "message"),
     [
         ({"cell": {"method": 3}}, r"`cell\.method` is 3, it must be a string"),
+        ({"after": {**write_fields(summary(0.5)), "success_rate": 7.5}}, r"`after\.success_rate` is 7\.5"),
         ({"log": {"step": 3}}, r"`log\.step` is 3, it must be a list of numbers"),
         ({"log": {"step": ["a"]}}, "it must be a list of numbers"),
     ],

@@ -52,6 +52,11 @@ def test_exact_interval_covers_and_holds_what_the_test_does_not_reject(number, s
     assert covered / 2000 == pytest.approx(share, abs=0.015)
 
 
+def test_bounds_that_are_zero_but_for_rounding_are_zero():
+    tenths = [-0.8, -0.4, -0.6, -0.2, -1.0, -0.5, -0.2, 0.6, -0.3]
+    assert sign_flip_test(tenths) > 0.05 and exact_interval(tenths)[1] == 0.0
+
+
 def test_exact_interval_is_made_of_means_of_subsets():
     values = [0.1, 0.2, 0.3, 0.4, 0.5, 0.9]
     assert exact_interval(values) == (0.1, 0.9)  # the least and the largest of 63

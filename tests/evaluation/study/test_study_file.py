@@ -32,6 +32,8 @@ def method(**values):
             "the block 'main' takes settings from another block itself",
         ),
         ({"protocol": " "}, r"study\.yaml\.protocol must be a text, got ' '"),
+        ({"work": None}, r"\.work must be a text, got None"),
+        ({"work": ""}, r"\.work must be a text, got ''"),
         ({"name": None}, r"\.name must be a text, got None"),
         (main_with(question=None), r"main\.question must be a text, got None"),
         (main_with(claims=[{**CLAIM, "claim": True}]), r"claims\[0\]\.claim must be a text, got True"),

@@ -270,3 +270,10 @@ def test_panel_that_cannot_be_made_leaves_the_earlier_one(panel: Path, tmp_path:
         write_panel("webshop_1000", panel, data=empty)
     assert files_of(panel) == before
     assert [path for path in panel.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_panel_behind_a_link_is_replaced_whole(panel: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(panel, target_is_directory=True)
+    write_panel("sokoban_5x5_bare", link)
+    assert read_panel(panel).manifest.name == "sokoban_5x5_bare" and link.is_symlink()

@@ -40,6 +40,8 @@ class PanelSpec:
         creator: Any = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
         defaults = {name: item.default for name, item in inspect.signature(creator).parameters.items()}
         named = {**defaults, **spec.kwargs, **self.environment_kwargs}
+        if not named.get("repeat_rules"):
+            named.pop("repeat_rules", None)  # it came after the first panels, whose checksums stay
         return {name: value for name, value in named.items() if name not in _NOT_OF_THE_TASK}
 
 

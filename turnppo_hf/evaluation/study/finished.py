@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from statistics import fmean
 
 from turnppo_hf.evaluation.study.plan import Block, PlannedRun, Study
-from turnppo_hf.evaluation.study.result import StudyResult, read_results
+from turnppo_hf.evaluation.study.result import StudyResult
 
 
 class FinishedRuns:
@@ -27,8 +26,21 @@ class FinishedRuns:
 
     def __init__(self, study: Study, results: Iterable[StudyResult] | None = None) -> None:
         self.study = study
-        found = read_results(study.results) if results is None else results
-        self.results = {result.name: result for result in found}
+        self.results: dict[str, StudyResult] = {}
+        self.misplaced: list[str] = []  # files of results whose names are not where they lie
+        if results is None:
+            self.reread()
+        else:
+            self.results.update({result.name: result for result in results})
+
+    def reread(self) -> None:
+        """Read the files of results, also those that another command finished."""
+        found = {
+            file.relative_to(self.study.results).with_suffix("").as_posix(): StudyResult.from_file(file)
+            for file in sorted(self.study.results.rglob("seed_*.json"))
+        }
+        self.results = {name: result for name, result in found.items() if result.name == name}
+        self.misplaced = [name for name in found if name not in self.results]
 
     def of(self, run: PlannedRun) -> StudyResult | None:
         """Return the result of a run, None where it is not finished."""
@@ -38,19 +50,12 @@ class FinishedRuns:
         return result
 
     def equal_to(self, run: PlannedRun) -> StudyResult | None:
-        """Return the result of any run that has the settings of this one; what another command finished is read."""
-        file = self.file_of(run)
-        if self.of(run) is None and file.exists():
-            self.results[run.name] = StudyResult.from_file(file)
+        """Return the result of any run that has the settings of this one, None where there is none."""
         return next((item for item in self.results.values() if item.settings_hash == run.settings_hash), None)
-
-    def file_of(self, run: PlannedRun) -> Path:
-        """Return where the result of a run is kept."""
-        return self.study.results / f"{run.name}.json"
 
     def keep(self, run: PlannedRun, result: StudyResult) -> None:
         """Write the result of a run."""
-        result.save(self.file_of(run))
+        result.save(self.study.results / f"{run.name}.json")
         self.results[run.name] = result
 
     def best(self, block: Block) -> dict[str, Mapping[str, str]] | None:
@@ -78,4 +83,4 @@ class FinishedRuns:
 
     def left_out(self) -> list[str]:
         """Name the results that are those of no run of the study, as it is now."""
-        return sorted(set(self.results) - {result.name for result in self.planned()})
+        return sorted({*self.results, *self.misplaced} - {result.name for result in self.planned()})

@@ -14,9 +14,9 @@ from typing import Any
 from turnppo_hf.evaluation.calibration import CriticJudgement, Group
 from turnppo_hf.evaluation.example import Example
 from turnppo_hf.evaluation.json_fields import NULLABLE, FieldError, read_fields, write_fields
+from turnppo_hf.evaluation.outcome import Summary, check_summary
 from turnppo_hf.evaluation.results import LearningPoint, Package, RunResults
 from turnppo_hf.evaluation.study.plan import PlannedRun, run_name
-from turnppo_hf.evaluation.summary import Summary
 from turnppo_hf.redaction import redacted_json
 
 # what is kept of the log, one list of numbers each; None where a step did not log it
@@ -120,6 +120,9 @@ class StudyResult:
 
     def _check(self) -> None:
         """Check what the annotations of the fields do not say."""
+        for name in ("before", "after", "random", "optimal"):
+            if (summary := getattr(self, name)) is not None:
+                check_summary(summary, name)
         for axis, value in self.cell.items():
             if not isinstance(value, str):
                 raise FieldError(f"cell.{axis}", value, "a string")

@@ -67,7 +67,7 @@ def sign_flip_test(differences: Sequence[float]) -> float:
     if not np.isfinite(values).all():
         raise ValueError(f"The exact test takes finite differences, got {values.tolist()}.")
     sums = np.abs(values.sum() - 2 * _subset_sums(values))  # a sign of -1 for each subset
-    tolerance = 1e-12 * max(float(np.abs(values).sum()), 1e-300)
+    tolerance = _tolerance(values)
     return float((sums >= abs(values.sum()) - tolerance).mean())
 
 
@@ -90,7 +90,13 @@ def exact_interval(differences: Sequence[float]) -> tuple[float, float]:
         return -math.inf, math.inf
     sizes = np.maximum(_subset_sums(np.ones_like(values)), 1)
     means = np.sort((_subset_sums(values) / sizes)[1:])  # the first subset is empty
+    means[np.abs(means) <= _tolerance(values)] = 0.0
     return float(means[number - 1]), float(means[-number])
+
+
+def _tolerance(values: np.ndarray) -> float:
+    """By how much sums that would be equal may differ."""
+    return 1e-12 * max(float(np.abs(values).sum()), 1e-300)
 
 
 def _subset_sums(values: np.ndarray) -> np.ndarray:

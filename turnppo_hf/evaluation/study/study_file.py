@@ -64,13 +64,14 @@ def read_study(path: str | Path) -> Study:
         blocks.append(_read_block(title, entry, blocks, str(file)))
     _check_names(blocks, str(file))
     outputs = _outputs_of(file)
+    work = _text({"work": f"../../runs/studies/{name}", **found}, "work", str(file))
     settings = merge(base, own)
     return Study(
         path=file,
         name=name,
         protocol=protocol,
         results=(outputs / _text(found, "results", str(file))).resolve(),
-        work=(outputs / str(found.get("work", f"../../runs/studies/{name}"))).resolve(),
+        work=(outputs / work).resolve(),
         minutes_per_run=_number(found.get("minutes_per_run", _MINUTES), f"{file}: minutes_per_run", above=0.0),
         starts=_read_starts(found.get("starts"), f"{file}: starts", settings, blocks),
         settings=settings,

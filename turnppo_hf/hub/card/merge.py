@@ -58,6 +58,11 @@ def merge_cards(old: str, new: str) -> str:
     return f"---\n{front}\n---\n{body}\n"
 
 
+def is_ours(card: str) -> bool:
+    """Whether a card was made from the template."""
+    return _OURS in card
+
+
 def read_front_matter(card: str) -> tuple[dict[str, Any], str]:
     """Cut a card into its data and its text; data that is no mapping counts as none, with a warning."""
     text = card.replace("\r\n", "\n").lstrip("\ufeff")
@@ -90,7 +95,7 @@ def cut_sections(text: str) -> tuple[str, list[tuple[str, str]]]:
 def _users_view(body: str) -> list[tuple[str, str]]:
     """The sections of an old card; those of a card that is none of ours get headings that ours do not have."""
     opening, sections = cut_sections(body)
-    if _OURS in body or not body.strip():
+    if is_ours(body) or not body.strip():
         return sections
     renamed = []
     if opening.strip():

@@ -27,6 +27,7 @@ from turnppo_hf.evaluation.json_fields import FieldError, read_fields
 from turnppo_hf.evaluation.outcome import Outcome, Summary, summarize_outcomes
 from turnppo_hf.evaluation.panels.build import PanelTask, build_tasks, canonical_checksum
 from turnppo_hf.evaluation.panels.catalog import PanelSpec, find_spec
+from turnppo_hf.hub.agent_record import DATA_ARGUMENTS
 from turnppo_hf.hub.client import push_folder
 from turnppo_hf.hub.exceptions import ReleaseError
 from turnppo_hf.hub.http_errors import HUB_ERRORS, explain, redact
@@ -106,15 +107,16 @@ def write_panel(
     """
     spec, place = find_spec(name), Path(folder)
     _check_data(name, spec, data)
-    earlier = _earlier_files(place)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as made:  # whole, or not at all
+    _check_folder(place)
+    beside = place.resolve().parent
+    beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=beside, prefix=f".{place.name}-") as made:  # the earlier one stays till then
         panel = _write(name, spec, Path(made), data, workers, order)
-        for file in earlier:
-            file.unlink()
-        for part in (DATA, CARD, MANIFEST, *([WORLD] if panel.manifest.world else [])):
+        for part in (DATA, CARD, *([WORLD] if panel.manifest.world else []), MANIFEST):
             (place / part).parent.mkdir(parents=True, exist_ok=True)
-            (Path(made) / part).replace(place / part)
+            shutil.move(Path(made) / part, place / part)
+    if not panel.manifest.world:
+        (place / WORLD).unlink(missing_ok=True)  # of an earlier shop
     return replace(panel, folder=place)
 
 
@@ -272,7 +274,7 @@ def _check_manifest(manifest: Manifest) -> None:
     shop = {"data": WORLD} if WORLD in manifest.files else {}
     if not re.fullmatch(r"\w[\w.-]*", manifest.name):  # it names a folder of results
         raise FieldError("name", manifest.name, "letters, digits, _, . and -")
-    for name in ("data", "levels", "folder", "server"):
+    for name in DATA_ARGUMENTS:
         if manifest.environment_kwargs.get(name) != shop.get(name):
             raise FieldError(f"environment_kwargs.{name}", manifest.environment_kwargs.get(name), repr(shop.get(name)))
     if ("WebShop" in manifest.environment) != bool(shop):
@@ -374,8 +376,8 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _earlier_files(folder: Path) -> list[Path]:
-    """The files of an earlier panel; a folder with anything else is refused."""
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that holds anything but an earlier panel."""
     files = sorted(path for path in folder.rglob("*") if not path.is_dir()) if folder.exists() else []
     ours = {folder / name for name in (MANIFEST, DATA, WORLD, CARD)}
     card = folder / CARD
@@ -388,4 +390,3 @@ def _earlier_files(folder: Path) -> list[Path]:
             f"{str(folder)!r} already holds {name!r}, which is of no panel and would be pushed with it. Name a new "
             "folder."
         )
-    return files

@@ -171,6 +171,41 @@ def lead_with_32_turns() -> str:
     )
 
 
+def lead_with_50_turns() -> str:
+    """The README's sentence about the row at 50 turns, of which eight seeds of two methods are there."""
+    study = read_study(ROOT / STUDY)
+    block, results = study.block("headline"), results_of(study)
+    claims = {(claim.than, bool(claim.more_than_at)): claim for claim in block.claims if claim.at["turns"] == "50"}
+    lead, growth = (judge_claim(block, claims["grpo", grows], results) for grows in (False, True))
+    others = [judge_claim(block, claims[than, False], results) for than in ("token_ppo", "token_ppo_tuned", "gigpo")]
+    assert lead.pairs == len(block.seeds) and all(other.pairs < lead.pairs for other in others)
+    return (
+        f"With 50 turns its lead over GRPO is {lead.difference:+.3f} ({lead.low:+.3f} to {lead.high:+.3f}), "
+        f"p = {lead.p_value:.3f}: {lead.verdict}; larger than with 16 turns: {growth.verdict}; the others have too "
+        "few runs"
+    )
+
+
+def told_of_50_turns() -> list[str]:
+    """What docs/studies.md says of the two methods that have all seeds at 50 turns."""
+    study = read_study(ROOT / STUDY)
+    cells = cells_of(study.block("headline"), results_of(study))
+    ours, theirs = (cells[("turns", "50"), ("method", method)] for method in ("turn_ppo", "grpo"))
+    pairs = [(mine.score or 0.0, its.score or 0.0) for mine, its in zip(ours, theirs, strict=True)]
+    leads = [mine - its for mine, its in pairs]
+    lowest = min(range(len(pairs)), key=lambda number: pairs[number][1])
+    rest = [lead for number, lead in enumerate(leads) if number != lowest]
+    minutes = [fmean(run.cpu_s for run in runs) / 60 for runs in (theirs, ours)]
+    means = [fmean(scores) for scores in zip(*pairs, strict=True)]
+    return [
+        f"Turn-PPO ends at {means[0]:.3f} in the mean, GRPO at {means[1]:.3f}; in {sum(lead > 0 for lead in leads)} "
+        f"of {len(leads)} seeds Turn-PPO is ahead and in {leads.count(0.0)} they are equal",
+        f"Without the seed where GRPO ends at {pairs[lowest][1]:.2f} the lead is {fmean(rest):.3f} in place of "
+        f"{fmean(leads):.3f}",
+        f"needs {minutes[0]:.1f} CPU minutes a run against {minutes[1]:.1f} for the same episodes",
+    ]
+
+
 def runs_below_their_start() -> str:
     """The README's sentence about runs that ended worse than they began."""
     runs = {run.settings_hash: run for run in results_of(read_study(ROOT / STUDY))}.values()
@@ -195,15 +230,19 @@ def test_readme_states_the_headline() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for row in [*headline_rows(), *level_rows()]:
         assert row in text
+    studies = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
     for row in [*rate_rows(), *choice_rows()]:
-        assert row in (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
+        assert row in studies
+    for sentence in told_of_50_turns():
+        assert sentence in " ".join(studies.split())
     for row in default_rows():
         assert row in (ROOT / "docs" / "paper_index.md").read_text(encoding="utf-8")
     assert verdicts_at_one_rate() in " ".join(text.split())
     assert runs_below_their_start() in " ".join(text.split())
     assert lead_with_32_turns() in " ".join(text.split())
+    assert lead_with_50_turns() in " ".join(text.split())
     assert verdicts_that_a_lead_grows("rates") == {"not decided", "does not hold"}
-    assert "no claim that a lead grows from 4 to 16 turns holds at one rate" in " ".join(text.split())
+    assert "o claim that a lead grows from 4 to 16 turns holds at one rate" in " ".join(text.split())
     assert "holds" in verdicts_that_a_lead_grows("headline")
     study = read_study(ROOT / STUDY)
     results = results_of(study)

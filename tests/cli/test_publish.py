@@ -188,7 +188,7 @@ def test_evaluation_is_pushed_by_its_owner_as_commit_by_a_stranger_as_pull_reque
         (("card", "docs"), "holds no turnppo.json"),
         (("evaluate", "tiny", "--episodes", "2", "--push"), "no repository on the Hub"),
         (("evaluate", "x", "--push", "--environment_kwargs", "{}"), "plays another one"),
-        (("evaluate", "tiny", "--temperature", "-1", "--episodes", "2"), "`temperature` must be 0"),
+        (("evaluate", "tiny", "--temperature", "-1", "--episodes", "2"), "--temperature must be 0"),
         (("push", "tiny", "bob/agent"), "may not write there (403"),
         (("push", "tiny", "a/b/c"), "Name it as `name` or `namespace/name`"),
         (("evaluate", "alice/none"), "no such repository"),

@@ -354,13 +354,14 @@ class TurnPPOAgent:
         card = folder / "README.md"
         is_own = self.folder is not None and self.folder.resolve() == folder.resolve()
         earlier = card.read_text(encoding="utf-8") if card.exists() and not is_own else ""
-        is_another = (folder / RECORD_FILE).exists() and AgentRecord.from_folder(folder) != self.record
-        stale = agent_files(folder) if is_another and not is_own else set()
+        record, stale = folder / RECORD_FILE, set[Path]()
         with tempfile.TemporaryDirectory(dir=folder, prefix="_") as made:  # whole, before anything is replaced
             save_networks(ActorCritic(self.actor, self.critic), self.chat.tokenizer, self.record, made)
             if self.folder is not None:
                 copy_evidence(self.folder, Path(made))
             brings_card = (Path(made) / card.name).exists()
+            if not is_own and record.exists() and record.read_bytes() != (Path(made) / RECORD_FILE).read_bytes():
+                stale = agent_files(folder)  # of another agent
             for file in [path for path in sorted(Path(made).rglob("*")) if path.is_file()]:
                 target = folder / file.relative_to(made)
                 target.parent.mkdir(parents=True, exist_ok=True)

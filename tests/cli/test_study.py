@@ -131,12 +131,12 @@ def test_start_is_made_with_the_variables_before_its_command_where_none_is_kept(
     kept.mkdir(parents=True)
     (kept / "model.safetensors").write_bytes(b"kept")
     with pytest.raises(KeyboardInterrupt):  # a kept one without its record is none either
-        study_starts.make_start(runner.study, str(tmp_path / "start"))
+        study_starts.prepare_start(runner.study, str(tmp_path / "start"), [])
     (kept / "turnppo.json").write_text("{}")
-    study_starts.make_start(runner.study, str(tmp_path / "start"))
+    study_starts.prepare_start(runner.study, str(tmp_path / "start"), [])
     assert {path.name for path in (tmp_path / "start").iterdir()} == {"model.safetensors", "turnppo.json"}
     assert len(made) == 3
-    study_starts.make_start(runner.study, str(tmp_path / "start"))  # it is there
+    study_starts.prepare_start(runner.study, str(tmp_path / "start"), [])  # it is there
     StudyRunner(read_study(file), minutes=0.0).run()
     assert len(made) == 3
 
@@ -263,7 +263,7 @@ def test_failing_run_stops_no_other_and_finished_ones_are_kept(tmp_path, capsys)
     assert main(["study", str(file), "--workers", "1"]) == 1
     printed = capsys.readouterr().out
     assert printed.count("first/bad/seed_1: failed") == 1 and "nowhere" in printed
-    results = read_results(tmp_path / "results")
+    results = list(read_results(tmp_path / "results").values())
     assert [(item.cell["method"], item.seed) for item in results] == [("good", 1), ("good", 2)]
     assert all(item.cpu_s > 0 and len(item.curve) == 3 and item.episodes_per_step == 4 for item in results)
     assert all(item.advantages_by_turn and item.examples and item.critic.groups for item in results)
@@ -294,8 +294,8 @@ def test_killed_study_leaves_no_run_behind_and_loses_only_those_in_hand(tmp_path
     finally:
         if study.poll() is None:
             os.killpg(study.pid, signal.SIGKILL)
-    assert [item.seed for item in read_results(tmp_path / "results")] == [1]
+    assert [item.seed for item in read_results(tmp_path / "results").values()] == [1]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "1 of 2 runs are finished" in done.stdout
-    assert [item.seed for item in read_results(tmp_path / "results")] == [1, 2]
+    assert [item.seed for item in read_results(tmp_path / "results").values()] == [1, 2]

@@ -41,8 +41,6 @@ def check_player(arguments: argparse.Namespace) -> None:
     Raises:
         `ValueError`: nobody or two.
     """
-    from turnppo_hf.models.pretrained import EMBEDDED_MODELS
-
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise ValueError(f"--batch_size must be at least 1, got {arguments.batch_size}: nothing would be played.")
     if arguments.endpoint is None:
@@ -62,11 +60,14 @@ def check_player(arguments: argparse.Namespace) -> None:
                     f"--{name} is of the requests to an endpoint, and no --endpoint is given, so it would have no "
                     "effect. Leave it out."
                 )
-        if arguments.revision is not None and (arguments.model in EMBEDDED_MODELS or Path(arguments.model).is_dir()):
-            raise ValueError(
-                f"--revision names a commit on the Hub, and {arguments.model!r} lies on this machine, so it would "
-                "have no effect. Leave it out."
-            )
+        if arguments.revision is not None:
+            from turnppo_hf.models.pretrained import EMBEDDED_MODELS  # loads torch
+
+            if arguments.model in EMBEDDED_MODELS or Path(arguments.model).is_dir():
+                raise ValueError(
+                    f"--revision names a commit on the Hub, and {arguments.model!r} lies on this machine, so it would "
+                    "have no effect. Leave it out."
+                )
     elif arguments.revision is not None:
         raise ValueError(
             "--revision names a commit on the Hub, and what an endpoint serves is its own choice, so it would have no "

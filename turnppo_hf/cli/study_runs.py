@@ -18,7 +18,7 @@ from statistics import fmean
 
 import yaml
 
-from turnppo_hf.cli.study_starts import check_start, make_start, starts_from, starts_of
+from turnppo_hf.cli.study_starts import prepare_start
 from turnppo_hf.cli.train_arguments import parse_run
 from turnppo_hf.evaluation.study.finished import FinishedRuns
 from turnppo_hf.evaluation.study.plan import Block, PlannedRun, Study, StudyError, run_name
@@ -180,22 +180,14 @@ class StudyRunner:
         return not waiting
 
     def _startable(self, runs: list[PlannedRun]) -> list[PlannedRun]:
-        """Make what runs start from; return those whose start is there and is that of finished runs."""
-        for folder in starts_of(self.study, runs):
-            if folder not in self.failed:
-                try:
-                    make_start(self.study, folder)
-                except StudyError as error:
-                    self.failed[folder] = str(error)
-        for folder in sorted({str(run.settings.get("model")) for run in runs} - set(self.failed)):
+        """Prepare what runs start from; return the runs whose start is there and is that of finished ones."""
+        for folder in sorted({_start_of(run) for run in runs} - set(self.failed)):
             try:
-                check_start(self.study, folder, self.finished.planned())
+                prepare_start(self.study, folder, self.finished.planned())
             except StudyError as error:
                 self.failed[folder] = str(error)
-        refused = [run for run in runs if starts_from(run, self.failed)]
-        for folder in {folder for run in refused for folder in starts_from(run, self.failed)}:
-            print(f"{folder}: {self.failed[folder]}", flush=True)
-        return [run for run in runs if run not in refused]
+                print(f"{folder}: {error}", flush=True)
+        return [run for run in runs if _start_of(run) not in self.failed]
 
     def _next(self, waiting: list[PlannedRun], jobs: list[_Job]) -> _Job | None:
         """Start the first waiting run that neither another command trains nor a job with equal settings."""
@@ -292,6 +284,10 @@ class StudyRunner:
 
 def _names(block: Block) -> list[str]:
     return [run_name(block.name, cell, seed) for seed in block.seeds for cell in block.cells()]
+
+
+def _start_of(run: PlannedRun) -> str:
+    return str(run.settings.get("model"))
 
 
 def _is_over(end: float | None) -> bool:

@@ -1,9 +1,8 @@
-"""A study's runs in; the folders that they start from, copied from what is kept or made by a command, out."""
+"""A folder that a study's runs start from in; the same, copied from what is kept or made by its command, out."""
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
 import shlex
@@ -11,11 +10,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from turnppo_hf.evaluation.study.plan import PlannedRun, Study, StudyError
+from turnppo_hf.evaluation.study.plan import Study, StudyError
 from turnppo_hf.evaluation.study.result import StudyResult, weights_digest
 from turnppo_hf.hub.agent_record import RECORD_FILE
 from turnppo_hf.hub.processes import die_with_parent
@@ -23,64 +22,22 @@ from turnppo_hf.hub.processes import die_with_parent
 _VARIABLE = re.compile(r"[A-Za-z_]\w*=")
 
 
-def starts_of(study: Study, runs: Sequence[PlannedRun]) -> list[str]:
-    """Return the folders that a study makes, of those that runs start from."""
-    return [folder for folder in study.starts if any(starts_from(run, [folder]) for run in runs)]
-
-
-def starts_from(run: PlannedRun, folders: Iterable[str]) -> list[str]:
-    """Return the folders that a run's settings name, as its model or elsewhere."""
-    named = json.dumps(run.settings)
-    return [folder for folder in folders if json.dumps(folder) in named]
-
-
-def make_start(study: Study, folder: str) -> None:
+def prepare_start(study: Study, folder: str, finished: Iterable[StudyResult]) -> None:
     """
-    Make a folder that runs start from where it is missing; another command that makes it is waited for.
+    Make a folder that runs start from, where the study does and it is missing, and check what it holds.
 
     Args:
-        study ([`~turnppo_hf.evaluation.study.plan.Study`]): It has the command.
-        folder (`str`): A key of its `starts`.
-
-    Raises:
-        `StudyError`: the command made no such folder.
-    """
-    with _locked(Path(f"{folder}.lock")):
-        if _is_whole(folder):
-            return
-        kept = study.results / "starts" / Path(folder).name
-        if _is_whole(kept):  # weights that the command would give on some processors only
-            print(f"{folder}: copied from {kept}", flush=True)
-            _copy_folder(kept, Path(folder))
-            return
-        words = study.starts[folder]
-        variables, command = _variables_and_command(words)
-        shown = " ".join(f"{name}={value}" for name, value in variables.items())
-        print(f"{shown} turnppo {shlex.join(command)}".lstrip(), flush=True)
-        done = subprocess.run(
-            [sys.executable, "-m", "turnppo_hf.cli", *command],
-            env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
-            check=False,
-            preexec_fn=die_with_parent(),
-        )
-        if done.returncode or not _is_whole(folder):
-            raise StudyError(
-                f"`turnppo {words}` made no {folder} (exit {done.returncode}), which runs of {study.path} start from."
-            )
-
-
-def check_start(study: Study, folder: str, finished: Iterable[StudyResult]) -> None:
-    """
-    Check that a folder holds the weights that finished runs from it started from.
-
-    Args:
-        study ([`~turnppo_hf.evaluation.study.plan.Study`]): For messages.
-        folder (`str`): That runs start from.
+        study ([`~turnppo_hf.evaluation.study.plan.Study`]): It has the commands.
+        folder (`str`): The `model` of runs; another command that makes it is waited for.
         finished (`Iterable[StudyResult]`): Of the study.
 
     Raises:
-        `StudyError`: it holds others.
+        `StudyError`: the command made no such folder, or it holds other weights than finished runs started from.
     """
+    if folder in study.starts:
+        with _locked(Path(f"{folder}.lock")):
+            if not _is_whole(folder):
+                _make_start(study, folder)
     digest = weights_digest(folder)
     from_it = [result for result in finished if str(result.settings.get("model")) == folder]
     unlike = [result.name for result in from_it if result.start_digest not in ("", digest)]
@@ -90,6 +47,28 @@ def check_start(study: Study, folder: str, finished: Iterable[StudyResult]) -> N
             f"{folder} {there} that {len(unlike)} finished runs of {study.path} started from ({unlike[0]} was one), "
             "so new runs could not be compared with them. Processors with other instruction sets make other weights "
             f"by the same command. Bring that folder back, or move {study.results} away and train all of them again."
+        )
+
+
+def _make_start(study: Study, folder: str) -> None:
+    kept = study.results / "starts" / Path(folder).name
+    if _is_whole(kept):  # weights that the command would give on some processors only
+        print(f"{folder}: copied from {kept}", flush=True)
+        _copy_folder(kept, Path(folder))
+        return
+    words = study.starts[folder]
+    variables, command = _variables_and_command(words)
+    shown = " ".join(f"{name}={value}" for name, value in variables.items())
+    print(f"{shown} turnppo {shlex.join(command)}".lstrip(), flush=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "turnppo_hf.cli", *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
+        check=False,
+        preexec_fn=die_with_parent(),
+    )
+    if done.returncode or not _is_whole(folder):
+        raise StudyError(
+            f"`turnppo {words}` made no {folder} (exit {done.returncode}), which runs of {study.path} start from."
         )
 
 

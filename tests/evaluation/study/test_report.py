@@ -162,7 +162,7 @@ def test_runs_with_cut_episodes_are_named(study, results):
 
 def test_result_file_is_read_back_and_a_damaged_one_is_named(results, tmp_path):
     results[0].save(tmp_path / "main" / "1" / "turn" / "seed_1.json")
-    assert read_results(tmp_path) == [results[0]]
+    assert list(read_results(tmp_path).values()) == [results[0]]
     (tmp_path / "seed_2.json").write_text('{"study": 3}')
     with pytest.raises(ValueError, match=r"seed_2.json is no result of a study .*Remove the file"):
         read_results(tmp_path)

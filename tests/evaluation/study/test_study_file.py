@@ -61,7 +61,7 @@ def method(**values):
         ),
         (method(**{"../../elsewhere": {}}), "is no path below the folder of results"),
         (method(**{"": {}}), "is no path below the folder of results"),
-        ({"blocks": {"/tmp/block": STUDY["blocks"]["tuning"]}}, "is no path below the folder of results"),
+        ({"blocks": {"/block": STUDY["blocks"]["tuning"]}}, "is no path below the folder of results"),
         (
             main_with(axes={"moves": {"1/turn": {}}, "method": {"turn/x": {}, "x": {}}}),
             "two runs would be called 'main/1/turn/x/seed_1'",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from statistics import fmean
 
 from turnppo_hf.evaluation.study.plan import Block, PlannedRun, Study
-from turnppo_hf.evaluation.study.result import StudyResult
+from turnppo_hf.evaluation.study.result import StudyResult, read_results
 
 
 class FinishedRuns:
@@ -17,28 +17,21 @@ class FinishedRuns:
     of this study any more, and is counted nowhere.
 
     Args:
-        study ([`~turnppo_hf.evaluation.study.plan.Study`]): What is asked for.
-        results (`Iterable[StudyResult]`, *optional*): What is there. Defaults to the files of the study's results.
+        study ([`~turnppo_hf.evaluation.study.plan.Study`]): What is asked for; the files of its results are read.
 
     Raises:
         `ValueError`: a file is no result.
     """
 
-    def __init__(self, study: Study, results: Iterable[StudyResult] | None = None) -> None:
+    def __init__(self, study: Study) -> None:
         self.study = study
         self.results: dict[str, StudyResult] = {}
         self.misplaced: list[str] = []  # files of results whose names are not where they lie
-        if results is None:
-            self.reread()
-        else:
-            self.results.update({result.name: result for result in results})
+        self.reread()
 
     def reread(self) -> None:
         """Read the files of results, also those that another command finished."""
-        found = {
-            file.relative_to(self.study.results).with_suffix("").as_posix(): StudyResult.from_file(file)
-            for file in sorted(self.study.results.rglob("seed_*.json"))
-        }
+        found = read_results(self.study.results)
         self.results = {name: result for name, result in found.items() if result.name == name}
         self.misplaced = [name for name in found if name not in self.results]
 

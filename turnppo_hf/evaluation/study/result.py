@@ -187,9 +187,10 @@ def weights_digest(model: Any) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16] if files else ""
 
 
-def read_results(folder: Path) -> list[StudyResult]:
-    """Return all results below a folder, by path."""
-    return [StudyResult.from_file(file) for file in sorted(folder.rglob("seed_*.json"))]
+def read_results(folder: Path) -> dict[str, StudyResult]:
+    """Return all results below a folder, by their path in it, without the suffix."""
+    files = {file.relative_to(folder).with_suffix("").as_posix(): file for file in sorted(folder.rglob("seed_*.json"))}
+    return {name: StudyResult.from_file(file) for name, file in files.items()}
 
 
 def _read_object(file: Path) -> dict[str, Any]:

@@ -18,8 +18,8 @@ import pytest
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 APP = Path(__file__).parents[2] / "spaces_demo" / "app.py"
 START_S, WAIT_MS = 120, 30_000  # a busy machine takes its time; nothing waits so long without need
-# what a browser says of requests that it breaks off itself when a page is left
-LEAVING = ("AbortError", "Connection errored out", "net::ERR_ABORTED", "Failed to fetch")
+# what a browser says of requests that it breaks off itself: a page is left, or a test takes its context offline
+BROKEN_OFF = ("AbortError", "Connection errored out", "ERR_ABORTED", "Failed to fetch", "ERR_INTERNET_DISCONNECTED")
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def watch(page: Any, faults: list[str]) -> None:
             route.abort()
 
     def read(message: Any) -> None:
-        if message.type == "error" and not any(word in message.text for word in LEAVING):
+        if message.type == "error" and not any(word in message.text for word in BROKEN_OFF):
             faults.append(f"console: {message.text}")
 
     page.route("**/*", judge)

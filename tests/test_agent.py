@@ -6,10 +6,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
+from tests.helpers.scripted import CountingEnvironment
 from tests.helpers.tiny import turn_logprobs
 from turnppo_hf import TurnPPOAgent
 from turnppo_hf.environments import make_environment
@@ -270,6 +272,53 @@ def test_sampling_of_the_record_is_used(agent):
     assert [turn.completion for turn in trajectory.turns] == [turn.completion for turn in greedy.turns]
     turn = trajectory.turns[0]
     assert list(turn.sampling_logprobs) == pytest.approx(turn_logprobs(agent.actor, turn).tolist(), abs=1e-4)
+
+
+def test_smallest_probability_of_the_record_is_used(agent):
+    agent.record = replace(agent.record, sampling={"temperature": 1.0, "min_p": 1.0})
+    greedy = [turn.completion for turn in agent.play(seed=3, temperature=0.0).turns]
+    assert [turn.completion for turn in agent.play(seed=3, temperature=1.0).turns] == greedy
+
+
+def test_bootstrap_of_the_run_is_that_of_the_score(agent):
+    class Cut(CountingEnvironment):
+        def step(self, action):
+            observation, reward, *_ = super().step(action)
+            return observation, reward, False, self.turn == 2, {"truncation": "time_limit"}
+
+    cut = agent.play_tasks(Cut, [{"seed": 3}])
+    (bootstrapped,) = agent.score(cut)
+    agent.record = replace(agent.record, bootstrap_truncated=False)
+    (ended,) = agent.score(cut)
+    assert bootstrapped.turns[-1].turn_return != ended.turns[-1].turn_return
+
+
+def test_user_of_a_record_is_told_of_what_has_no_effect(folder):
+    with pytest.raises(ReleaseError, match=r"no key 'limit'\. Did you mean 'limits'\?"):
+        TurnPPOAgent.from_pretrained(folder, record={"limit": {"max_turns": 3}})
+    with pytest.raises(ReleaseError, match=r"In `record`, `limits.max_turn` is 3"):
+        TurnPPOAgent.from_pretrained(folder, record={"limits": {"max_turn": 3}})
+    agent = TurnPPOAgent.from_pretrained(folder)
+    assert TurnPPOAgent.from_pretrained(folder, record=agent.record.to_dict()).record == agent.record
+
+
+def test_folder_without_tokenizer_and_revision_of_a_folder_are_told(folder):
+    with pytest.raises(ReleaseError, match=r"has no tokenizer that can be read .*not the `critic`"):
+        TurnPPOAgent.from_pretrained(folder / "critic")
+    with pytest.raises(ReleaseError, match=r"A revision \('v1'\) names a commit on the Hub"):
+        TurnPPOAgent.from_pretrained(folder, revision="v1")
+
+
+def test_agent_plays_what_the_trainer_plays(agent):
+    class Silent(CountingEnvironment):
+        action_space = gymnasium.spaces.Discrete(4)
+
+    assert agent.play(CountingEnvironment, seed=3).error is None
+    assert "Wrap the environment" in str(agent.play(Silent, seed=3).error)
+    with pytest.raises(TypeError, match="which cannot be called"):
+        agent.play(CountingEnvironment(), seed=3)
+    with pytest.raises(ValueError, match="Task 0 has no `seed`"):
+        agent.play_tasks(CountingEnvironment, [{"level": 3}])
 
 
 def test_folder_is_the_path_it_was_loaded_from(agent, folder):

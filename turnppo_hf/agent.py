@@ -13,19 +13,19 @@ from typing import Any
 
 import gymnasium
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from turnppo_hf.generation.sampler_check import check_sampler
 from turnppo_hf.generation.transformers_generator import TransformersGenerator
 from turnppo_hf.hub.agent_record import RECORD_FILE, AgentRecord, EnvironmentSource, resolve_environment
-from turnppo_hf.hub.card.card import prepare_release, render_card
+from turnppo_hf.hub.card.card import Published, prepare_release, render_card
 from turnppo_hf.hub.card.merge import is_ours, merge_cards
-from turnppo_hf.hub.client import create_repository, push_release, read_card
+from turnppo_hf.hub.client import create_repository, push_release, read_account
 from turnppo_hf.hub.files import CRITIC_FOLDER, agent_files, check_folder, copy_evidence
 from turnppo_hf.models.actor_critic import ActorCritic
 from turnppo_hf.models.adapters import check_mergeable, is_adapted
 from turnppo_hf.models.checkpoint import save_networks
-from turnppo_hf.models.pretrained import EMBEDDED_MODELS, find_model, load_agent_networks
+from turnppo_hf.models.pretrained import EMBEDDED_MODELS, find_model, load_agent_networks, load_tokenizer
 from turnppo_hf.ppo.algorithms import ALGORITHMS
 from turnppo_hf.ppo.batch import stack
 from turnppo_hf.ppo.credit import Credit, critic_credit, record_credit
@@ -122,20 +122,20 @@ class TurnPPOAgent:
             `ValueError`: its tokenizer has no chat template.
         """
         name = str(pretrained_model_name_or_path)
-        download: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        download: dict[str, Any] = {"token": token, "cache_dir": cache_dir}
         download |= {"force_download": force_download, "local_files_only": local_files_only}
-        folder = find_model(name, **download)
+        folder = find_model(name, revision=revision, **download)
         check_folder(folder, name)
         known = AgentRecord.from_folder(folder)
         if record:
-            known = AgentRecord.from_dict({**known.to_dict(), **record}, "`record`")
+            known = known.changed(record)
         is_local = name in EMBEDDED_MODELS or Path(name).is_dir()
         if device is None:
             device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
         # on CPU a checkpoint in half precision would be slow, and its greedy choices would differ from the trainer's
         dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
-        actor, critic = load_agent_networks(folder, dtype)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        actor, critic = load_agent_networks(folder, dtype, **download)
+        tokenizer = load_tokenizer(folder, name)
         return cls(
             actor.to(device),
             tokenizer,
@@ -265,6 +265,12 @@ class TurnPPOAgent:
                 f"{environment_timeout_s:g}: no episode could be played. Pass at least one, and some seconds."
             )
         generator = self._generator(self._temperature(temperature), max_parallel_episodes)
+        for number, task in enumerate(tasks):
+            if "seed" not in task:
+                raise ValueError(
+                    f"Task {number} has no `seed`, of which its episode would be made: {dict(task)!r:.80}. Give each "
+                    "task one."
+                )
         read = [read_seed(task["seed"], number) for number, task in enumerate(tasks)]
         plans = [
             EpisodePlan(task, name, seed=seed, sampling_seed=seed, problem=problem)
@@ -289,7 +295,7 @@ class TurnPPOAgent:
         if self.critic is None or not played:
             return list(trajectories)
         gamma, lam = self.record.turn_discounts
-        batch = stack(played).to(self.critic.device)
+        batch = stack(played, bootstrap_truncated=self.record.bootstrap_truncated).to(self.critic.device)
         networks = ActorCritic(self.actor, self.critic)
         parts = []
         for group in batch.micro_batches(_SCORED_TOKENS):
@@ -354,14 +360,16 @@ class TurnPPOAgent:
         card = folder / "README.md"
         is_own = self.folder is not None and self.folder.resolve() == folder.resolve()
         earlier = card.read_text(encoding="utf-8") if card.exists() and not is_own else ""
-        record, stale = folder / RECORD_FILE, set[Path]()
+        record = folder / RECORD_FILE
         with tempfile.TemporaryDirectory(dir=folder, prefix="_") as made:  # whole, before anything is replaced
             save_networks(ActorCritic(self.actor, self.critic), self.chat.tokenizer, self.record, made)
             if self.folder is not None:
                 copy_evidence(self.folder, Path(made))
             brings_card = (Path(made) / card.name).exists()
-            if not is_own and record.exists() and record.read_bytes() != (Path(made) / RECORD_FILE).read_bytes():
-                stale = agent_files(folder)  # of another agent
+            stale = set[Path]()
+            if is_own or record.exists():  # of another agent, or the adapters of one that was merged
+                is_same = is_own or record.read_bytes() == (Path(made) / RECORD_FILE).read_bytes()
+                stale = agent_files(folder, networks_only=is_same)
             for file in [path for path in sorted(Path(made).rglob("*")) if path.is_file()]:
                 target = folder / file.relative_to(made)
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -381,21 +389,42 @@ class TurnPPOAgent:
         commit_message: str = "Upload agent",
         private: bool | None = None,
         token: str | None = None,
-        branch: str | None = None,
+        revision: str | None = None,
         create_pr: bool = False,
     ) -> str:
         """
         Push actor, critic, tokenizer, record and card as one commit, and return its address.
 
+        Args:
+            repo_id (`str`): `"name"` in the namespace of the token, or `"namespace/name"`.
+            commit_message (`str`, *optional*, defaults to `"Upload agent"`): Title of the commit.
+            private (`bool`, *optional*): Of a repository that is created; the Hub's default otherwise.
+            token (`str`, *optional*): Defaults to the one that `hf auth login` or `HF_TOKEN` gives.
+            revision (`str`, *optional*): Branch; created where it is missing.
+            create_pr (`bool`, *optional*, defaults to `False`): Open a pull request instead.
+
         Raises:
             `PushError`: nothing was committed; the message names the reason.
         """
+        if "/" not in repo_id:
+            repo_id = f"{read_account(token)['name']}/{repo_id}"
+        if not create_pr:
+            create_repository(repo_id, token=token, private=private)
+        published = Published.read(repo_id, token=token, revision=revision)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            namespaced = create_repository(repo_id, token=token, private=private) if not create_pr else repo_id
-            prepare_release(folder, namespaced, published=read_card(namespaced, token=token, revision=branch))
-            where: dict[str, Any] = {"private": private, "token": token, "revision": branch, "create_pr": create_pr}
-            commit = push_release(folder, repo_id, message=commit_message, **where)
+            run = prepare_release(folder, repo_id, published=published)
+            commit = push_release(
+                folder,
+                repo_id,
+                message=commit_message,
+                private=private,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+                called=f"The agent {self.actor.name_or_path!r}",
+                is_other_agent=published.is_of_other_figures(run),
+            )
         return str(commit.pr_url or commit.commit_url)
 
     def _need_critic(self) -> PreTrainedModel:
@@ -432,6 +461,7 @@ class TurnPPOAgent:
             temperature=temperature,
             top_p=self.record.top_p,
             top_k=self.record.top_k,
+            min_p=self.record.min_p,
             max_parallel_episodes=max_parallel_episodes,
         )
 

@@ -179,6 +179,25 @@ def test_evaluation_is_pushed_by_its_owner_as_commit_by_a_stranger_as_pull_reque
     assert "model.safetensors" in files and "README.md" in files
 
 
+def test_evaluation_of_an_older_commit_is_not_pushed(hub):
+    for agent in ("tiny-trained", "tiny"):
+        assert run_command("push", agent, "alice/agent")[0] == 0
+    newest, oldest = hub.commits("alice/agent")[0].oid, hub.commits("alice/agent")[1].oid
+    status, _, said = run_command("evaluate", "alice/agent", "--episodes", "2", "--push", "--revision", oldest)
+    assert status == 2 and "whose agent would be given the figures of another" in said
+    status, _, _ = run_command("evaluate", "alice/agent", "--episodes", "2", "--push", "--revision", newest)
+    assert status == 0
+
+
+def test_episodes_that_cannot_be_pushed_stop_the_agent_or_are_told(hub):
+    status, _, said = run_command("push", "tiny-trained", "agent", "--episodes", "bob/eps")
+    assert status == 2 and "'bob/eps' was not created" in said and ("model", "alice/agent") not in hub.repos
+    status, _, said = run_command("push", "tiny-trained", "agent", "--episodes", "eps", "--create_pr")
+    assert status == 2 and "without --create_pr" in said and ("dataset", "alice/eps") not in hub.repos
+    assert run_command("push", "tiny-trained", "agent", "--episodes", "eps", "--revision", "v2")[0] == 0
+    assert "README.md" in hub.files("alice/eps", repo_type="dataset", revision="v2")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -208,7 +227,13 @@ def test_card_command_writes_the_card_and_prints_its_path(run):
 
 
 def test_push_over_another_agent_leaves_nothing_of_it(hub, run):
-    assert run_command("push", "tiny-trained", "alice/agent")[0] == 0
+    assert run_command("push", "tiny-trained", "alice/agent", "--episodes", "eps")[0] == 0
+    assert run_command("evaluate", "alice/agent", "--push", "--episodes", "2")[0] == 0
+    added = yaml.safe_load(hub.files("alice/agent")[".eval_results/turnppo-alice.yaml"])
+    assert {entry["dataset"]["id"] for entry in added} == {"alice/eps"}
+    assert run_command("push", "tiny-trained", "alice/agent")[0] == 0  # the same agent once more
+    assert ".eval_results/turnppo-alice.yaml" in hub.files("alice/agent")
+    assert "- alice/eps" in hub.files("alice/agent")["README.md"].decode()
     api = HfApi()
     api.upload_file(path_or_fileobj=b"mine", path_in_repo="assets/mine.png", repo_id="alice/agent")
     assert run_command("push", "tiny", "alice/agent")[0] == 0
@@ -221,6 +246,8 @@ def test_push_over_another_agent_leaves_nothing_of_it(hub, run):
         "train_config.yaml",
     }
     assert not gone & files and "assets/mine.png" in files
+    assert "alice/eps" not in hub.files("alice/agent")["README.md"].decode()
+    assert ".eval_results/turnppo-alice.yaml" not in files
     assert TurnPPOAgent.from_pretrained("alice/agent").critic is None
 
 

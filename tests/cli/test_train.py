@@ -13,8 +13,9 @@ import yaml
 
 from tests.cli.test_main import RUN
 from turnppo_hf.cli.main import main
-from turnppo_hf.cli.train import _longer
+from turnppo_hf.cli.train import _learning_curve, _longer
 from turnppo_hf.environments.sokoban.environment import Sokoban
+from turnppo_hf.evaluation.outcome import Summary
 from turnppo_hf.hub.card.card import prepare_release
 from turnppo_hf.hub.run_record import read_run
 from turnppo_hf.hub.trajectory_dataset import write_dataset
@@ -98,6 +99,16 @@ def test_recorded_run_asks_for_its_secrets_again(
             None,
             "turnppo train x.yaml --seed 1 --max_steps 12 --overwrite_output_dir true",
         ),
+        (
+            "turnppo train x.yaml --overwrite_output_dir --seed 3",
+            None,
+            "turnppo train x.yaml --seed 3 --max_steps 12 --overwrite_output_dir true",
+        ),
+        (
+            "turnppo train x.yaml --overwrite_output_dir True --lr 1",
+            4,
+            "turnppo train x.yaml --lr 1 --max_steps 12 --resume_from_checkpoint true",
+        ),
     ],
 )
 def test_longer_training_goes_on_from_a_checkpoint_where_there_is_one(
@@ -106,3 +117,11 @@ def test_longer_training_goes_on_from_a_checkpoint_where_there_is_one(
     trainer: Any = SimpleNamespace(ending=SimpleNamespace(saved_at=saved_at), state=SimpleNamespace(max_steps=6))
     run: Any = SimpleNamespace(typed=command)
     assert _longer(run, trainer) == expected
+
+
+def test_point_of_the_curve_counts_every_episode_that_was_played() -> None:
+    score = Summary(4, 0, 2, 0.5, 0.15, 0.85, 1.0, 0.1, 0.0, 3.0, 0.0, {"solved": 2, "task_budget": 2})
+    entry = {"eval_reward": 1.0, "eval_reward_std": 0.5, "eval_success": 0.25}
+    history = [{**entry, "step": step, "eval_episodes/failed": failed} for step, failed in ((2, 10), (4, 32))]
+    _, between, _ = _learning_curve(history, score, score, 6, 32)
+    assert (between.step, between.episodes, between.success_rate) == (2, 22, 0.25), "nothing was played at step 4"

@@ -21,6 +21,13 @@ class Duck:
         return "quack", 0.0, True, False, {}
 
 
+class NoOptions(gymnasium.Env):
+    """Its `reset` is older than Gymnasium's."""
+
+    def reset(self, seed=None):
+        return "seen", {}
+
+
 class NoMethods:
     """Nothing to play in."""
 
@@ -53,6 +60,7 @@ def test_class_and_third_party_id_are_played(make_trainer):
         (CountingEnvironment, "returned the class CountingEnvironment"),
         ({"a": 1}, "returned dict"),
         (None, "returned NoneType"),
+        (NoOptions(), r"reset\(\) of 'NoOptions' takes no `options`.*Define reset"),
     ],
 )
 def test_what_cannot_be_played_is_refused(environment, message):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 from gymnasium.spaces import Discrete, Text
 
@@ -104,6 +105,33 @@ def test_class_id_and_what_cannot_be_played_are_told_without_playing() -> None:
     environment = Countdown()
     del environment.action_space
     assert check_environment(environment) == ["The action space is missing; it must be gymnasium.spaces.Text."]
+
+
+class Old(Countdown):
+    """Its `reset` is older than Gymnasium's."""
+
+    def reset(self, *, seed: int | None = None) -> Any:  # type: ignore[override]
+        return super().reset(seed=seed)
+
+
+class Plain:
+    """Two methods that are not Gymnasium's."""
+
+    def reset(self) -> str:
+        return "seen"
+
+    def step(self, action: str) -> Any:
+        """Play."""
+
+
+def test_reset_that_training_could_not_call_is_told() -> None:
+    assert "takes no `options`" in check_environment(Old())[0]
+    assert "the model would be offered `step` as a tool" in check_environment(Plain())[0]
+
+
+def test_numbers_of_numpy_are_no_problem() -> None:
+    info = {"solved": np.bool_(False), "penalty": np.float32(-1)}
+    assert check_environment(Countdown(reward=np.float32, flag=np.bool_, info=lambda _: info)) == []
 
 
 class Duck:

@@ -47,3 +47,21 @@ def test_numbers_of_numpy_and_torch_count() -> None:
     for reward in (1, True, np.float32(1), np.array(1.0), torch.tensor(1.0)):
         reply = read(reward, np.bool_(True), 0, {"penalty": np.float64(-1)})
         assert (reply.reward, reply.terminated, reply.truncated) == (1.0, True, False)
+
+
+@pytest.mark.parametrize("solved", ["False", "", 2, [True]])
+def test_success_that_is_no_truth_value_is_refused(solved: Any) -> None:
+    with pytest.raises(TypeError, match=r'info\["solved"\] is .*would count as success'):
+        read(0.0, True, False, {"solved": solved})
+
+
+@pytest.mark.parametrize("solved", [True, np.bool_(True), 1, None])
+def test_success_of_numpy_counts_and_none_is_no_answer(solved: Any) -> None:
+    assert read(0.0, True, False, {"solved": solved}).info["solved"] is solved
+
+
+def test_reason_of_a_cut_that_is_none_is_refused_where_it_counts() -> None:
+    with pytest.raises(ValueError, match=r"'timelimit', and it decides.*'task_budget' or 'time_limit'"):
+        read(0.0, False, True, {"truncation": "timelimit"})
+    assert read(0.0, False, False, {"truncation": "timelimit"}).truncated is False
+    assert read(0.0, False, True, {"truncation": True}).truncated is True

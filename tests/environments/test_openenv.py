@@ -1,5 +1,6 @@
 """OpenEnv both ways: a server's environment trains, ours are served, and a server that restarts stops nobody."""
 
+import http.server
 import threading
 import time
 
@@ -70,6 +71,30 @@ def test_sound_server_has_no_problem_and_a_generic_client_is_adapted(server, ope
     session = adapt(GenericEnvClient(base_url=server.url))
     assert session.reset(seed=3) == open_session().reset(seed=3)
     session.close()
+
+
+@pytest.mark.parametrize("answer", [b"<html>hi</html>", b"{}", b"[]", b'{"action": 3}'])
+def test_server_of_something_else_says_so(answer):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *arguments):
+            """Keep the terminal quiet."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        with pytest.raises(TypeError, match=r"so it is no OpenEnv server.*Correct the address"):
+            make_environment("openenv/Server-v0", server=f"http://127.0.0.1:{other.server_port}", patience_s=1)
+        other.shutdown()
+
+
+@pytest.mark.parametrize("arguments", [{"server": "localhost:9"}, {"server": None}, {}])
+def test_address_that_is_none_is_refused_at_once(arguments):
+    with pytest.raises(ValueError, match=r"`server` is .*http://localhost:8000"):
+        make_environment("openenv/Server-v0", **arguments)
 
 
 def test_three_updates_on_a_server(server, make_trainer, embedded_actor):

@@ -41,6 +41,29 @@ def test_each_token_is_processed_once():
     assert generator.tokens_processed == sum(last.values()) - len(last)
 
 
+def test_episodes_that_begin_late_run_beside_the_first():
+    model = make_model()
+    alone = {}
+    for number, prompt in PROMPTS.items():
+        generator = make_generator(model, eos_token_ids=[])
+        generator.submit(number, prompt, max_new_tokens=4 + number, seed=number)
+        alone[number] = drain(generator, 1)[0].completion_ids
+    generator = make_generator(model, eos_token_ids=[], max_parallel_episodes=len(PROMPTS) - 1)
+    found = {}
+    for number, prompt in PROMPTS.items():
+        generator.submit(number, prompt, max_new_tokens=4 + number, seed=number)
+        if number == min(PROMPTS):
+            generator._admit()  # as where the other environments are still at their reset
+            generator._decode()
+    generator._admit()
+    assert len(generator._running) == len(PROMPTS) - 1, "no more than are asked for"
+    while len(found) < len(PROMPTS):
+        for completion in generator.take_completions():
+            found[completion.episode] = completion.completion_ids
+            generator.release(completion.episode)
+    assert found == alone
+
+
 def test_rewritten_history_keeps_only_the_common_prefix():
     model = make_model()
     generator = make_generator(model)

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from turnppo_hf.cli.main import main
 from turnppo_hf.evaluation.calibration import judge_critic
 from turnppo_hf.evaluation.replay import shown_episode
-from turnppo_hf.hub.card.card import prepare_release, render_card
+from turnppo_hf.hub.card.card import Published, prepare_release, render_card
 from turnppo_hf.hub.card.text import fenced, percent
 from turnppo_hf.hub.exceptions import ReleaseError
 from turnppo_hf.hub.run_record import add_comparison, package_version, read_run
@@ -174,7 +174,7 @@ def test_users_sections_and_keys_survive_regeneration(run):
 def test_published_cards_sections_are_kept_as_well(run):
     prepare_release(run, "alice/agent")
     published = (run / "README.md").read_text() + "\n## From the web\n\nTyped on the Hub.\n"
-    prepare_release(run, "alice/agent", published=published)
+    prepare_release(run, "alice/agent", published=Published(published))
     assert "Typed on the Hub." in (run / "README.md").read_text()
 
 

@@ -26,7 +26,7 @@ from turnppo_hf.hub.client import (
     is_writable,
     push_checkpoint,
     push_folder,
-    read_card,
+    read_published,
     with_retries,
 )
 from turnppo_hf.hub.exceptions import PushError, ReleaseError
@@ -319,7 +319,7 @@ def test_checkpoint_is_pushed_in_place_of_what_was_there(hub: Hub, folder: Path)
 
 def test_offline_mode_makes_no_request(hub: Hub, folder: Path, monkeypatch: Any, waits: list[float]) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    for action in (lambda: push(folder), lambda: read_card("alice/agent"), lambda: create_repository("agent")):
+    for action in (lambda: push(folder), lambda: read_published("alice/agent"), lambda: create_repository("agent")):
         with pytest.raises(PushError, match=r"HF_HUB_OFFLINE is set.*Unset it") as caught:
             action()
         assert not caught.value.is_transient

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, constants
 from tests.fake_hub.fixture import Hub
 from tests.hub.test_client import CARD, LARGE, PUBLIC, push, released, write_release
 from turnppo_hf.hub.background import stage
-from turnppo_hf.hub.client import create_repository, fetch, is_writable, read_card
+from turnppo_hf.hub.client import create_repository, fetch, is_writable, read_published
 from turnppo_hf.hub.exceptions import PushError, ReleaseError
 
 
@@ -112,19 +112,19 @@ def test_fetch_refuses_weights_that_are_pickles_alone(hub: Hub, folder: Path) ->
     assert hub.requests("/resolve/") == []
 
 
-def test_read_card_tells_no_card_from_one_that_cannot_be_read(hub: Hub, folder: Path) -> None:
-    assert read_card("alice/agent") is None
+def test_read_published_tells_no_card_from_one_that_cannot_be_read(hub: Hub, folder: Path) -> None:
+    assert read_published("alice/agent") is None
     create_repository("alice/agent", private=True)
-    assert read_card("alice/agent") is None
+    assert read_published("alice/agent") is None
     push(folder)
-    assert read_card("alice/agent") == read_card("alice/agent", revision="not-yet") == CARD
-    assert read_card("alice/agent", token=hub.tokens["bob"]) is None
+    assert read_published("alice/agent") == read_published("alice/agent", revision="not-yet") == CARD
+    assert read_published("alice/agent", token=hub.tokens["bob"]) is None
     HfApi().upload_file(path_or_fileobj=b"# New\n", path_in_repo="README.md", repo_id="alice/agent")
     hub.inject("README.md", status=503)
-    assert read_card("alice/agent") == "# New\n", "not the older one of the cache"
+    assert read_published("alice/agent") == "# New\n", "not the older one of the cache"
     hub.inject("README.md", status=503, times=None)
-    with pytest.raises(PushError, match=r"The card of 'alice/agent' was not read.*the Hub fails"):
-        read_card("alice/agent")
+    with pytest.raises(PushError, match=r"README.md of 'alice/agent' was not read.*the Hub fails"):
+        read_published("alice/agent")
 
 
 def test_is_writable_for_the_owner_and_its_organisation(hub: Hub) -> None:

@@ -10,7 +10,7 @@ from transformers import AutoModelForTokenClassification
 from tests.helpers.tiny import VOCABULARY, config_for, draw_trajectories, tiny_actor
 from turnppo_hf.models.actor_critic import critic_from_actor, sampled_logprobs
 from turnppo_hf.ppo.batch import stack
-from turnppo_hf.trainer.networks import load_actor, load_critic
+from turnppo_hf.trainer.networks import build_networks, load_actor, load_critic
 
 
 def test_load_actor_takes_a_loaded_model_as_it_is():
@@ -50,6 +50,11 @@ def test_load_actor_refuses_what_is_no_causal_language_model():
 def test_load_actor_refuses_arguments_for_a_model_that_is_loaded_already():
     with pytest.raises(ValueError, match="would have no effect"):
         load_actor(tiny_actor(), config_for(model_init_kwargs={"dtype": "bfloat16"}))
+
+
+def test_critic_of_an_algorithm_without_one_is_refused():
+    with pytest.raises(ValueError, match="`value_model` is set, but grpo has no critic"):
+        build_networks("tiny", "no/such/critic", config_for("grpo"))
 
 
 def test_load_critic_copies_the_actor_by_default():

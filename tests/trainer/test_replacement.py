@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from datasets import Dataset
 
+from tests.helpers.scripted import CountingEnvironment
 from turnppo_hf.rollout.worker import plan_episodes
 from turnppo_hf.trainer.replacement import Replacements
 from turnppo_hf.trajectory import StopReason, Trajectory
@@ -21,6 +23,7 @@ def arguments(per_task=1, share=0.5):
         generation_batch_size=8,
         world_size=1,
         process_index=0,
+        oversampling_factor=1.0,
     )
 
 
@@ -82,3 +85,34 @@ def test_number_of_rounds_is_bounded(rounds):
         played += [episode(plan.group, True) for plan in plans]
         count += 1
     assert count == rounds
+
+
+def test_failed_episodes_are_replaced_beside_those_that_oversampling_adds(make_trainer):
+    """A stranger of an equal group's number would count as the replacement."""
+    random = np.random.default_rng(0)
+
+    class Failing(CountingEnvironment):
+        def step(self, action):
+            if random.random() < 0.1:
+                raise RuntimeError("lost")
+            return super().step(action)
+
+    trainer = make_trainer(
+        Failing,
+        oversampling_factor=1.5,
+        generation_batch_size=16,
+        num_minibatches=1,
+        max_steps=4,
+        max_failed_share=0.9,
+    )
+    played, collect = [], trainer._play_rollout_batch
+
+    def count(*arguments):
+        learned = collect(*arguments)
+        played.append(learned)
+        return learned
+
+    trainer._play_rollout_batch = count
+    trainer.train()
+    assert [len(batch) for batch in played] == [16] * 4
+    assert all(len({item.group for item in batch}) == 16 for batch in played)

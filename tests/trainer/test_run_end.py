@@ -59,6 +59,12 @@ def test_an_early_fault_that_is_over_is_left_out_but_lost_steps_and_episodes_are
     assert len(faults) == 2 and "up to 2 a rollout" in faults[0] and "3 optimizer steps" in faults[1]
 
 
+def test_penalties_that_differ_teach_where_rewards_are_equal() -> None:
+    equal = {"reward_std": 0.0}
+    assert find_faults(entries(*[{**equal, "penalty_std": 0.1}] * 2), [], has_critic=True) == []
+    assert len(find_faults(entries(*[{**equal, "penalty_std": 0.0}] * 2), [], has_critic=True)) == 1
+
+
 def test_what_is_not_finite_or_absent_is_no_fault() -> None:
     assert find_faults([{"loss": 1.0, "step": 1, "explained_variance": math.nan}], [], has_critic=True) == []
     assert find_faults(entries({"explained_variance": -1.0}), [], has_critic=False) == []

@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from transformers import TrainerCallback
 
 from turnppo_hf.trainer.run_folder import RunFolder, RunFolderError
+from turnppo_hf.trainer.run_settings import check_same_run, difference, task_settings
 
 SAVING = {"save_strategy": "steps", "save_steps": 1}
 
@@ -211,3 +213,14 @@ def test_record_of_a_run_is_json_that_never_is_pushed(make_trainer, run):
     from turnppo_hf.hub.files import is_private
 
     assert all(is_private(name) for name in ("_run.json", "_lock", "_earlier/checkpoint-1/model.safetensors"))
+
+
+def test_other_rows_and_rewards_are_told_where_a_run_goes_on(caplog):
+    seeds = Dataset.from_dict({"seed": range(8)})
+    then = {"algorithm": "grpo", **task_settings(seeds, ["reward"])}
+    with caplog.at_level("WARNING"):
+        check_same_run(then, {"algorithm": "grpo"}, "an older checkpoint")
+        assert caplog.text == "" and difference(then, {"algorithm": "grpo"}) is None
+        check_same_run({**then, **task_settings(seeds.select(range(4)), ["other"])}, then, "there")
+    assert "`train_dataset` '4 rows of seed'; it was '8 rows of seed' until there" in caplog.text
+    assert "`reward_funcs` ['other']" in caplog.text

@@ -116,6 +116,10 @@ def test_batch_size_defaults_to_trls_product_and_counts_updates() -> None:
         ("vllm_importance_sampling_mode", "sequence_mask", "turn_truncate, token_truncate"),
         ("oversampling_factor", 0.5, "never be full"),
         ("oversampling_rest", "forget", "continue, drop"),
+        ("chat_template_kwargs", "enable_thinking=false", "arguments by their names"),
+        ("model_init_kwargs", ["dtype"], "arguments by their names"),
+        ("reward_weights", "a", "finite numbers"),
+        ("reward_weights", [1.0, float("nan")], "finite numbers"),
     ],
 )
 def test_value_out_of_range_is_named_with_the_reason(field: str, value: Any, words: str) -> None:
@@ -142,6 +146,17 @@ def test_part_of_the_loss_that_restrains_nothing_is_warned_of(idle: dict, words:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         config(**idle | mended)
+
+
+def test_sizes_of_a_batch_that_contradict_each_other_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match=r"`generation_batch_size` is 64, so `gradient_accumulation_steps` \(8\).*32"):
+        made = config(generation_batch_size=64, per_device_train_batch_size=4, gradient_accumulation_steps=8)
+    assert made.generation_batch_size == 64
+
+
+def test_warmup_as_long_as_the_run_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="the actor stays as it is"):
+        config(critic_warmup_steps=4, max_steps=4)
 
 
 def test_boundaries_of_the_ranges_are_accepted() -> None:
@@ -176,6 +191,9 @@ def test_boundaries_of_the_ranges_are_accepted() -> None:
         {"use_vllm": True, "vllm_mode": "server", "vllm_enable_sleep_mode": True},
         {"use_vllm": True, "vllm_importance_sampling_mode": "token_truncate"},
         {"algorithm": "grpo", "oversampling_factor": 1.5},
+        {"algorithm": "grpo", "cliprange_value": 0.2},
+        {"algorithm": "gigpo", "bootstrap_truncated": False},
+        {"collapse_action": "stop", "logging_strategy": "no"},
     ],
 )
 def test_values_that_contradict_each_other_are_refused(values: dict[str, Any]) -> None:
@@ -190,6 +208,12 @@ def test_run_takes_yaml_then_flags(write) -> None:
     assert (run.task.environment_kwargs, run.task.num_tasks) == ({"size": 5}, 64)
     assert run.training.shuffle_dataset is False
     assert run.training.chat_template_kwargs == {"a": 1}
+
+
+def test_recorded_run_has_the_batch_that_was_typed(write) -> None:
+    run = parse_run([write(per_device_train_batch_size=4), "--gradient_accumulation_steps", "8"])
+    again = parse_run([write(**run.settings)])
+    assert again.training.generation_batch_size == run.training.generation_batch_size == 4 * 8
 
 
 def test_run_takes_config_as_a_flag_and_json_on_the_command_line(write) -> None:

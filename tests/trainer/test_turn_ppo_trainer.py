@@ -318,6 +318,21 @@ def test_completions_are_printed_and_saved_with_their_credit(make_trainer, tmp_p
     assert len(saved) == 8
 
 
+def test_episodes_that_are_masked_are_printed_without_credit(make_trainer, tmp_path):
+    make_trainer(
+        log_completions=True, mask_truncated_completions=True, max_turn_length=1, max_completion_length=6
+    ).train()
+    saved = Dataset.from_parquet(str(tmp_path / "run" / "trajectories" / "trajectories_00002.parquet"))
+    credited = [turns[0]["advantage"] is not None for turns in saved["turns"] if turns]
+    assert len(saved) == 8 and not all(credited)
+
+
+@pytest.mark.parametrize("dataset", [None, Dataset.from_dict({"seed": []}), {"a": Dataset.from_dict({"seed": [1]})}])
+def test_evaluation_of_nothing_is_refused(make_trainer, dataset):
+    with pytest.raises(ValueError, match=r"no `eval_dataset`|`eval_dataset` has no rows|one datasets\.Dataset"):
+        make_trainer().evaluate(dataset)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rest", ["continue", "drop"])
 def test_oversampled_batches_are_full_and_the_rest_goes_on_or_is_dropped(make_trainer, rest):

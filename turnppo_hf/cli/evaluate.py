@@ -131,7 +131,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         from turnppo_hf.cli.publish import push_evaluation
 
         protocol = f"{played_on}, temperature {settings['temperature']:g}"
-        commit = push_evaluation(arguments.model, players["model"], protocol=protocol, revision=arguments.revision)
+        commit = push_evaluation(arguments.model, players["model"], protocol=protocol)
         print(commit.pr_url or commit.commit_url, file=sys.stderr if arguments.json else sys.stdout)
     return 0
 
@@ -148,7 +148,7 @@ def _check_push_of_evaluation(arguments: argparse.Namespace) -> None:
             "--push adds the result to the agent's own benchmark, but --environment or --environment_kwargs plays "
             "another one. Leave them out, or do not push."
         )
-    check_pushable(arguments.model)
+    check_pushable(arguments.model, arguments.revision)
 
 
 def _print_evaluation(

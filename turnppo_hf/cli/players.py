@@ -6,7 +6,6 @@ import argparse
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -59,14 +58,6 @@ def check_player(arguments: argparse.Namespace) -> None:
                 raise ValueError(
                     f"--{name} is of the requests to an endpoint, and no --endpoint is given, so it would have no "
                     "effect. Leave it out."
-                )
-        if arguments.revision is not None:
-            from turnppo_hf.models.pretrained import EMBEDDED_MODELS  # loads torch
-
-            if arguments.model in EMBEDDED_MODELS or Path(arguments.model).is_dir():
-                raise ValueError(
-                    f"--revision names a commit on the Hub, and {arguments.model!r} lies on this machine, so it would "
-                    "have no effect. Leave it out."
                 )
     elif arguments.revision is not None:
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,16 @@ from huggingface_hub import CommitInfo, HfApi, eval_result_entries_to_yaml
 
 from turnppo_hf.evaluation.summary import Summary
 from turnppo_hf.hub.background import stage
-from turnppo_hf.hub.card.card import eval_results, prepare_release
-from turnppo_hf.hub.client import is_writable, push_folder, push_release, read_account, read_card, with_retries
-from turnppo_hf.hub.exceptions import ReleaseError
+from turnppo_hf.hub.card.card import EVAL_RESULTS_FILE, Published, eval_results, parse_results, prepare_release
+from turnppo_hf.hub.client import (
+    create_repository,
+    is_writable,
+    push_folder,
+    push_release,
+    read_account,
+    with_retries,
+)
+from turnppo_hf.hub.exceptions import PushError, ReleaseError
 from turnppo_hf.hub.files import check_folder
 from turnppo_hf.hub.run_record import RunRecord, add_comparison, read_run
 from turnppo_hf.hub.trajectory_dataset import push_dataset, write_dataset
@@ -88,31 +96,49 @@ def push_run(
         repo_id = f"{read_account()['name']}/{repo_id}"
     if episodes is not None and "/" not in episodes:
         episodes = f"{repo_id.partition('/')[0]}/{episodes}"
+    if episodes is not None and create_pr:
+        raise ReleaseError(
+            "A pull request is of the agent's repository, and the episodes would be committed to the dataset at once. "
+            "Push the agent without --episodes, or without --create_pr."
+        )
     commits = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = source
         if model in EMBEDDED_MODELS:  # the installed package stays as it is
             folder = Path(scratch, "agent")
             stage(source, folder)
-        prepare_release(folder, repo_id, dataset=episodes, published=read_card(repo_id, revision=revision))
+        published = Published.read(repo_id, revision=revision)
+        prepare_release(folder, repo_id, dataset=episodes, published=published)
+        if episodes is not None:  # before the agent's card names it
+            create_repository(episodes, private=private, repo_type="dataset")
         where: dict[str, Any] = {"private": private, "revision": revision, "create_pr": create_pr}
+        where["is_other_agent"] = published.is_of_other_figures(run)
         commits.append(push_release(folder, repo_id, message=message, **where))
         if episodes is not None:
             data = Path(scratch, "episodes")
             kwargs = run.record.evaluation.environment_kwargs or {}
             write_dataset(run.episodes, data, agent=repo_id, repo_id=episodes, environment_kwargs=kwargs)
-            commits.append(push_dataset(data, episodes, private=private))
+            try:
+                commits.append(push_dataset(data, episodes, private=private, revision=revision))
+            except PushError as error:
+                address = commits[0].commit_url
+                message = f"The agent is pushed ({address}), but its episodes are not: {error}"
+                raise PushError(message, is_transient=error.is_transient) from error
     if collection is not None:
         _collect(collection, repo_id, episodes, private)
     return commits
 
 
-def check_pushable(repo_id: str) -> None:
+def check_pushable(repo_id: str, revision: str | None = None) -> None:
     """
     Check before an evaluation that its result can be pushed.
 
+    Args:
+        repo_id (`str`): The agent that will be evaluated.
+        revision (`str`, *optional*): Branch, tag or commit of it.
+
     Raises:
-        `ReleaseError`: it is no repository on the Hub.
+        `ReleaseError`: it is no repository on the Hub, or the revision is not what its main branch shows.
         `PushError`: there is no token, or the Hub does not accept it.
     """
     if Path(repo_id).is_dir() or repo_id in EMBEDDED_MODELS:
@@ -121,9 +147,19 @@ def check_pushable(repo_id: str) -> None:
             "first: turnppo push FOLDER NAME."
         )
     read_account()
+    if revision is not None:
+        api, what_failed = HfApi(), f"{repo_id!r} was not asked which commit {revision!r} is"
+        shown, judged = (
+            with_retries(partial(api.model_info, repo_id, revision=name), what_failed).sha for name in (None, revision)
+        )
+        if shown != judged:
+            raise ReleaseError(
+                f"{revision!r} of {repo_id!r} is the commit {judged}, and the repository shows {shown}, whose agent "
+                "would be given the figures of another. Evaluate without --push, or without --revision."
+            )
 
 
-def push_evaluation(repo_id: str, summary: Summary, *, protocol: str, revision: str | None = None) -> CommitInfo:
+def push_evaluation(repo_id: str, summary: Summary, *, protocol: str) -> CommitInfo:
     """
     Add an evaluation to a released agent: a commit in an own repository, a pull request in another's.
 
@@ -131,14 +167,17 @@ def push_evaluation(repo_id: str, summary: Summary, *, protocol: str, revision: 
         repo_id (`str`): The agent that was evaluated.
         summary (`Summary`): Its result.
         protocol (`str`): How it was made, such as "seeds 5 to 12, temperature 0".
-        revision (`str`, *optional*): That was evaluated.
 
     Raises:
         `PushError`: nothing was committed; the message gives the reason.
     """
     account = read_account()
-    run: RunRecord = read_run(find_model(repo_id, revision=revision))
-    entries = eval_results(summary, run, f"{repo_id}-episodes", protocol)
+    released = find_model(repo_id)
+    run: RunRecord = read_run(released)
+    own = released / EVAL_RESULTS_FILE
+    named = parse_results(own.read_text(encoding="utf-8")) if own.exists() else []
+    dataset = str(named[0]["dataset"]["id"]) if named else f"{repo_id}-episodes"
+    entries = eval_results(summary, run, dataset, protocol)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, ".eval_results", f"turnppo-{account['name']}.yaml")
         file.parent.mkdir()

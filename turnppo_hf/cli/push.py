@@ -11,7 +11,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what is pushed, where and how."""
     parser.add_argument("run_folder", metavar="RUN", help="folder of a run, checkpoint or panel, or tiny-trained")
     parser.add_argument("repo_id", help="name, or namespace/name")
-    parser.add_argument("--private", action="store_true", default=None, help="create it as a private repository")
+    parser.add_argument(
+        "--private", action="store_true", default=None, help="create it private; one that is there stays"
+    )
     parser.add_argument("--revision", help="branch (default: main)")
     parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of a commit")
     parser.add_argument("--message", help="title of the commit (default: Upload agent, or panel)")

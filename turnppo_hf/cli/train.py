@@ -190,7 +190,8 @@ def _describe_end(run: RunConfig, trainer: TurnPPOTrainer, before: Summary, afte
 
 def _longer(run: RunConfig, trainer: TurnPPOTrainer) -> str:
     """Return the command that trains twice as long, from the newest checkpoint where there is one."""
-    command = re.sub(r" --(max_steps|resume_from_checkpoint|overwrite_output_dir)[ =]\S+", "", run.typed)
+    typed = re.sub(r" --(max_steps|resume_from_checkpoint)[ =]\S+", "", run.typed)
+    command = re.sub(r" --overwrite_output_dir([ =](?i:true|false|yes|no|[tfyn01])(?=\s|$))?", "", typed)
     place = "--overwrite_output_dir true" if trainer.ending.saved_at is None else "--resume_from_checkpoint true"
     return f"{command} --max_steps {2 * trainer.state.max_steps} {place}"
 
@@ -255,7 +256,8 @@ def _results(
     """Return what `results.json` holds, but for the times."""
     assert isinstance(run.task.environment_kwargs, dict)
     record, shown, after = trainer.make_record(), shown_episode(episodes), summarize(episodes)
-    curve = _learning_curve(trainer.state.log_history, before, after, trainer.state.global_step, len(tasks.held_out))
+    at_once = len(tasks.held_out) * (run.training.num_generations_eval or 1)
+    curve = _learning_curve(trainer.state.log_history, before, after, trainer.state.global_step, at_once)
     return RunResults(
         config=Path(run.path).name if Path(run.path).is_absolute() else run.path,
         command=run.command,
@@ -379,6 +381,7 @@ def _learning_curve(
 ) -> tuple[LearningPoint, ...]:
     """Success and return over steps: the evaluations of the run, with those before and after it at the ends."""
     between = [entry for entry in history if "eval_reward" in entry and 0 < entry["step"] < last_step]
+    between = [entry for entry in between if entry["eval_episodes/failed"] < episodes]
     points = [LearningPoint.from_summary(0, before)]
     for entry in between:
         played = episodes - int(entry["eval_episodes/failed"])

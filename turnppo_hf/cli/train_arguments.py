@@ -276,6 +276,8 @@ def parse_words(
         )
     set_by_flag = [name if name in hints else name.removeprefix("no_") for name in named]
     parsed = {name: next(getattr(part, name) for part in parts if hasattr(part, name)) for name in set_by_flag}
+    given, _ = parser.parse_known_args(flags)  # numbers as typed: the configuration folds sizes of batches into one
+    parsed |= {name: number for name in set_by_flag if isinstance(number := getattr(given, name, None), int | float)}
     changed = {name: value.value if isinstance(value, Enum) else value for name, value in parsed.items()}
     return parts, Words(path, {**values, **changed}, typed)
 

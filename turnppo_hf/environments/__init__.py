@@ -10,7 +10,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from turnppo_hf.environments.checker import check_environment
-from turnppo_hf.environments.integrations.adapt import adapt, check_spaces
+from turnppo_hf.environments.integrations.adapt import adapt, check_text_environment
 from turnppo_hf.environments.names import did_you_mean
 from turnppo_hf.redaction import check_unmasked, remember_secrets
 
@@ -90,7 +90,7 @@ def make_environment(name: str, **kwargs: Any) -> gymnasium.Env[str, str]:
         )
     _check_arguments(spec, kwargs)
     environment = gymnasium.make(spec, disable_env_checker=True, **kwargs)
-    check_spaces(environment, name)
+    check_text_environment(environment, name)
     return environment
 
 

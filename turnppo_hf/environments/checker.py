@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
+import numpy as np
 
+from turnppo_hf.environments.conversation import TRUNCATIONS
 from turnppo_hf.environments.exits import describe_error
 from turnppo_hf.environments.integrations.adapt import adapt
 from turnppo_hf.environments.integrations.tool_checker import check_tools, has_tools_only
-
-_TRUNCATIONS = ("task_budget", "time_limit")
+from turnppo_hf.environments.integrations.tools import ToolEnvironment
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,12 @@ def check_environment(
         raise
     except BaseException as error:
         return [str(error) if isinstance(error, Exception) else describe_error(error)]
+    if isinstance(environment, ToolEnvironment):
+        return [
+            "`reset` does not take `options` by name, so the model would be offered `step` as a tool. Define "
+            "reset(self, *, seed=None, options=None) for an environment that is played by text, or give the tool "
+            "another name."
+        ]
     if not completions and getattr(environment, "action_space", None) is None:
         return ["There is no action space to draw completions from; pass some in `completions`."]
     return _playing_problems(environment, completions, range(seed, seed + num_episodes), max_turns)
@@ -122,7 +129,7 @@ def _playing_problems(
 
 def _play(environment: gymnasium.Env[str, str], seed: int, script: Sequence[str], problems: list[str]) -> _Episode:
     # Typed as Any: the values that a foreign environment returns are what is checked.
-    reply: Any = environment.reset(seed=seed)
+    reply: Any = environment.reset(seed=seed, options=None)
     if not isinstance(reply, tuple) or len(reply) != 2:
         raise _Problem(f"`reset` returned {_describe(reply)}; it must return the tuple (observation, info).")
     observation, info = reply
@@ -138,10 +145,10 @@ def _play(environment: gymnasium.Env[str, str], seed: int, script: Sequence[str]
             )
         observation, reward, terminated, truncated, info = reply
         _check_observation("step", observation, problems)
-        if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
+        if isinstance(reward, bool) or not isinstance(reward, int | float | np.number) or not math.isfinite(reward):
             raise _Problem(f"`step` returned the reward {reward!r}; it must be a finite float.")
         for name, flag in (("terminated", terminated), ("truncated", truncated)):
-            if not isinstance(flag, bool):
+            if not isinstance(flag, bool | np.bool_):
                 problems.append(f"`step` returned {name} as {type(flag).__name__}; it must be a bool.")
         _check_info("step", info, problems)
         episode.observations.append(observation)
@@ -162,16 +169,17 @@ def _check_info(method: str, info: Any, problems: list[str]) -> None:
     if not isinstance(info, dict):
         raise _Problem(f"`{method}` returned info as {type(info).__name__}; it must be a dict.")
     penalty = info.get("penalty", 0.0)
-    if isinstance(penalty, bool) or not isinstance(penalty, int | float) or not -math.inf < penalty <= 0:
+    if isinstance(penalty, bool) or not isinstance(penalty, int | float | np.number) or not -math.inf < penalty <= 0:
         problems.append(f"`{method}` returned info['penalty'] = {penalty!r}; it must be a finite float of at most 0.")
     truncation = info.get("truncation", "time_limit")
-    if truncation not in _TRUNCATIONS:
+    if truncation not in TRUNCATIONS:
         problems.append(
-            f"`{method}` returned info['truncation'] = {truncation!r}; it must be one of {', '.join(_TRUNCATIONS)}."
+            f"`{method}` returned info['truncation'] = {truncation!r}; it must be one of {', '.join(TRUNCATIONS)}."
         )
-    for name, kind in (("action", str), ("state", str), ("solved", bool)):
-        if not isinstance(info.get(name, kind()), kind):
-            problems.append(f"`{method}` returned info[{name!r}] = {info[name]!r}; it must be a {kind.__name__}.")
+    for name, kind in (("action", str), ("state", str), ("solved", bool | np.bool_)):
+        if name in info and not isinstance(info[name], kind):
+            needed = "str" if kind is str else "bool"
+            problems.append(f"`{method}` returned info[{name!r}] = {info[name]!r}; it must be a {needed}.")
 
 
 def _check_step_after_end(environment: gymnasium.Env[str, str], completion: str, problems: list[str]) -> None:

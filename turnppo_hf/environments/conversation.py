@@ -13,6 +13,7 @@ import numpy as np
 
 from turnppo_hf.environments.messages import Message, open_conversation
 
+TRUNCATIONS = ("task_budget", "time_limit")  # why an episode was cut: what the prompt shows, or what it does not
 # key of the record -> attribute by which an environment describes itself
 _SELF_DESCRIPTION = {"environment_version": "version", "action_grammar": "action_grammar", "data": "data_label"}
 
@@ -123,8 +124,9 @@ class TextEnvironment(Conversation):
         Step the environment with the text of the response.
 
         Raises:
-            `TypeError`: `step` returned something else than Gymnasium's five values, or no number as the reward.
-            `ValueError`: a reward that is not finite, or a penalty above 0.
+            `TypeError`: `step` returned something else than Gymnasium's five values, no number as the reward, or no
+                truth value as `info["solved"]`.
+            `ValueError`: a reward that is not finite, a penalty above 0, or an unknown `info["truncation"]`.
         """
         reply = _checked_step(self.environment.step(answer["content"]))
         self.state = reply.info.get("state")
@@ -195,7 +197,7 @@ def _checked_step(reply: Any) -> Reply:
         )
     observation, reward, terminated, truncated, info = reply
     for name, flag in (("terminated", terminated), ("truncated", truncated)):
-        if not isinstance(flag, int | float | np.number | np.bool_) or flag not in (0, 1):
+        if not _is_flag(flag):
             raise TypeError(
                 f"step() returned {name} as {flag!r:.40}, of type {type(flag).__name__}. A text such as 'False' would "
                 "count as true and end the episode. Return True or False."
@@ -216,8 +218,28 @@ def _checked_step(reply: Any) -> Reply:
             f'info["penalty"] is {penalty!r:.40}. A format penalty lowers the reward of a turn: it is finite and at '
             "most 0. Put positive amounts into the reward."
         )
+    _check_ending(bool(truncated), info)
     shown = {"role": "user", "content": observation}
     return Reply([shown], float(reward), bool(terminated), bool(truncated), info)
+
+
+def _check_ending(truncated: bool, info: Mapping[str, Any]) -> None:
+    """Refuse what would be read as another ending of the episode than was meant."""
+    solved, truncation = info.get("solved"), info.get("truncation")
+    if solved is not None and not _is_flag(solved):
+        raise TypeError(
+            f"info[\"solved\"] is {solved!r:.40}, of type {type(solved).__name__}. A text such as 'False' would count "
+            "as success. Give True or False, or leave it out."
+        )
+    if truncated and isinstance(truncation, str) and truncation not in TRUNCATIONS:
+        raise ValueError(
+            f'info["truncation"] is {truncation!r:.40}, and it decides whether the critic estimates what would have '
+            f"followed. Give {' or '.join(map(repr, TRUNCATIONS))}, or leave it out for a time limit."
+        )
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, int | float | np.number | np.bool_) and value in (0, 1)
 
 
 def _is_number(value: Any) -> bool:

@@ -43,12 +43,12 @@ class SlotLayer(CacheLayerMixin):
         return read[0], read[1]
 
     def grow(self) -> None:
-        """Take the cursor's new number of columns, keeping what is there."""
+        """Take the cursor's new number of columns and slots, keeping what is there."""
         if self.is_initialized:
-            missing = self.cursor.columns - self.keys.shape[2]
+            slots, _, columns, _ = self.keys.shape
+            more = (0, 0, 0, self.cursor.columns - columns + 1, 0, 0, 0, self.cursor.slots - slots)
             self.keys, self.values = (
-                torch.nn.functional.pad(buffer[:, :, :-1], (0, 0, 0, missing + 1))
-                for buffer in (self.keys, self.values)
+                torch.nn.functional.pad(buffer[:, :, :-1], more) for buffer in (self.keys, self.values)
             )
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -95,12 +95,18 @@ class SlotCache(Cache):
 
     Args:
         num_layers (`int`): Layers of the model.
-        slots (`int`): Episodes held at a time.
+        slots (`int`): Episodes held at a time, see `add_slots`.
     """
 
     def __init__(self, num_layers: int, slots: int) -> None:
         self.cursor = Cursor(slots, columns=1)
         super().__init__(layers=[SlotLayer(self.cursor) for _ in range(num_layers)])
+
+    def add_slots(self, slots: int) -> None:
+        """Hold that many episodes from now on, which is more than before."""
+        self.cursor.slots = slots
+        for layer in self.layers:
+            layer.grow()
 
     def point(self, rows: torch.Tensor, positions: torch.Tensor, is_padding: torch.Tensor, width: int) -> None:
         """Aim the next forward at `rows` `(b,)` and `positions` `(b, q)`, reading the first `width` columns."""

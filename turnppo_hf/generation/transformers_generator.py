@@ -171,10 +171,14 @@ class TransformersGenerator:
 
     def _admit(self) -> None:
         """Give queued requests a slot and prefill what their slots do not hold yet, in groups of similar length."""
-        if self._cache is None and self._queue:
-            slots = min(self.max_parallel_episodes, len({request.episode for request in self._queue}))
-            self._cache = SlotCache(self._num_layers, slots)
-            self._free = list(range(slots))
+        known = len(self._slots) + len(self._free)
+        wanted = len(self._slots.keys() | {request.episode for request in self._queue})
+        if known < (slots := min(self.max_parallel_episodes, wanted)):
+            self._free += range(known, slots)
+            if self._cache is None:
+                self._cache = SlotCache(self._num_layers, slots)
+            else:
+                self._cache.add_slots(slots)
         admitted: list[_Request] = []
         waiting: list[_Request] = []
         for request in self._queue:

@@ -6,16 +6,17 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 
-from turnppo_hf.environments import full_id, make_environment
+from turnppo_hf.environments import adapt, full_id, make_environment
 from turnppo_hf.environments.conversation import TextEnvironment, warn_of_lost_rules
-from turnppo_hf.evaluation.json_fields import NULLABLE, FieldError, read_fields, write_fields
+from turnppo_hf.environments.names import did_you_mean
+from turnppo_hf.evaluation.json_fields import EXTRA, NULLABLE, FieldError, read_fields, write_fields
 from turnppo_hf.evaluation.results import HeldOut, Package
 from turnppo_hf.hub.exceptions import ReleaseError
 from turnppo_hf.hub.files import read_json
@@ -31,7 +32,7 @@ EnvironmentSource = str | Callable[[], gymnasium.Env[str, str]]
 
 # arguments of environments that read or write files, load datasets, or connect to a server
 DATA_ARGUMENTS = ("data", "levels", "folder", "server")
-_SAMPLING = ("temperature", "top_p", "top_k")
+SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 _LIMITS = ("max_turns", "max_turn_length", "max_completion_length")
 
 # arguments of `apply_chat_template` that a record may not set: they change what is rendered, or how long it takes
@@ -64,12 +65,13 @@ class AgentRecord:
     limits: Mapping[str, int | None] | None = None  # arguments of `Limits`: turns, tokens a turn, tokens an episode
     chat_template_kwargs: Mapping[str, Any] | None = None  # arguments of `apply_chat_template`
     context: str | None = None  # what a prompt holds of earlier turns: full, last or window:k
-    sampling: Mapping[str, float] | None = None  # in training: `temperature`, `top_p`, `top_k`
+    sampling: Mapping[str, float] | None = None  # in training: `temperature`, `top_p`, `top_k`, `min_p`
     algorithm: str | None = None  # a key of `ALGORITHMS`
     gamma: float | None = None  # discount per turn; of turn_ppo only
     lam: float | None = None  # lambda of GAE over turns; of turn_ppo only
     token_gamma: float | None = None  # discount per token; of token_ppo only
     token_lam: float | None = None  # lambda of GAE over tokens; of token_ppo only
+    bootstrap_truncated: bool | None = None  # which cut episodes the critic judged further; None by their ending
     value_position: str | None = None  # in words: the tokens at which the critic was trained
     base_model: str | None = None  # id or folder name of the model that training started from
     seed: int | None = None  # of the training run
@@ -114,15 +116,38 @@ class AgentRecord:
                 "for this one. Upgrade turnppo-hf."
             )
         try:
-            if isinstance(version, bool) or not isinstance(version, int):
-                raise FieldError("schema_version", version, "an integer")
-            record = read_fields(cls, {name: value for name, value in found.items() if name != "schema_version"})
-            _check_ranges(record)
+            return cls._read(found, version)
         except FieldError as error:
             raise ReleaseError(
                 f"{source} is damaged: {error} What the agent plays, and how, is read from it. Download it again; if "
                 "it stays so, its author has to save the agent anew."
             ) from error
+
+    def changed(self, changes: Mapping[str, Any]) -> AgentRecord:
+        """
+        Return the record with other values of some keys, as a user of the agent asks for them.
+
+        Raises:
+            `ReleaseError`: a key that no record has, or a wrong value.
+        """
+        for name in changes:
+            names = [item.name for item in fields(self) if item.name != EXTRA]
+            if name not in (*names, "schema_version"):
+                raise ReleaseError(
+                    f"`record` has no key {name!r}.{did_you_mean(name, names, cutoff=0.5)} It would have no effect. "
+                    f"The keys are {', '.join(names)}."
+                )
+        try:
+            return self._read({**write_fields(self), **changes}, SCHEMA_VERSION)
+        except FieldError as error:
+            raise ReleaseError(f"In `record`, {error} What the agent plays, and how, is read from it.") from error
+
+    @classmethod
+    def _read(cls, found: Mapping[str, Any], version: Any) -> AgentRecord:
+        if isinstance(version, bool) or not isinstance(version, int):
+            raise FieldError("schema_version", version, "an integer")
+        record = read_fields(cls, {name: value for name, value in found.items() if name != "schema_version"})
+        _check_ranges(record)
         return record
 
     def to_dict(self) -> dict[str, Any]:
@@ -164,6 +189,11 @@ class AgentRecord:
         return (self.sampling or {}).get("top_p", 1.0)
 
     @property
+    def min_p(self) -> float | None:
+        """Share of the likeliest token's probability below which a token is not sampled; None is no such bound."""
+        return (self.sampling or {}).get("min_p")
+
+    @property
     def top_k(self) -> int:
         """Number of tokens that are sampled from; 0 is all."""
         return int((self.sampling or {}).get("top_k", 0))
@@ -193,9 +223,16 @@ def resolve_environment(
 
     Raises:
         `ReleaseError`: the record names none, or one that cannot be built here.
+        `TypeError`: it is no id, and cannot be called.
     """
     if environment is not None and not isinstance(environment, str):
-        return getattr(environment, "__name__", type(environment).__name__), partial(environment, **kwargs)
+        if not callable(environment):
+            raise TypeError(
+                f"`environment` is a {type(environment).__name__}, which cannot be called. Episodes run side by side, "
+                "each in an environment of its own. Pass a class or function that returns a new one, or an id."
+            )
+        name = getattr(environment, "__name__", type(environment).__name__)
+        return name, partial(_build, environment, **kwargs)
     name = full_id(environment) if environment else _trusted_environment(record, model)
     if record.is_of(name):
         recorded = record.held_out_kwargs
@@ -219,6 +256,11 @@ def resolve_environment(
             error.add_note(f"Where a module of yours registers it, name both: --environment MODULE:{name}.")
         raise
     return name, factory
+
+
+def _build(source: Callable[..., Any], /, **kwargs: Any) -> Any:
+    """Build what the trainer would play in: also of OpenEnv's clients, TextArena's games and TRL's classes."""
+    return adapt(source(**kwargs))
 
 
 def _warn_of_version(record: AgentRecord, version: str) -> None:
@@ -268,10 +310,12 @@ def _check_ranges(record: AgentRecord) -> None:
         if name in _OWN_TEMPLATE_ARGUMENTS:
             raise FieldError(f"chat_template_kwargs.{name}", value, "absent")
     for name, number in (record.sampling or {}).items():
-        if name not in _SAMPLING:
-            raise FieldError(f"sampling.{name}", number, f"absent: known are {', '.join(_SAMPLING)}")
+        if name not in SAMPLING:
+            raise FieldError(f"sampling.{name}", number, f"absent: known are {', '.join(SAMPLING)}")
         if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < math.inf:
             raise FieldError(f"sampling.{name}", number, "a number from 0 on")
+        if name == "min_p" and number > 1:
+            raise FieldError("sampling.min_p", number, "at most 1")
         if name == "top_p" and not 0 < number <= 1:
             raise FieldError("sampling.top_p", number, "above 0 and at most 1")
         if name == "top_k" and number != int(number):

@@ -23,7 +23,15 @@ from huggingface_hub.errors import (
 )
 
 from turnppo_hf.hub.exceptions import PushError, ReleaseError
-from turnppo_hf.hub.files import OWNED_FILES, PRIVATE_FILES, PUBLIC_FILES, PUBLISHED_FILES, UNREAD_FOLDERS, check_names
+from turnppo_hf.hub.files import (
+    ADDED_RESULTS,
+    OWNED_FILES,
+    PRIVATE_FILES,
+    PUBLIC_FILES,
+    PUBLISHED_FILES,
+    UNREAD_FOLDERS,
+    check_names,
+)
 from turnppo_hf.hub.http_errors import (
     HUB_ERRORS,
     REQUEST_TIMEOUT_S,
@@ -144,19 +152,23 @@ def push_release(
     revision: str | None = None,
     create_pr: bool = False,
     called: str | None = None,
+    is_other_agent: bool = False,
 ) -> CommitInfo:
     """
     Upload what belongs to the release of an agent, and delete what an earlier release left of it, as one commit.
 
     Args:
         folder, repo_id, message, private, token, revision, create_pr: As in `push_folder`.
+        is_other_agent (`bool`, *optional*, defaults to `False`): Whether evaluations that others added are of other
+            weights than these, and go.
         called (`str`, *optional*): The folder's name in messages, where it is a copy; its path by default.
 
     Raises:
         `PushError`: nothing was committed; the message names the reason and what to do.
     """
     upload: dict[str, Any] = {"commit_message": message, "revision": revision, "create_pr": create_pr}
-    patterns = {"ignore_patterns": PRIVATE_FILES, "allow_patterns": PUBLISHED_FILES, "delete_patterns": OWNED_FILES}
+    deleted = (*OWNED_FILES, ADDED_RESULTS) if is_other_agent else OWNED_FILES
+    patterns = {"ignore_patterns": PRIVATE_FILES, "allow_patterns": PUBLISHED_FILES, "delete_patterns": deleted}
     upload |= {name: list(value) for name, value in patterns.items()}
     return _upload(Path(folder), repo_id, {"private": private}, upload, token=token, called=called)
 
@@ -324,14 +336,25 @@ def fetch(
         raise ReleaseError(f"{repo_id!r} could not be had from the Hub: {redact(explain(error))}") from error
 
 
-def read_card(repo_id: str, *, token: str | None = None, revision: str | None = None) -> str | None:
+def read_published(
+    repo_id: str, name: str = "README.md", *, token: str | None = None, revision: str | None = None
+) -> str | None:
     """
-    Return the card that a repository shows now, with what its owner wrote there; `None` where there is none.
+    Return a text file that a repository shows now, such as its card with what its owner wrote there.
 
     A branch that does not exist yet will begin as the main one, and so does its card.
 
+    Args:
+        repo_id (`str`): Model on the Hub.
+        name (`str`, *optional*, defaults to `"README.md"`): Of the file.
+        token (`str`, *optional*): Defaults to the one that `hf auth login` or `HF_TOKEN` gives.
+        revision (`str`, *optional*): Branch.
+
+    Returns:
+        `str` or `None`: its text; `None` where there is none.
+
     Raises:
-        `PushError`: the card cannot be read, so that a push might overwrite it.
+        `PushError`: it cannot be read, so that a push might overwrite it.
     """
 
     def read() -> str | None:
@@ -339,7 +362,7 @@ def read_card(repo_id: str, *, token: str | None = None, revision: str | None = 
         with tempfile.TemporaryDirectory() as scratch:
             for at in dict.fromkeys((revision, None)):
                 try:
-                    path = hf_hub_download(repo_id, "README.md", token=token, revision=at, cache_dir=scratch)
+                    path = hf_hub_download(repo_id, name, token=token, revision=at, cache_dir=scratch)
                     return Path(path).read_text(encoding="utf-8")
                 except RevisionNotFoundError:
                     continue
@@ -349,7 +372,7 @@ def read_card(repo_id: str, *, token: str | None = None, revision: str | None = 
                     return None
         return None
 
-    found: str | None = with_retries(read, f"The card of {repo_id!r} was not read", token=token)
+    found: str | None = with_retries(read, f"{name} of {repo_id!r} was not read", token=token)
     return found
 
 

@@ -36,14 +36,16 @@ PUBLISHED_FILES = (
     *(".eval_results/*.yaml", "wheels/*.whl", "runs/*"),
     *("*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.mp4"),
 )
+NETWORK_FILES = ("critic/*", "model*.safetensors", "model.safetensors.index.json", "adapter_*")
 # what a push deletes where the new release has none, so that no file of another agent is taken for this one's; `*`
 # matches folders, too, and checkpoints in folders of their own stay
 OWNED_FILES = (
-    *("critic/*", "model*.safetensors", "model.safetensors.index.json", "adapter_*", "config.json"),
-    *("turnppo.json", "results.json", "trainer_state.json", "training_config.json", "train_config.yaml"),
-    *(".eval_results/turnppo.yaml", "replay*.webp", "assets/learning_curve-*.png", "assets/calibration-*.png"),
-    "wheels/*.whl",
+    *NETWORK_FILES,
+    *("config.json", "turnppo.json", "results.json", "trainer_state.json"),
+    *("training_config.json", "train_config.yaml", ".eval_results/turnppo.yaml", "replay*.webp"),
+    *("assets/learning_curve-*.png", "assets/calibration-*.png", "wheels/*.whl"),
 )
+ADDED_RESULTS = ".eval_results/turnppo-*.yaml"  # of `turnppo evaluate --push`, whoever ran it
 UNREAD_FOLDERS = ("checkpoint-*", "last-checkpoint/*")
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -190,9 +192,9 @@ def copy_evidence(source: Path, target: Path) -> None:
                 shutil.copyfile(path, copy)
 
 
-def agent_files(folder: Path) -> set[Path]:
+def agent_files(folder: Path, *, networks_only: bool = False) -> set[Path]:
     """Return the files of an agent's folder that are the agent's own: what a push replaces, but for wheels."""
-    patterns = [pattern for pattern in OWNED_FILES if not pattern.startswith("wheels/")]
+    patterns = NETWORK_FILES if networks_only else [item for item in OWNED_FILES if not item.startswith("wheels/")]
     return {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
 
 

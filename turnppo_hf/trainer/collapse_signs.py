@@ -112,7 +112,8 @@ def _ratio_is_spread(history: History, clip_range: float) -> str | None:
 
 
 def _rewards_are_equal(history: History, _: float) -> str | None:
-    if max(history.last("reward_std")) > 1e-6 or history.is_mastered():
+    spread = max([*history.last("reward_std"), *history.last("penalty_std")])
+    if spread > 1e-6 or history.is_mastered():
         return None
     return (
         f"`reward_std` is 0 for {_PATIENCE} log entries, at a reward of {mean(history.last('reward')):.2g}: all "
@@ -159,4 +160,4 @@ _LOOKS: dict[str, Callable[[History, float], str | None]] = {
     "explained_variance": _critic_is_lost,
     "grad_norm/actor": _gradient_is_large,
 }
-METRICS = (*_LOOKS, "reward", "success")
+METRICS = (*_LOOKS, "reward", "penalty_std", "success")

@@ -28,7 +28,7 @@ from turnppo_hf.rollout.rollout_func import RolloutFunction, play_with
 from turnppo_hf.rollout.worker import EpisodePlan, Limits, RolloutTiming, RolloutWorker, plan_episodes
 from turnppo_hf.trainer.generators import make_generator, open_engine
 from turnppo_hf.trainer.group_filter import replace_equal_groups
-from turnppo_hf.trainer.replacement import Replacements
+from turnppo_hf.trainer.replacement import FURTHER_TASKS, Replacements, first_group
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 from turnppo_hf.trajectory import GenerationError, RolloutError, StopReason, Trajectory
 
@@ -96,12 +96,14 @@ class Collector:
         """
         seed, rank = self.args.seed, self.args.process_index
         per_task = int(self.args.num_generations or 1)
-        plans = self._plan(rows, key=(seed, 0, batch_number), first=rank * len(rows), per_task=per_task)
+        first = first_group(self.args, batch_number)
+        plans = self._plan(rows, key=(seed, 0, batch_number), first=first + rank * len(rows), per_task=per_task)
         wanted = math.ceil(self.args.oversampling_factor * len(rows))
         if (more := wanted - len(rows) - self._worker.num_left) > 0:
             random = np.random.default_rng((seed, 3, batch_number, rank))
             extra = self.tasks.select(random.integers(len(self.tasks), size=more))
-            plans += self._plan(extra, key=(seed, 4, batch_number), first=rank * wanted)
+            beyond = first + int(self.args.generation_batch_size or 0) * FURTHER_TASKS + rank * wanted
+            plans += self._plan(extra, key=(seed, 4, batch_number), first=beyond)
         further = partial(self._further_groups, batch_number, len(rows)) if self.args.filter_groups else None
         replacements = partial(Replacements, self.args, self.tasks, batch_number, self._plan)
         return self._play_on_all_ranks(

@@ -6,7 +6,7 @@ import json
 import math
 import numbers
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from functools import cache
 from typing import Any, get_args, get_type_hints
@@ -30,6 +30,7 @@ CORRECTIONS = ("turn_truncate", "token_truncate")
 
 _UNIT = "it discounts what comes later"
 # field -> lowest and highest value, and why no other
+_OBJECTS = ("model_init_kwargs", "chat_template_kwargs", "generation_kwargs")
 _RANGES = (
     ("gamma", 0.0, 1.0, _UNIT),
     ("lam", 0.0, 1.0, _UNIT),
@@ -197,6 +198,11 @@ def check_choices(config: Any) -> None:
             f"`save_only_model` {config.save_only_model}: there would be no checkpoint with an optimizer to go to. "
             'Set `save_strategy` to "steps" and `save_only_model` to false, or `collapse_action` to "stop".'
         )
+    if config.collapse_action != "warn" and config.logging_strategy == "no":
+        raise ValueError(
+            f'`collapse_action` is "{config.collapse_action}", but `logging_strategy` is "no", and its signs are '
+            'read from log entries, so it would never act. Set `logging_strategy` to "steps", or leave it out.'
+        )
     per_token = ALGORITHMS[config.algorithm].decision == "token"
     if per_token and config.importance_sampling_level != "token":
         raise ValueError(
@@ -290,6 +296,12 @@ def check_critic_kind(config: Any) -> None:
             f"`critic_layers` is {config.critic_layers}, but {config.algorithm} has no critic, so it would have no "
             "effect. Leave it out."
         )
+    for name in ("cliprange_value", "bootstrap_truncated"):
+        if not config.uses_critic and getattr(config, name) is not None:
+            raise ValueError(
+                f"`{name}` is {getattr(config, name)}, but {config.algorithm} has no critic, so it would have no "
+                "effect. Leave it out."
+            )
     if not config.uses_critic and config.critic != "separate":
         raise ValueError(
             f'`critic` is "{config.critic}", but {config.algorithm} has no critic, so it would have no effect. Leave '
@@ -323,12 +335,28 @@ def check_vllm(config: Any) -> None:
             f"{config.importance_sampling_level!r}: a ratio per turn has no terms of its tokens to weigh. Set it to "
             '"turn_truncate".'
         )
+    weights = config.reward_weights
+    if weights is not None and not (isinstance(weights, list | tuple) and all(map(_is_finite, weights))):
+        raise ValueError(
+            f"`reward_weights` is {weights!r:.80}, and rewards are multiplied by its entries. Give a list of finite "
+            "numbers, one for each reward function."
+        )
+    if config.uses_critic and 0 < config.max_steps <= config.critic_warmup_steps:
+        warnings.warn(
+            f"`critic_warmup_steps` is {config.critic_warmup_steps} and `max_steps` {config.max_steps}: the critic "
+            "alone is trained, and the actor stays as it is. Lower the first for an actor that learns.",
+            stacklevel=2,
+        )
     if config.oversampling_factor > 1.0 and config.num_generations > 1:  # type: ignore[operator]
         raise ValueError(
             f"`oversampling_factor` is {config.oversampling_factor:g} with `num_generations` "
             f"{config.num_generations}: a batch would close on parts of groups, and its baseline is the whole group. "
             "Set one of them to 1."
         )
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _describe(low: float, high: float) -> str:
@@ -344,6 +372,13 @@ def check_json(config: Any, names: Iterable[str]) -> None:
     Raises:
         `ValueError`: the text is none; the message names the field.
     """
+    for name in _OBJECTS:
+        value = getattr(config, name)
+        if value is not None and not isinstance(value, Mapping) and not str(value).lstrip().startswith("{"):
+            raise ValueError(
+                f"`{name}` is {value!r:.80}, but it holds arguments by their names. Give a mapping, or on the command "
+                f"line JSON such as --{name} '{{\"name\": 1}}', in single quotes."
+            )
     for name in names:
         value = getattr(config, name, None)
         if not isinstance(value, str) or not value.lstrip().startswith("{"):  # the name of a file, for some

@@ -17,18 +17,17 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
 
 from turnppo_hf.hub.background import BackgroundPushes, stage
-from turnppo_hf.hub.card.card import README, prepare_release
-from turnppo_hf.hub.card.merge import merge_cards
+from turnppo_hf.hub.card.card import README, Published, prepare_release
 from turnppo_hf.hub.client import (
     check_write_access,
     create_repository,
     push_checkpoint,
     push_release,
-    read_card,
 )
 from turnppo_hf.hub.exceptions import PushError
 from turnppo_hf.hub.files import PUBLISHED_FILES
 from turnppo_hf.hub.http_errors import explain, redact
+from turnppo_hf.hub.run_record import read_run
 from turnppo_hf.hub.secret_check import check_no_secrets
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 
@@ -189,11 +188,12 @@ class HubPusher:
 
     def _push_folder(self, folder: Path, message: str, target: dict[str, Any]) -> CommitInfo:
         """Push a release with the sections of its card that the repository's users wrote meanwhile."""
-        published = read_card(str(self.repo_id), token=target["token"], revision=target["revision"])
-        if published is not None:
+        published = Published.read(str(self.repo_id), token=target["token"], revision=target["revision"])
+        if published.card is not None:
             card = folder / README
-            card.write_text(merge_cards(published, card.read_text(encoding="utf-8")), encoding="utf-8")
-        return push_release(folder, str(self.repo_id), message=message, **target)
+            card.write_text(published.merged(card.read_text(encoding="utf-8")), encoding="utf-8")
+        is_other = published.is_of_other_figures(read_run(folder))
+        return push_release(folder, str(self.repo_id), message=message, is_other_agent=is_other, **target)
 
     def _target(self, **given: Any) -> dict[str, Any]:
         """Return where and as whom to push: what is given, else what the configuration names."""

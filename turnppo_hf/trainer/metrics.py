@@ -39,6 +39,7 @@ METRICS = (
     Metric("tools/call_frequency", "tool calls per episode of environments with tools", "task-dependent"),
     Metric("tools/failure_frequency", "share of tool calls that failed", "falls"),
     Metric("penalty", "mean over episodes of the summed format penalty", "goes to 0"),
+    Metric("penalty_std", "standard deviation of the same", "goes to 0"),
     Metric("success", "share of episodes that ended with `solved`", "rises"),
     Metric("turns/mean", "mean number of turns per episode", "task-dependent; falls where shorter is better"),
     Metric("turns/invalid_share", "share of turns with a penalty", "falls below 0.05"),
@@ -154,6 +155,7 @@ def rollout_metrics(
         return metrics
     turns = [turn for trajectory in played for turn in trajectory.turns]
     rewards = torch.tensor([trajectory.total_reward for trajectory in played], dtype=torch.float64)
+    penalties = torch.tensor([trajectory.total_penalty for trajectory in played], dtype=torch.float64)
     lengths = [len(turn.completion_ids) for turn in turns]
     stops = Counter(trajectory.stop_reason for trajectory in played)
 
@@ -163,7 +165,8 @@ def rollout_metrics(
     metrics |= {
         "reward": float(rewards.mean()),
         "reward_std": float(rewards.std(correction=0)),
-        "penalty": per_episode(sum(trajectory.total_penalty for trajectory in played)),
+        "penalty": float(penalties.mean()),
+        "penalty_std": float(penalties.std(correction=0)),
         "success": per_episode(stops[StopReason.SOLVED]),
         "turns/mean": per_episode(len(turns)),
         "turns/invalid_share": sum(turn.penalty < 0 for turn in turns) / len(turns),

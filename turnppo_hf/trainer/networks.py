@@ -59,6 +59,11 @@ def build_networks(
 
     Arguments, errors: see [`load_actor`], [`load_critic`] and [`load_reference`].
     """
+    if value_model is not None and not args.uses_critic:
+        raise ValueError(
+            f"`value_model` is set, but {args.algorithm} has no critic, so it would have no effect. Leave it out, or "
+            "use an algorithm with a critic."
+        )
     prevent_partitioned_loading(model)
     check_memory(partial(_planned, model, value_model, args, peft_config), args, quantization_config)
     actor = load_actor(model, args, peft_config, quantization_config)

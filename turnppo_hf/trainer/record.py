@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from turnppo_hf.evaluation.results import HeldOut
-from turnppo_hf.hub.agent_record import AgentRecord, Example
+from turnppo_hf.hub.agent_record import SAMPLING, AgentRecord, Example
 from turnppo_hf.hub.run_record import package_version
 from turnppo_hf.ppo.algorithms import ALGORITHMS
 from turnppo_hf.rollout.chat import Chat
@@ -45,11 +45,12 @@ def agent_record(
         limits={name: getattr(args, name) for name in ("max_turns", "max_turn_length", "max_completion_length")},
         chat_template_kwargs=args.chat_template_kwargs or {},
         context=args.context,
-        sampling={name: getattr(args, name) for name in ("temperature", "top_p", "top_k")},
+        sampling={name: value for name in SAMPLING if (value := getattr(args, name)) is not None},
         algorithm=args.algorithm,
         **{name: getattr(args, name) for name in algorithm.discounts},
         value_position=f"{algorithm.value_position}{_AT_TOKENS}" if at_tokens else algorithm.value_position,
         base_model=public_name(base_model),
+        bootstrap_truncated=args.bootstrap_truncated,
         seed=args.seed,
         **environment,
         evaluation=evaluation or HeldOut(),

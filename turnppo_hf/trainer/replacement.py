@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ _ROUNDS = 16  # in which a place is filled at most: at one failure in three, one
 _BEYOND = (
     1000  # batches: the numbers of replaced tasks are none of the batch's, nor of those that `filter_groups` adds
 )
+FURTHER_TASKS = 50_000  # batches: where the numbers of tasks begin that oversampling adds
 
 
 class Replacements:
@@ -103,5 +105,13 @@ class Replacements:
         rows = self.tasks.select(random.integers(len(self.tasks), size=count).repeat(per_task))
         size = int(args.generation_batch_size or 0)
         batches = _BEYOND + self.part * _ROUNDS + self.rounds_left
-        first = size * batches + args.process_index * (size // args.world_size)
+        first = first_group(args, self.batch_number) + size * batches + args.process_index * (size // args.world_size)
         return self.plan(rows, key=key, first=first, per_task=per_task)
+
+
+def first_group(args: TurnPPOConfig, batch_number: int) -> int:
+    """Return the number of a rollout batch's first group: no other batch's where oversampling continues episodes."""
+    if args.oversampling_factor == 1.0:
+        return 0
+    numbers = FURTHER_TASKS + math.ceil(args.oversampling_factor)
+    return batch_number * numbers * int(args.generation_batch_size or 0)

@@ -126,7 +126,7 @@ def find_faults(history: Sequence[Mapping[str, float]], signs: Sequence[str], *,
         real = [value for value in sums if math.isfinite(value)]
         return fmean(real) if real else 0.0
 
-    spread = [entry["reward_std"] for entry in newest if "reward_std" in entry]
+    spread = [entry["reward_std"] + entry.get("penalty_std", 0.0) for entry in newest if "reward_std" in entry]
     if spread and not any(spread) and not _named("reward_std", signs):
         faults.append(
             "`reward_std` is 0 in the last entries: all episodes earn the same, so nothing is learned. Check what the "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from transformers.utils import logging
@@ -14,6 +14,7 @@ from turnppo_hf.models.adapters import is_adapted
 from turnppo_hf.redaction import redact
 from turnppo_hf.trainer.checkpoints import CheckpointError
 from turnppo_hf.trainer.record import public_name
+from turnppo_hf.trainer.tasks import describe_tasks
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 
 # a run that goes on under another one of these is another run
@@ -32,6 +33,8 @@ _LAUNCH = (
     *("accelerator_config", "parallelism_config", "gradient_accumulation_steps", "per_device_", "dataloader_"),
     *("train_sampling", "_n_gpu", "num_processes", "use_cpu"),
 )
+
+_LATER = ("train_dataset", "reward_funcs")  # that older checkpoints lack
 
 _PLACES = ("output_dir", "logging_dir", "resume_from_checkpoint")  # of this machine: checkpoints are pushed
 
@@ -69,6 +72,17 @@ def run_settings(
     return described
 
 
+def task_settings(tasks: Any, rewards: Iterable[str]) -> dict[str, Any]:
+    """
+    Describe what a run is trained on and rewarded by, as `run_settings` does the rest.
+
+    Args:
+        tasks (`Dataset` or `TaskStream`): From [`~turnppo_hf.trainer.tasks.check_tasks`].
+        rewards (`Iterable[str]`): Names of the reward functions.
+    """
+    return {"train_dataset": describe_tasks(tasks), "reward_funcs": list(rewards)}
+
+
 def check_same_run(now: Mapping[str, Any], then: Mapping[str, Any], checkpoint: str) -> None:
     """
     Check that a run goes on as it began; log every setting that changes what it computes.
@@ -82,7 +96,7 @@ def check_same_run(now: Mapping[str, Any], then: Mapping[str, Any], checkpoint: 
             environment, seed or size of batches.
     """
     changed = {name: (then.get(name), now.get(name)) for name in {**then, **now} if then.get(name) != now.get(name)}
-    for name in ("environments", "environment"):
+    for name in ("environments", "environment", *_LATER):
         if None in changed.get(name, ()):
             del changed[name]  # one of the two has no name
     if fixed := [name for name in FIXED if name in changed]:
@@ -101,7 +115,8 @@ def check_same_run(now: Mapping[str, Any], then: Mapping[str, Any], checkpoint: 
 
 def difference(now: Mapping[str, Any], then: Mapping[str, Any]) -> str | None:
     """Describe the first setting by which two runs learn something else; None where there is none."""
-    for name in sorted({**then, **now}, key=lambda name: (name not in FIXED, name)):
+    names = [name for name in {**then, **now} if name in then or name not in _LATER]
+    for name in sorted(names, key=lambda name: (name not in FIXED, name)):
         if now.get(name) != then.get(name) and not name.startswith((*_REPORTING, *_LAUNCH)):
             return f"its `{name}` is {then.get(name)!r}, here {now.get(name)!r}"
     return None

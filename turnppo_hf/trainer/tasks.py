@@ -156,13 +156,31 @@ def load_rows(
     )
 
 
-def check_eval_tasks(dataset: Dataset | None, names: list[str]) -> None:
+def describe_tasks(dataset: Any) -> str | None:
+    """Describe the rows of training by which a run is told from another; None where they are seeds or a stream."""
+    if not isinstance(dataset, Dataset) or dataset.info.description == _FROM_SEEDS:
+        return None
+    return f"{len(dataset)} rows of {', '.join(sorted(dataset.column_names))}"
+
+
+def check_eval_tasks(
+    dataset: Dataset | None, names: list[str], *, needs_prompt: bool, is_needed: bool = False
+) -> None:
     """
-    Check the tasks of the evaluation before anything is trained.
+    Check the tasks of an evaluation before any of them is played.
+
+    Args:
+        dataset (`Dataset`, *optional*): The tasks.
+        names (`list[str]`): Of the environments.
+        needs_prompt (`bool`): Whether a task is its prompt.
+        is_needed (`bool`, *optional*, defaults to `False`): Whether there must be some.
 
     Raises:
-        `ValueError`: several datasets, an empty one, or an unknown environment in a row.
+        `ValueError`: none where some are needed, several datasets, an empty one, one without prompts, or an unknown
+            environment in a row.
     """
+    if dataset is None and is_needed:
+        raise ValueError("There is no `eval_dataset` to evaluate on. Pass one here or to TurnPPOTrainer.")
     if dataset is None:
         return
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "column_names") or isinstance(dataset, Mapping):
@@ -172,6 +190,11 @@ def check_eval_tasks(dataset: Dataset | None, names: list[str]) -> None:
         )
     if len(dataset) == 0:
         raise ValueError("`eval_dataset` has no rows, so there is nothing to play. Add tasks or leave it out.")
+    if needs_prompt and "prompt" not in dataset.column_names:
+        raise ValueError(
+            "`eval_dataset` has no column `prompt`, and there is no `environment_factory`, so there is nothing to "
+            "answer. Pass a dataset of prompts."
+        )
     _check_environment_column(dataset, names)
 
 

@@ -15,7 +15,7 @@ from turnppo_hf.rollout.parquet import save_trajectories
 from turnppo_hf.rollout.worker import RolloutTiming
 from turnppo_hf.trainer.group_filter import equal_share
 from turnppo_hf.trainer.metrics import rollout_metrics
-from turnppo_hf.trainer.rollout_batch import RolloutBatch
+from turnppo_hf.trainer.rollout_batch import RolloutBatch, learned_from
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 from turnppo_hf.trajectory import StopReason, Trajectory
 
@@ -119,7 +119,9 @@ class TrainingLog:
         played = [item for item in trajectories if item.stop_reason is not StopReason.ERROR]
         # the credit is a rank's, the trajectories are all ranks'
         if rollout is not None and rollout.credit is not None and self.args.world_size == 1:
-            played = record_credit(played, rollout.credit)
+            learned = learned_from(trajectories, self.args)
+            credited = dict(zip(map(id, learned), record_credit(learned, rollout.credit), strict=True))
+            played = [credited.get(id(item), item) for item in played]
         _print_turns(played, step, self.args.num_completions_to_print)
         file = Path(str(self.args.output_dir)) / "trajectories" / f"trajectories_{step:05d}.parquet"
         save_trajectories(played, file)
@@ -128,12 +130,12 @@ class TrainingLog:
 def _print_turns(trajectories: Sequence[Trajectory], step: int, num_rows: int | None = None) -> None:
     """Print turns as TRL's table of completions: that many drawn ones, or all."""
     turns = [turn for trajectory in trajectories for turn in trajectory.turns]
-    scored = bool(turns) and all(turn.advantage is not None for turn in turns)
+    scored = any(turn.advantage is not None for turn in turns)  # an episode that is masked has none
     print_prompt_completions_sample(
         [turn.observation for turn in turns],
         [turn.completion for turn in turns],
         {"reward": [turn.reward for turn in turns], "penalty": [turn.penalty for turn in turns]},
-        [turn.advantage or 0.0 for turn in turns] if scored else None,
+        [math.nan if turn.advantage is None else turn.advantage for turn in turns] if scored else None,
         step,
         num_rows,
     )

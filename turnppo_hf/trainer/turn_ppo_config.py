@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeVar
@@ -468,9 +469,15 @@ class TurnPPOConfig(BaseConfig):
     def _fold_batch_sizes(self) -> None:
         self.gradient_accumulation_steps: int
         ranks, updates = self.world_size, self.num_minibatches
+        folded = self.per_device_train_batch_size * ranks * self.gradient_accumulation_steps * updates
         if self.generation_batch_size is None:
-            per_update = self.per_device_train_batch_size * ranks * self.gradient_accumulation_steps
-            self.generation_batch_size = per_update * updates
+            self.generation_batch_size = folded
+        elif self.gradient_accumulation_steps > 1 and folded != self.generation_batch_size:
+            warnings.warn(
+                f"`generation_batch_size` is {self.generation_batch_size}, so `gradient_accumulation_steps` "
+                f"({self.gradient_accumulation_steps}), by which it would be {folded}, has no effect. Set one.",
+                stacklevel=4,
+            )
         # one training step is one optimizer step here, whatever number of micro-batches it takes
         self.gradient_accumulation_steps = 1
         group = ranks * self.num_generations  # type: ignore[operator]

@@ -45,7 +45,7 @@ from turnppo_hf.trainer.optimizer_step import pick_minibatch, update_again, upda
 from turnppo_hf.trainer.record import agent_record, find_example
 from turnppo_hf.trainer.rollout_batch import RolloutBatch, check_failures, learned_from, pending_file
 from turnppo_hf.trainer.run_folder import opened_run
-from turnppo_hf.trainer.run_settings import run_settings
+from turnppo_hf.trainer.run_settings import run_settings, task_settings
 from turnppo_hf.trainer.save_trial import try_saving
 from turnppo_hf.trainer.saving import RunClock, check_weights, save_run, save_state
 from turnppo_hf.trainer.schedule_free import judge_weights, judged_weights, train_weights
@@ -151,14 +151,15 @@ class TurnPPOTrainer(BaseTrainer):
         how: dict[str, Any] = {"state": lambda: self.state, "timeout_s": args.environment_timeout_s}
         self.rewards = Rewards(reward_funcs, args.reward_weights, **how)
         train_dataset = check_tasks(train_dataset, args, self.environment_names)
+        self.settings |= task_settings(train_dataset, self.rewards.functions)
         self._task_values = TaskValues(train_dataset, args.task_seed) if args.task_sampling == "value" else None
-        check_eval_tasks(eval_dataset, self.environment_names)
+        self._needs_prompt = environment_factory is None and reward_funcs is not None
+        check_eval_tasks(eval_dataset, self.environment_names, needs_prompt=self._needs_prompt)
         logs_own = reward_funcs is not None or type(self).evaluate is not TurnPPOTrainer.evaluate
         check_best_metric(args.metric_for_best_model, self.environment_names, logs_own=logs_own)
-        self.hub, self._log = HubPusher(args), TrainingLog(args)
+        self.hub, self._log, self._last_trajectories = HubPusher(args), TrainingLog(args), list[Trajectory]()
         self.ending = Ending(self, [self._log, *([] if self._task_values is None else [self._task_values])])
-        self._last_trajectories: list[Trajectory] = []  # of all ranks
-        self._rollout: RolloutBatch | None = None  # under way; the last one used, where none is
+        self._rollout: RolloutBatch | None = None  # under way, or the last one used; trajectories are of all ranks
         self._figures, self._norms = dict[str, float](), dict[str, float]()  # logged of a step, and its gradients'
         self._pending_file: Path | None = None  # where a resumed run finds the one that was under way
         args.ddp_broadcast_buffers = False  # a rank without episodes makes no forward that could answer a broadcast
@@ -356,8 +357,7 @@ class TurnPPOTrainer(BaseTrainer):
     ) -> dict[str, float]:
         """Play every task of the evaluation dataset once, at `eval_temperature`, and log the episode metrics."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if dataset is None:
-            raise ValueError("There is no `eval_dataset` to evaluate on. Pass one here or to TurnPPOTrainer.")
+        check_eval_tasks(dataset, self.environment_names, needs_prompt=self._needs_prompt, is_needed=True)
         with judged_weights(self.optimizer), self.whole_networks("actor"):
             played = self.collector.evaluate(dataset, self.args.eval_temperature)
         check_failures(played, self.args.max_failed_share)

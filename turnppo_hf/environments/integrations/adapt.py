@@ -8,7 +8,7 @@ from typing import Any
 
 import gymnasium
 
-from turnppo_hf.environments.integrations.tools import ToolEnvironment, is_tool_environment
+from turnppo_hf.environments.integrations.tools import ToolEnvironment, is_tool_environment, takes_argument
 
 
 def adapt(
@@ -30,10 +30,10 @@ def adapt(
     Returns:
         `gymnasium.Env` or `ToolEnvironment`: one that can be reset again and again.
     Raises:
-        `TypeError`: it is none of these, or its spaces are not Text.
+        `TypeError`: it is none of these, its spaces are not Text, or its `reset` takes no options.
     """
     if isinstance(environment, gymnasium.Env):
-        check_spaces(environment, type(environment.unwrapped).__name__)
+        check_text_environment(environment, type(environment.unwrapped).__name__)
         return environment
     # an object of a library's class exists only where the library is imported, so neither is imported to find out
     if _is_instance(environment, "openenv.core.env_client", "EnvClient") or _is_instance(
@@ -58,13 +58,19 @@ def adapt(
     )
 
 
-def check_spaces(environment: gymnasium.Env[Any, Any], name: str) -> None:
+def check_text_environment(environment: gymnasium.Env[Any, Any], name: str) -> None:
     """
-    Check the spaces that an environment declares; one that declares none passes.
+    Check the spaces that an environment declares, where it declares some, and the arguments of its `reset`.
 
     Raises:
-        `TypeError`: one of them is not `gymnasium.spaces.Text`.
+        `TypeError`: a space is not `gymnasium.spaces.Text`, or `reset` does not take what begins an episode.
     """
+    missing = [item for item in ("seed", "options") if not takes_argument(environment.unwrapped.reset, item)]
+    if missing:
+        raise TypeError(
+            f"reset() of {name!r} takes no `{missing[0]}`. Each episode begins with reset(seed=..., options=...), so "
+            "none could be played. Define reset(self, *, seed=None, options=None), as Gymnasium's environments do."
+        )
     for kind in ("observation", "action"):
         space = getattr(environment, f"{kind}_space", None)
         if space is not None and not isinstance(space, gymnasium.spaces.Text):

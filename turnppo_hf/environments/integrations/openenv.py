@@ -14,6 +14,8 @@ import gymnasium
 import httpx2
 from gymnasium.error import ResetNeeded
 
+from turnppo_hf.environments.conversation import TRUNCATIONS
+
 try:
     from openenv.core import EnvClient, GenericEnvClient, SyncEnvClient
     from pydantic import TypeAdapter
@@ -30,7 +32,7 @@ _LOST = (ConnectionError, ConnectionClosed, EOFError)
 _NOT_SHOWN = ("done", "reward", "metadata")  # fields of an observation that are not what the model reads
 _RETRY_S, _LONGEST_RETRY_S = 0.5, 4.0  # the pause doubles: hundreds that wait leave the server time to start
 _SCHEMA_TIMEOUT_S = 10.0
-_CUTS = ("task_budget", "time_limit")
+_SCHEMES = ("http://", "https://", "ws://", "wss://")
 
 
 class OpenEnvSession(gymnasium.Env[str, str]):
@@ -70,7 +72,7 @@ class OpenEnvSession(gymnasium.Env[str, str]):
 
     ## Arguments
         server (`str` or `openenv.core.EnvClient`):
-            URL of a server, or a client that is not connected. Its `message_timeout_s` limits a step.
+            URL of a server, or a client that is not connected; needed. Its `message_timeout_s` limits a step.
         parse_action (`Callable[[str], Any]`, *optional*):
             Makes the client's action of whatever text the model wrote.
         render (`Callable[[Any], str]`, *optional*):
@@ -81,13 +83,12 @@ class OpenEnvSession(gymnasium.Env[str, str]):
 
     def __init__(
         self,
-        server: Any,
+        server: Any = None,
         parse_action: Callable[[str], Any] | None = None,
         render: Callable[[Any], str] | None = None,
         patience_s: float = 60.0,
     ) -> None:
-        client = GenericEnvClient(base_url=server) if isinstance(server, str) else server
-        self._client = client if isinstance(client, SyncEnvClient) else client.sync()
+        self._client = _client_of(server)
         self.patience_s = patience_s
         self._parse_action = parse_action or self._text_action()
         self._render = render or text_of_observation
@@ -145,7 +146,7 @@ class OpenEnvSession(gymnasium.Env[str, str]):
             raise self._lost()
         self._session = session
         info = _metadata(result)
-        is_cut = result.done and info.get("truncation") in _CUTS
+        is_cut = result.done and info.get("truncation") in TRUNCATIONS
         if result.done:
             self._end_session()
         reward = 0.0 if result.reward is None else float(result.reward)
@@ -214,6 +215,19 @@ class OpenEnvSession(gymnasium.Env[str, str]):
         return lambda text: action_type(**{field: text})
 
 
+def _client_of(server: Any) -> SyncEnvClient[Any, Any, Any]:
+    if isinstance(server, str) and server.startswith(_SCHEMES):
+        server = GenericEnvClient(base_url=server)
+    if isinstance(server, EnvClient):
+        return server.sync()
+    if isinstance(server, SyncEnvClient):
+        return server
+    raise ValueError(
+        f"`server` is {server!r:.80}, neither the address of an OpenEnv server nor a client of one, so no session "
+        'could be opened. Give an address such as "http://localhost:8000".'
+    )
+
+
 @functools.cache  # of a URL, as a run opens hundreds of sessions with one server; failures are not kept
 def _served_action_schema(base_url: str) -> Mapping[str, Any]:
     """Ask a server what its actions are made of."""
@@ -224,7 +238,15 @@ def _served_action_schema(base_url: str) -> Mapping[str, Any]:
             f"{url} answers with {reply.status_code} and does not describe an action of this server. The model's "
             "text cannot become one. Pass OpenEnvSession(client, parse_action=...), or the server's own client."
         )
-    schema: Mapping[str, Any] = reply.json()["action"]
+    try:
+        schema = reply.json()["action"]
+    except (ValueError, KeyError, TypeError):  # no JSON, or another server's
+        schema = None
+    if not isinstance(schema, Mapping):
+        raise TypeError(
+            f"{url} answers, but not with the schema of an action, so it is no OpenEnv server, and nothing can be "
+            "played there. Correct the address."
+        )
     return schema
 
 

@@ -96,7 +96,7 @@ class ToolEnvironment(Conversation):
         if self.environment is None:
             return Opening(open_conversation(None, prompt, extend_any_role=True), "")
         given = {name: value for name, value in task.items() if not (self.routed and name == "environment")}
-        if "seed" in given and not _takes(self.environment.reset, "seed"):
+        if "seed" in given and not takes_argument(self.environment.reset, "seed"):
             del given["seed"]
         observation = self.environment.reset(**given)
         if isinstance(rewards := getattr(self.environment, "rewards", None), list):
@@ -189,7 +189,10 @@ class ToolEnvironment(Conversation):
 def is_tool_environment(thing: object) -> bool:
     """Whether an object follows TRL's protocol: `reset` takes a row, and Gymnasium's `step` is not there."""
     methods = _methods(thing)
-    return "reset" in methods and not ("step" in methods and _takes(thing.reset, "options", by_name=True))  # type: ignore[attr-defined]
+    if "reset" not in methods:
+        return False
+    reset = thing.reset  # type: ignore[attr-defined]
+    return "step" not in methods or not takes_argument(reset, "options", by_name=True)
 
 
 def run_together(coroutines: Sequence[Coroutine[Any, Any, Any]], return_exceptions: bool = True) -> list[Any]:
@@ -261,7 +264,8 @@ def _methods(thing: object) -> list[str]:
     return [name for name, _ in inspect.getmembers(type(thing), predicate=inspect.isfunction)]
 
 
-def _takes(function: Callable[..., Any], name: str, by_name: bool = False) -> bool:
+def takes_argument(function: Callable[..., Any], name: str, by_name: bool = False) -> bool:
+    """Whether a function takes an argument: by its own name, or, unless `by_name`, among others' (`**kwargs`)."""
     parameters = inspect.signature(function).parameters
     return name in parameters or (
         not by_name and any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from turnppo_hf.distribution import DISTRIBUTION, declared
 from turnppo_hf.evaluation.summary import Summary
 from turnppo_hf.hub.agent_record import AgentRecord
 from turnppo_hf.hub.card import text as card_text
-from turnppo_hf.hub.card.merge import TEMPLATE, merge_cards
+from turnppo_hf.hub.card.merge import TEMPLATE, merge_cards, read_front_matter
 from turnppo_hf.hub.card.pictures import draw_pictures, picture_facts
+from turnppo_hf.hub.client import read_published
 from turnppo_hf.hub.files import read_json
 from turnppo_hf.hub.run_record import RunRecord, read_run
 from turnppo_hf.hub.wheel import build_wheel
@@ -33,6 +35,55 @@ logger = logging.getLogger(__name__)
 _TAGS = ("trl", "turn-ppo", "turnppo-hf", "reinforcement-learning", "agent")
 
 
+@dataclass(frozen=True)
+class Published:
+    """What a repository shows now. `Published("# Agent", [{"dataset": {"id": "alice/eps"}, "value": 0.7}])`."""
+
+    card: str | None = None
+    results: Sequence[Mapping[str, Any]] = ()  # the release's own evaluation, as the Hub's format has it
+
+    @classmethod
+    def read(cls, repo_id: str, *, token: str | None = None, revision: str | None = None) -> Published:
+        """
+        Read card and evaluation of a repository; nothing where there is none.
+
+        Raises:
+            `PushError`: they cannot be read, so that a push might overwrite them.
+        """
+        where = {"token": token, "revision": revision}
+        card = read_published(repo_id, README, **where)
+        return cls(card, parse_results(None if card is None else read_published(repo_id, EVAL_RESULTS_FILE, **where)))
+
+    @property
+    def dataset(self) -> str | None:
+        """The episodes that `turnppo push --episodes` published with the release."""
+        named = {str(entry["dataset"]["id"]) for entry in self.results}
+        shown = read_front_matter(self.card or "")[0].get("datasets") or []
+        return next((name for name in named if name in shown), None)
+
+    def is_of_other_figures(self, run: RunRecord) -> bool:
+        """Whether its evaluation is not the run's: that of other weights, or of other episodes."""
+        return sorted(entry["value"] for entry in self.results) != sorted(_metrics(run.results.after).values())
+
+    def merged(self, card: str) -> str:
+        """Put what users wrote into the published card into another one."""
+        return card if self.card is None else merge_cards(self.card, card, without=self.dataset)
+
+
+def parse_results(text: str | None) -> list[Mapping[str, Any]]:
+    """Read a file of `.eval_results`; entries that are not of the Hub's format are left out."""
+    try:
+        entries = yaml.safe_load(text or "")
+    except yaml.YAMLError:
+        entries = None
+    return [entry for entry in entries if _is_result(entry)] if isinstance(entries, list) else []
+
+
+def _is_result(entry: Any) -> bool:
+    place = entry.get("dataset") if isinstance(entry, dict) else None
+    return isinstance(place, dict) and "id" in place and isinstance(entry.get("value"), int | float)
+
+
 def prepare_release(
     folder: str | Path,
     repo_id: str | None = None,
@@ -40,8 +91,8 @@ def prepare_release(
     title: str | None = None,
     dataset: str | None = None,
     tags: Sequence[str] | None = None,
-    published: str | None = None,
-) -> None:
+    published: Published | None = None,
+) -> RunRecord:
     """
     Write what a release has besides networks and records: card, pictures, evaluation results, and a wheel.
 
@@ -51,14 +102,19 @@ def prepare_release(
         title (`str`, *optional*): Of the card; by default the repository's name.
         dataset (`str`, *optional*): Dataset of its trajectories on the Hub.
         tags (`Sequence[str]`, *optional*): Further ones.
-        published (`str`, *optional*): The card that the repository shows now; its user's sections are kept, as those
-            of the folder's card are.
+        published (`Published`, *optional*): What the repository shows now. The sections that its user wrote are kept,
+            as those of the folder's card are, and so is the dataset of episodes, where the figures stay.
+
+    Returns:
+        `RunRecord`: what was read of the agent.
 
     Raises:
         `ReleaseError`: the folder holds no agent, or a damaged file.
     """
     path = Path(folder)
     run = read_run(path)
+    if dataset is None and published is not None and not published.is_of_other_figures(run):
+        dataset = published.dataset
     _forget_places(path, run.record)
     draw_pictures(run, path)
     build_wheel(path / WHEELS)
@@ -71,10 +127,10 @@ def prepare_release(
             yaml.safe_dump(redact(eval_result_entries_to_yaml(entries)), sort_keys=False), encoding="utf-8"
         )
     text = _render(run, path, repo_id, title=title, dataset=dataset, tags=tags)
-    old = [(path / README).read_text(encoding="utf-8")] if (path / README).exists() else []
-    for card in (*old, *([published] if published else [])):
-        text = merge_cards(card, text)
-    (path / README).write_text(text, encoding="utf-8")
+    if (path / README).exists():
+        text = merge_cards((path / README).read_text(encoding="utf-8"), text)
+    (path / README).write_text(published.merged(text) if published else text, encoding="utf-8")
+    return run
 
 
 def _forget_places(folder: Path, record: AgentRecord) -> None:
@@ -193,7 +249,7 @@ def _front_matter(run: RunRecord, repo: str, dataset: str | None, tags: Sequence
 
 def _facts(run: RunRecord, folder: Path) -> dict[str, Any]:
     record = run.record
-    messages = record.example.messages or [{"role": "user", "content": ""}]
+    messages = record.example.messages or [{"role": "user", "content": "..."}]
     template_kwargs = record.chat_template_kwargs or {}
     return {
         "claim": card_text.claim(run),
@@ -221,7 +277,8 @@ def _sampling_arguments(record: AgentRecord) -> str:
     temperature = record.evaluation.temperature
     if not temperature:
         return "do_sample=False"
-    return f"do_sample=True, temperature={temperature:g}, top_k={record.top_k}, top_p={record.top_p:g}"
+    smallest = "" if record.min_p is None else f", min_p={record.min_p:g}"
+    return f"do_sample=True, temperature={temperature:g}, top_k={record.top_k}, top_p={record.top_p:g}{smallest}"
 
 
 def _template() -> jinja2.Template:

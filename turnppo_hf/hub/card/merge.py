@@ -25,7 +25,7 @@ _BEFORE = "as written before"
 logger = logging.getLogger(__name__)
 
 
-def merge_cards(old: str, new: str) -> str:
+def merge_cards(old: str, new: str, *, without: str | None = None) -> str:
     """
     Put the user's sections, and the user's keys of the front matter, of an old card into a new one.
 
@@ -36,6 +36,7 @@ def merge_cards(old: str, new: str) -> str:
     Args:
         old (`str`): A card, of whatever form.
         new (`str`): A card from the template.
+        without (`str`, *optional*): A dataset of the old card that is not the user's.
     """
     stale, old_body = read_front_matter(old)
     fresh, new_body = read_front_matter(new)
@@ -53,7 +54,8 @@ def merge_cards(old: str, new: str) -> str:
             last = len(headings) - 1 - headings[::-1].index(previous) if previous in headings else len(headings) - 1
             sections.insert(last + 1, (heading, text))
         previous = heading
-    front = yaml.safe_dump(_merge_data(stale, fresh), sort_keys=False, allow_unicode=True, width=10_000).strip()
+    data = _merge_data(stale, fresh, without)
+    front = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=10_000).strip()
     body = "\n\n".join([opening.strip(), *(text.strip() for _, text in sections)])
     return f"---\n{front}\n---\n{body}\n"
 
@@ -108,12 +110,19 @@ def _users_view(body: str) -> list[tuple[str, str]]:
     return renamed
 
 
-def _merge_data(stale: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
-    theirs = stale.get("tags") or []
-    theirs = [theirs] if isinstance(theirs, str) else theirs if isinstance(theirs, list) else []
-    tags = dict.fromkeys(tag for tag in [*fresh.get("tags", []), *theirs] if isinstance(tag, str))
-    users = {name: value for name, value in stale.items() if name not in (*_ALWAYS_OURS, *fresh)}
-    return {**fresh, "tags": list(tags), **users}
+def _merge_data(stale: Mapping[str, Any], fresh: Mapping[str, Any], without: str | None) -> dict[str, Any]:
+    tags = list(dict.fromkeys([*_texts(fresh, "tags"), *_texts(stale, "tags")]))
+    theirs = [name for name in _texts(stale, "datasets") if name != without]
+    datasets = list(dict.fromkeys([*_texts(fresh, "datasets"), *theirs]))
+    users = {name: value for name, value in stale.items() if name not in (*_ALWAYS_OURS, "datasets", *fresh)}
+    return {**fresh, "tags": tags, **({"datasets": datasets} if datasets else {}), **users}
+
+
+def _texts(data: Mapping[str, Any], name: str) -> list[str]:
+    """What a key of the front matter lists; a single text is a list of one."""
+    found = data.get(name) or []
+    found = [found] if isinstance(found, str) else found if isinstance(found, list) else []
+    return [item for item in found if isinstance(item, str)]
 
 
 def _template_headings() -> set[str]:

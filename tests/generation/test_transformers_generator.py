@@ -47,7 +47,7 @@ def test_episodes_that_begin_late_run_beside_the_first():
     for number, prompt in PROMPTS.items():
         generator = make_generator(model, eos_token_ids=[])
         generator.submit(number, prompt, max_new_tokens=4 + number, seed=number)
-        alone[number] = drain(generator, 1)[0].completion_ids
+        alone[number] = drain(generator, 1)[number].completion_ids
     generator = make_generator(model, eos_token_ids=[], max_parallel_episodes=len(PROMPTS) - 1)
     found = {}
     for number, prompt in PROMPTS.items():

@@ -58,7 +58,7 @@ def test_fields_that_were_not_recorded_have_no_key():
     assert set(FULL.to_dict()) == {
         *(field.name for field in dataclasses.fields(AgentRecord)),
         *("schema_version", "mine"),
-    } - {"token_gamma", "token_lam", "environment_version", "action_grammar", "data", "extra"}
+    } - {"token_gamma", "token_lam", "bootstrap_truncated", "environment_version", "action_grammar", "data", "extra"}
 
 
 def test_record_cannot_be_changed():

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
@@ -359,3 +360,13 @@ def test_one_move_a_turn_is_as_many_turns_as_moves() -> None:
     assert plan == ["Right"] * 5
     assert [environment.step(move)[2] for move in plan] == [False] * 4 + [True]
     assert environment.parse("Right Left") == ([4], True)
+
+
+def test_plans_of_the_study_are_as_its_protocol_says() -> None:
+    limits = {"max_actions_per_turn": 1, "max_turns": 16, "max_actions": 16}
+    world = make_environment("sokoban", size=6, num_boxes=2, action_format="bare", split="test", **limits)
+    lengths = []
+    for seed in range(200):
+        world.reset(seed=seed)
+        lengths.append(len(world.unwrapped.optimal_completions()))
+    assert np.percentile(lengths, [10, 50, 90]).tolist() == [4, 7, 11] and max(lengths) <= 16

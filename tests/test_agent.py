@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 from tests.helpers.scripted import CountingEnvironment
 from tests.helpers.tiny import turn_logprobs
 from turnppo_hf import TurnPPOAgent
-from turnppo_hf.environments import make_environment
+from turnppo_hf.environments import SokobanTools, make_environment
 from turnppo_hf.hub.agent_record import AgentRecord
 from turnppo_hf.hub.exceptions import ReleaseError
 from turnppo_hf.models.actor_critic import ActorCritic, critic_from_actor
@@ -298,6 +298,9 @@ def test_user_of_a_record_is_told_of_what_has_no_effect(folder):
         TurnPPOAgent.from_pretrained(folder, record={"limit": {"max_turns": 3}})
     with pytest.raises(ReleaseError, match=r"In `record`, `limits.max_turn` is 3"):
         TurnPPOAgent.from_pretrained(folder, record={"limits": {"max_turn": 3}})
+    with pytest.raises(ReleaseError, match=r"`schema_version` is 99"):
+        TurnPPOAgent.from_pretrained(folder, record={"schema_version": 99})
+    (folder / "turnppo.json").write_text(json.dumps({**RECORD, "schema_version": 1, "mine": 3}))
     agent = TurnPPOAgent.from_pretrained(folder)
     assert TurnPPOAgent.from_pretrained(folder, record=agent.record.to_dict()).record == agent.record
 
@@ -315,6 +318,7 @@ def test_agent_plays_what_the_trainer_plays(agent):
 
     assert agent.play(CountingEnvironment, seed=3).error is None
     assert "Wrap the environment" in str(agent.play(Silent, seed=3).error)
+    assert "is played by tool calls" in str(agent.play(SokobanTools, seed=3).error)
     with pytest.raises(TypeError, match="which cannot be called"):
         agent.play(CountingEnvironment(), seed=3)
     with pytest.raises(ValueError, match="Task 0 has no `seed`"):

@@ -23,7 +23,7 @@ from turnppo_hf.hub.card.merge import is_ours, merge_cards
 from turnppo_hf.hub.client import create_repository, push_release, read_account
 from turnppo_hf.hub.files import CRITIC_FOLDER, agent_files, check_folder, copy_evidence
 from turnppo_hf.models.actor_critic import ActorCritic
-from turnppo_hf.models.adapters import check_mergeable, is_adapted
+from turnppo_hf.models.adapters import ADAPTER_CONFIG, check_mergeable, is_adapted
 from turnppo_hf.models.checkpoint import save_networks
 from turnppo_hf.models.pretrained import EMBEDDED_MODELS, find_model, load_agent_networks, load_tokenizer
 from turnppo_hf.ppo.algorithms import ALGORITHMS
@@ -366,6 +366,8 @@ class TurnPPOAgent:
             if self.folder is not None:
                 copy_evidence(self.folder, Path(made))
             brings_card = (Path(made) / card.name).exists()
+            was_adapter = self.folder is not None and (self.folder / ADAPTER_CONFIG).exists()
+            is_as_trained = was_adapter == (Path(made) / ADAPTER_CONFIG).exists()  # not merged since
             stale = set[Path]()
             if is_own or record.exists():  # of another agent, or the adapters of one that was merged
                 is_same = is_own or record.read_bytes() == (Path(made) / RECORD_FILE).read_bytes()
@@ -378,6 +380,8 @@ class TurnPPOAgent:
         for path in stale:
             path.unlink()
         written = card.read_text(encoding="utf-8") if brings_card else render_card(folder)
+        if brings_card and not is_as_trained and is_ours(written):
+            written = merge_cards(written, render_card(folder))
         merged = merge_cards(earlier, written) if earlier and is_ours(written) else written
         card.write_text(merged, encoding="utf-8")
         return self.push_to_hub(repo_id or folder.name, **push_to_hub_kwargs) if push_to_hub else None

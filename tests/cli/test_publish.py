@@ -193,7 +193,7 @@ def test_episodes_that_cannot_be_pushed_stop_the_agent_or_are_told(hub):
     status, _, said = run_command("push", "tiny-trained", "agent", "--episodes", "bob/eps")
     assert status == 2 and "'bob/eps' was not created" in said and ("model", "alice/agent") not in hub.repos
     status, _, said = run_command("push", "tiny-trained", "agent", "--episodes", "eps", "--create_pr")
-    assert status == 2 and "without --create_pr" in said and ("dataset", "alice/eps") not in hub.repos
+    assert status == 2 and "not as a pull request" in said and ("dataset", "alice/eps") not in hub.repos
     assert run_command("push", "tiny-trained", "agent", "--episodes", "eps", "--revision", "v2")[0] == 0
     assert "README.md" in hub.files("alice/eps", repo_type="dataset", revision="v2")
 
@@ -249,6 +249,22 @@ def test_push_over_another_agent_leaves_nothing_of_it(hub, run):
     assert "alice/eps" not in hub.files("alice/agent")["README.md"].decode()
     assert ".eval_results/turnppo-alice.yaml" not in files
     assert TurnPPOAgent.from_pretrained("alice/agent").critic is None
+
+
+def test_folder_with_other_figures_names_no_dataset_of_the_earlier_ones(hub, run):
+    assert run_command("push", run, "alice/agent", "--episodes", "bob/eps")[0] == 2
+    assert not (run / "README.md").exists() or "bob/eps" not in (run / "README.md").read_text()
+    assert run_command("push", run, "alice/agent", "--episodes", "eps")[0] == 0
+    assert run_command("push", run, "alice/agent", "--episodes", "eps2")[0] == 0
+    card = hub.files("alice/agent")["README.md"].decode()
+    assert "- alice/eps2" in card and "- alice/eps\n" not in card
+    assert run_command("push", run, "alice/agent")[0] == 0
+    assert "- alice/eps2" in hub.files("alice/agent")["README.md"].decode()
+    results = json.loads((run / "results.json").read_text())
+    results["after"]["mean_return"] += 1.0
+    (run / "results.json").write_text(json.dumps(results))
+    assert run_command("push", run, "alice/agent")[0] == 0
+    assert "alice/eps2" not in hub.files("alice/agent")["README.md"].decode()
 
 
 def test_push_takes_only_what_belongs_to_a_release(hub, run):

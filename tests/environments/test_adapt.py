@@ -38,6 +38,21 @@ def test_environment_is_kept_as_it_is(kind):
     assert adapt(environment) is environment
 
 
+def test_wrapper_decides_what_its_reset_takes():
+    class Mended(gymnasium.Wrapper):
+        def reset(self, *, seed=None, options=None):
+            return self.env.reset(seed=seed)
+
+    class Broken(gymnasium.Wrapper):
+        def reset(self, seed=None):
+            return self.env.reset(seed=seed)
+
+    mended = gymnasium.wrappers.OrderEnforcing(Mended(NoOptions()))
+    assert adapt(mended) is mended
+    with pytest.raises(TypeError, match="takes no `options`"):
+        adapt(gymnasium.wrappers.OrderEnforcing(Broken(CountingEnvironment())))
+
+
 def test_class_and_third_party_id_are_played(make_trainer):
     gymnasium.register("elsewhere/Counting-v0", CountingEnvironment, disable_env_checker=True)
     try:

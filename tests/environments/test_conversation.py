@@ -49,13 +49,13 @@ def test_numbers_of_numpy_and_torch_count() -> None:
         assert (reply.reward, reply.terminated, reply.truncated) == (1.0, True, False)
 
 
-@pytest.mark.parametrize("solved", ["False", "", 2, [True]])
+@pytest.mark.parametrize("solved", ["False", "", 2, [True], np.zeros(2), torch.zeros(2)])
 def test_success_that_is_no_truth_value_is_refused(solved: Any) -> None:
     with pytest.raises(TypeError, match=r'info\["solved"\] is .*would count as success'):
         read(0.0, True, False, {"solved": solved})
 
 
-@pytest.mark.parametrize("solved", [True, np.bool_(True), 1, None])
+@pytest.mark.parametrize("solved", [True, np.bool_(True), 1, None, np.array(True), torch.tensor(True)])
 def test_success_of_numpy_counts_and_none_is_no_answer(solved: Any) -> None:
     assert read(0.0, True, False, {"solved": solved}).info["solved"] is solved
 

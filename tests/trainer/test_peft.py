@@ -312,6 +312,10 @@ def test_merged_agent_is_saved_as_whole_networks(make: Any, tmp_path: Path) -> N
     agent = TurnPPOAgent.from_pretrained(Path(trainer.args.output_dir) / "checkpoint-4", device="cpu")
     expected = logits(agent.actor), logits(agent.critic)
     agent.merge_and_unload().save_pretrained(tmp_path / "whole")
+    agent.merge_and_unload().save_pretrained(agent.folder)  # over the adapters
+    assert not list(agent.folder.rglob("adapter_*"))
+    assert "library_name: peft" not in (agent.folder / "README.md").read_text()
+    assert not isinstance(TurnPPOAgent.from_pretrained(agent.folder).actor, PeftModel)
     assert not list((tmp_path / "whole").rglob("adapter_*"))
     whole = TurnPPOAgent.from_pretrained(tmp_path / "whole", device="cpu")
     assert not isinstance(whole.actor, PeftModel)

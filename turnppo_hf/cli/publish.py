@@ -82,7 +82,7 @@ def push_run(
 
     Raises:
         `ReleaseError`: it is no agent, or has no recorded episodes.
-        `PushError`: nothing was committed; the message gives the reason.
+        `PushError`: nothing was committed, or the agent alone; the message says which, and gives the reason.
     """
     source = find_model(model) if model in EMBEDDED_MODELS else _local(model)
     check_folder(source, model)
@@ -96,10 +96,10 @@ def push_run(
         repo_id = f"{read_account()['name']}/{repo_id}"
     if episodes is not None and "/" not in episodes:
         episodes = f"{repo_id.partition('/')[0]}/{episodes}"
-    if episodes is not None and create_pr:
+    if episodes is not None and (create_pr or (revision or "").startswith("refs/")):
         raise ReleaseError(
             "A pull request is of the agent's repository, and the episodes would be committed to the dataset at once. "
-            "Push the agent without --episodes, or without --create_pr."
+            "Push the agent without --episodes, or not as a pull request."
         )
     commits = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -108,9 +108,9 @@ def push_run(
             folder = Path(scratch, "agent")
             stage(source, folder)
         published = Published.read(repo_id, revision=revision)
-        prepare_release(folder, repo_id, dataset=episodes, published=published)
-        if episodes is not None:  # before the agent's card names it
+        if episodes is not None:  # before a card names it
             create_repository(episodes, private=private, repo_type="dataset")
+        prepare_release(folder, repo_id, dataset=episodes, published=published)
         where: dict[str, Any] = {"private": private, "revision": revision, "create_pr": create_pr}
         where["is_other_agent"] = published.is_of_other_figures(run)
         commits.append(push_release(folder, repo_id, message=message, **where))

@@ -18,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of a commit")
     parser.add_argument("--message", help="title of the commit (default: Upload agent, or panel)")
     parser.add_argument("--collection", help="title or slug of a collection to show them in")
-    parser.add_argument("--episodes", metavar="DATASET", help="push the held-out episodes to this dataset, too")
+    parser.add_argument(
+        "--episodes", metavar="DATASET", help="push the held-out episodes there, too; not in a pull request"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

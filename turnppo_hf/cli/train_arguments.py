@@ -30,6 +30,7 @@ HELD_OUT_SEED = 1_000_000  # the first held-out seed, far above any training see
 
 _EXAMPLES = {"turnppo train": "sokoban_cpu.yaml", "turnppo imitate": "imitate/minigrid.yaml"}
 _FOLDERS = {"turnppo train": "", "turnppo imitate": "imitate"}  # of their packaged configs
+_FOLDED = "gradient_accumulation_steps"
 _ALIASES = {"lambda": "lam"}  # a keyword of Python, so the field has TRL's name
 
 
@@ -276,8 +277,8 @@ def parse_words(
         )
     set_by_flag = [name if name in hints else name.removeprefix("no_") for name in named]
     parsed = {name: next(getattr(part, name) for part in parts if hasattr(part, name)) for name in set_by_flag}
-    given, _ = parser.parse_known_args(flags)  # numbers as typed: the configuration folds sizes of batches into one
-    parsed |= {name: number for name in set_by_flag if isinstance(number := getattr(given, name, None), int | float)}
+    if _FOLDED in parsed:  # as typed: the configuration counts it in another field, and sets it to 1
+        parsed[_FOLDED] = getattr(parser.parse_known_args(flags)[0], _FOLDED)
     changed = {name: value.value if isinstance(value, Enum) else value for name, value in parsed.items()}
     return parts, Words(path, {**values, **changed}, typed)
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium
-import numpy as np
 
 from turnppo_hf.environments.messages import Message, open_conversation
 
@@ -239,7 +238,10 @@ def _check_ending(truncated: bool, info: Mapping[str, Any]) -> None:
 
 
 def _is_flag(value: Any) -> bool:
-    return isinstance(value, int | float | np.number | np.bool_) and value in (0, 1)
+    try:
+        return value in (0, 1)
+    except (TypeError, ValueError, RuntimeError):  # such as an array or a tensor of several numbers
+        return False
 
 
 def _is_number(value: Any) -> bool:

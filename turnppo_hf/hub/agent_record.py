@@ -15,6 +15,7 @@ import gymnasium
 
 from turnppo_hf.environments import adapt, full_id, make_environment
 from turnppo_hf.environments.conversation import TextEnvironment, warn_of_lost_rules
+from turnppo_hf.environments.integrations.tools import ToolEnvironment
 from turnppo_hf.environments.names import did_you_mean
 from turnppo_hf.evaluation.json_fields import EXTRA, NULLABLE, FieldError, read_fields, write_fields
 from turnppo_hf.evaluation.results import HeldOut, Package
@@ -131,13 +132,15 @@ class AgentRecord:
             `ReleaseError`: a key that no record has, or a wrong value.
         """
         for name in changes:
-            names = [item.name for item in fields(self) if item.name != EXTRA]
-            if name not in (*names, "schema_version"):
+            names = [*(item.name for item in fields(self) if item.name != EXTRA), *self.extra, "schema_version"]
+            if name not in names:
                 raise ReleaseError(
                     f"`record` has no key {name!r}.{did_you_mean(name, names, cutoff=0.5)} It would have no effect. "
                     f"The keys are {', '.join(names)}."
                 )
         try:
+            if (version := changes.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
+                raise FieldError("schema_version", version, f"{SCHEMA_VERSION}, or left out")
             return self._read({**write_fields(self), **changes}, SCHEMA_VERSION)
         except FieldError as error:
             raise ReleaseError(f"In `record`, {error} What the agent plays, and how, is read from it.") from error
@@ -259,8 +262,14 @@ def resolve_environment(
 
 
 def _build(source: Callable[..., Any], /, **kwargs: Any) -> Any:
-    """Build what the trainer would play in: also of OpenEnv's clients, TextArena's games and TRL's classes."""
-    return adapt(source(**kwargs))
+    """Build what is played by text: Gymnasium's environments, OpenEnv's clients, TextArena's games."""
+    environment = adapt(source(**kwargs))
+    if isinstance(environment, ToolEnvironment):
+        raise TypeError(
+            f"{environment.name} is played by tool calls, which an agent alone cannot make. Evaluate it with the "
+            "trainer's evaluate(), or name an environment that is played by text."
+        )
+    return environment
 
 
 def _warn_of_version(record: AgentRecord, version: str) -> None:

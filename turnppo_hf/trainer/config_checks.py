@@ -28,9 +28,9 @@ OFF_POLICY_CREDITS = ("none", "turn_vtrace")
 CORRECTIONS = ("turn_truncate", "token_truncate")
 
 
+_OBJECTS = ("model_init_kwargs", "chat_template_kwargs", "generation_kwargs")
 _UNIT = "it discounts what comes later"
 # field -> lowest and highest value, and why no other
-_OBJECTS = ("model_init_kwargs", "chat_template_kwargs", "generation_kwargs")
 _RANGES = (
     ("gamma", 0.0, 1.0, _UNIT),
     ("lam", 0.0, 1.0, _UNIT),
@@ -239,6 +239,18 @@ def check_ranges(config: Any) -> None:
             f"`num_generations` must be at least 2 for {config.algorithm}, got {config.num_generations}: its baseline "
             "is the mean over the other episodes of the same task. Set it to 8, or use an algorithm with a critic."
         )
+    weights = config.reward_weights
+    if weights is not None and not (isinstance(weights, list | tuple) and all(map(_is_finite, weights))):
+        raise ValueError(
+            f"`reward_weights` is {weights!r:.80}, and rewards are multiplied by its entries. Give a list of finite "
+            "numbers, one for each reward function."
+        )
+    if config.uses_critic and 0 < config.max_steps <= config.critic_warmup_steps:
+        warnings.warn(
+            f"`critic_warmup_steps` is {config.critic_warmup_steps} and `max_steps` {config.max_steps}: the critic "
+            "alone is trained, and the actor stays as it is. Lower the first for an actor that learns.",
+            stacklevel=2,
+        )
 
 
 def check_credit(config: Any) -> None:
@@ -335,18 +347,6 @@ def check_vllm(config: Any) -> None:
             f"{config.importance_sampling_level!r}: a ratio per turn has no terms of its tokens to weigh. Set it to "
             '"turn_truncate".'
         )
-    weights = config.reward_weights
-    if weights is not None and not (isinstance(weights, list | tuple) and all(map(_is_finite, weights))):
-        raise ValueError(
-            f"`reward_weights` is {weights!r:.80}, and rewards are multiplied by its entries. Give a list of finite "
-            "numbers, one for each reward function."
-        )
-    if config.uses_critic and 0 < config.max_steps <= config.critic_warmup_steps:
-        warnings.warn(
-            f"`critic_warmup_steps` is {config.critic_warmup_steps} and `max_steps` {config.max_steps}: the critic "
-            "alone is trained, and the actor stays as it is. Lower the first for an actor that learns.",
-            stacklevel=2,
-        )
     if config.oversampling_factor > 1.0 and config.num_generations > 1:  # type: ignore[operator]
         raise ValueError(
             f"`oversampling_factor` is {config.oversampling_factor:g} with `num_generations` "
@@ -356,7 +356,7 @@ def check_vllm(config: Any) -> None:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _describe(low: float, high: float) -> str:
@@ -374,7 +374,7 @@ def check_json(config: Any, names: Iterable[str]) -> None:
     """
     for name in _OBJECTS:
         value = getattr(config, name)
-        if value is not None and not isinstance(value, Mapping) and not str(value).lstrip().startswith("{"):
+        if value is not None and not isinstance(value, Mapping) and not str(value).startswith("{"):
             raise ValueError(
                 f"`{name}` is {value!r:.80}, but it holds arguments by their names. Give a mapping, or on the command "
                 f"line JSON such as --{name} '{{\"name\": 1}}', in single quotes."

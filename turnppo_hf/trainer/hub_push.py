@@ -17,7 +17,7 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
 
 from turnppo_hf.hub.background import BackgroundPushes, stage
-from turnppo_hf.hub.card.card import README, Published, prepare_release
+from turnppo_hf.hub.card.card import Published, prepare_release
 from turnppo_hf.hub.client import (
     check_write_access,
     create_repository,
@@ -189,10 +189,9 @@ class HubPusher:
     def _push_folder(self, folder: Path, message: str, target: dict[str, Any]) -> CommitInfo:
         """Push a release with the sections of its card that the repository's users wrote meanwhile."""
         published = Published.read(str(self.repo_id), token=target["token"], revision=target["revision"])
-        if published.card is not None:
-            card = folder / README
-            card.write_text(published.merged(card.read_text(encoding="utf-8")), encoding="utf-8")
-        is_other = published.is_of_other_figures(read_run(folder))
+        run = read_run(folder)
+        published.adopt_into(folder, run)
+        is_other = published.is_of_other_figures(run)
         return push_release(folder, str(self.repo_id), message=message, is_other_agent=is_other, **target)
 
     def _target(self, **given: Any) -> dict[str, Any]:

@@ -96,9 +96,12 @@ def check_same_run(now: Mapping[str, Any], then: Mapping[str, Any], checkpoint: 
             environment, seed or size of batches.
     """
     changed = {name: (then.get(name), now.get(name)) for name in {**then, **now} if then.get(name) != now.get(name)}
-    for name in ("environments", "environment", *_LATER):
+    for name in ("environments", "environment"):
         if None in changed.get(name, ()):
             del changed[name]  # one of the two has no name
+    for name in _LATER:
+        if name not in then:
+            changed.pop(name, None)
     if fixed := [name for name in FIXED if name in changed]:
         listed = ", ".join(f"`{name}` is {changed[name][1]!r}, there {changed[name][0]!r}" for name in fixed)
         raise CheckpointError(

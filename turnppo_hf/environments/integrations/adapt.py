@@ -65,7 +65,10 @@ def check_text_environment(environment: gymnasium.Env[Any, Any], name: str) -> N
     Raises:
         `TypeError`: a space is not `gymnasium.spaces.Text`, or `reset` does not take what begins an episode.
     """
-    missing = [item for item in ("seed", "options") if not takes_argument(environment.unwrapped.reset, item)]
+    layer = environment  # the first whose `reset` is not Gymnasium's own, which hands on what it gets
+    while isinstance(layer, gymnasium.Wrapper) and type(layer).reset.__module__.startswith("gymnasium."):
+        layer = layer.env
+    missing = [item for item in ("seed", "options") if not takes_argument(layer.reset, item)]
     if missing:
         raise TypeError(
             f"reset() of {name!r} takes no `{missing[0]}`. Each episode begins with reset(seed=..., options=...), so "

@@ -29,6 +29,7 @@ from turnppo_hf.redaction import redact, redact_text
 README = "README.md"
 EVAL_RESULTS_FILE = ".eval_results/turnppo.yaml"
 WHEELS = "wheels"
+_PARTS = (README, EVAL_RESULTS_FILE)  # of a release that a later one looks at
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ _TAGS = ("trl", "turn-ppo", "turnppo-hf", "reinforcement-learning", "agent")
 
 @dataclass(frozen=True)
 class Published:
-    """What a repository shows now. `Published("# Agent", [{"dataset": {"id": "alice/eps"}, "value": 0.7}])`."""
+    """What an earlier release shows. `Published("# Agent", [{"dataset": {"id": "alice/eps"}, "value": 0.7}])`."""
 
     card: str | None = None
     results: Sequence[Mapping[str, Any]] = ()  # the release's own evaluation, as the Hub's format has it
@@ -54,6 +55,12 @@ class Published:
         card = read_published(repo_id, README, **where)
         return cls(card, parse_results(None if card is None else read_published(repo_id, EVAL_RESULTS_FILE, **where)))
 
+    @classmethod
+    def of(cls, folder: Path) -> Published:
+        """Read card and evaluation that an earlier release left in a folder."""
+        texts = [file.read_text(encoding="utf-8") if file.exists() else None for file in map(folder.joinpath, _PARTS)]
+        return cls(texts[0], parse_results(texts[1]))
+
     @property
     def dataset(self) -> str | None:
         """The episodes that `turnppo push --episodes` published with the release."""
@@ -62,12 +69,27 @@ class Published:
         return next((name for name in named if name in shown), None)
 
     def is_of_other_figures(self, run: RunRecord) -> bool:
-        """Whether its evaluation is not the run's: that of other weights, or of other episodes."""
-        return sorted(entry["value"] for entry in self.results) != sorted(_metrics(run.results.after).values())
+        """Whether its evaluation is not the run's, or not known to be: that of other weights, or of other episodes."""
+        values = sorted(entry["value"] for entry in self.results)
+        return not values or values != sorted(_metrics(run.results.after).values())
 
-    def merged(self, card: str) -> str:
-        """Put what users wrote into the published card into another one."""
-        return card if self.card is None else merge_cards(self.card, card, without=self.dataset)
+    def adopt_into(self, folder: Path, run: RunRecord, dataset: str | None = None) -> None:
+        """
+        Keep what its users wrote, and the dataset of its episodes where they are the run's, in a folder's new release.
+
+        Args:
+            folder (`Path`): Holds the release.
+            run (`RunRecord`): What was read of it.
+            dataset (`str`, *optional*): The new release's own dataset, in place of that.
+        """
+        keeps = dataset is None and self.dataset is not None and not self.is_of_other_figures(run)
+        if keeps:
+            _write_results(folder, run, str(self.dataset))
+        if self.card is not None:
+            card = folder / README
+            text = card.read_text(encoding="utf-8")
+            merged = merge_cards(self.card, text, without=None if keeps else self.dataset)
+            card.write_text(merged, encoding="utf-8")
 
 
 def parse_results(text: str | None) -> list[Mapping[str, Any]]:
@@ -113,24 +135,26 @@ def prepare_release(
     """
     path = Path(folder)
     run = read_run(path)
-    if dataset is None and published is not None and not published.is_of_other_figures(run):
-        dataset = published.dataset
+    earlier = [Published.of(path), *([published] if published else [])]
     _forget_places(path, run.record)
     draw_pictures(run, path)
     build_wheel(path / WHEELS)
-    if run.results.after is not None:
-        results = path / EVAL_RESULTS_FILE
-        results.parent.mkdir(exist_ok=True)
-        name = dataset or f"{repo_id or run.name}-episodes"
-        entries = eval_results(run.results.after, run, name, card_text.seeds_and_temperature(run))
-        results.write_text(
-            yaml.safe_dump(redact(eval_result_entries_to_yaml(entries)), sort_keys=False), encoding="utf-8"
-        )
+    _write_results(path, run, dataset or f"{repo_id or run.name}-episodes")
     text = _render(run, path, repo_id, title=title, dataset=dataset, tags=tags)
-    if (path / README).exists():
-        text = merge_cards((path / README).read_text(encoding="utf-8"), text)
-    (path / README).write_text(published.merged(text) if published else text, encoding="utf-8")
+    (path / README).write_text(text, encoding="utf-8")
+    for release in earlier:
+        release.adopt_into(path, run, dataset)
     return run
+
+
+def _write_results(folder: Path, run: RunRecord, dataset: str) -> None:
+    """Write the run's evaluation after training, where there is one, as the Hub reads it."""
+    if run.results.after is None:
+        return
+    results = folder / EVAL_RESULTS_FILE
+    results.parent.mkdir(exist_ok=True)
+    entries = eval_results(run.results.after, run, dataset, card_text.seeds_and_temperature(run))
+    results.write_text(yaml.safe_dump(redact(eval_result_entries_to_yaml(entries)), sort_keys=False), encoding="utf-8")
 
 
 def _forget_places(folder: Path, record: AgentRecord) -> None:

@@ -107,6 +107,11 @@ def is_reply(opening: Any, reply: Any) -> bool:
     if any(flags):  # the numbers of the last info are averaged, as floats
         if not all(is_number(x) for name, x in info.items() if isinstance(name, str) and isinstance(x, int)):
             return False
+    solved, truncation = info.get("solved"), info.get("truncation")
+    if solved is not None and not (is_number(solved) and solved in (0, 1)):
+        return False
+    if truncated and isinstance(truncation, str) and truncation not in ("task_budget", "time_limit"):
+        return False
     penalty = info.get("penalty", 0.0)
     fine = is_number(reward) and is_number(penalty) and penalty <= 0
     state, action = info.get("state"), str(info.get("action", ""))

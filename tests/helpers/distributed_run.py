@@ -118,7 +118,7 @@ def break_step(trainer, rank, step, what):
 
     def broken_look(entry, number, control):
         if trainer.args.process_index == rank and what == "log" and step < number <= step + 5:
-            entry = {**entry, "reward_std": 0.0, "success": 0.0}
+            entry = {**entry, "reward_std": 0.0, "penalty_std": 0.0, "success": 0.0}
         return look(entry, number, control)
 
     def broken_backward(loss):

@@ -345,7 +345,7 @@ def test_sections_that_users_wrote_on_the_hub_survive_every_push(hub: Hub, pushi
     assert "It likes corners." in hub.files(REPO)["README.md"].decode()
     publish(hub.files(REPO)["README.md"].decode().replace("corners", "walls"))
     hub.inject("HEAD .*/README.md", status=503, times=None)
-    with pytest.raises(PushError, match=r"The card of 'alice/run' was not read"):
+    with pytest.raises(PushError, match=r"README\.md of 'alice/run' was not read"):
         trainer.push_to_hub()
     assert "It likes walls." in hub.files(REPO)["README.md"].decode(), "a card that was not read is not written over"
     hub.heal()

@@ -238,10 +238,12 @@ def _check_ending(truncated: bool, info: Mapping[str, Any]) -> None:
 
 
 def _is_flag(value: Any) -> bool:
-    try:
-        return value in (0, 1)
-    except (TypeError, ValueError, RuntimeError):  # such as an array or a tensor of several numbers
-        return False
+    if hasattr(value, "item"):  # NumPy's and PyTorch's
+        try:
+            value = value.item()
+        except (TypeError, ValueError, RuntimeError):  # such as an array or a tensor of several numbers
+            return False
+    return isinstance(value, int | float) and value in (0, 1)
 
 
 def _is_number(value: Any) -> bool:

@@ -131,8 +131,8 @@ class AgentRecord:
         Raises:
             `ReleaseError`: a key that no record has, or a wrong value.
         """
+        names = [*(item.name for item in fields(self) if item.name != EXTRA), *self.extra, "schema_version"]
         for name in changes:
-            names = [*(item.name for item in fields(self) if item.name != EXTRA), *self.extra, "schema_version"]
             if name not in names:
                 raise ReleaseError(
                     f"`record` has no key {name!r}.{did_you_mean(name, names, cutoff=0.5)} It would have no effect. "

@@ -159,7 +159,7 @@ class TurnPPOTrainer(BaseTrainer):
         check_best_metric(args.metric_for_best_model, self.environment_names, logs_own=logs_own)
         self.hub, self._log, self._last_trajectories = HubPusher(args), TrainingLog(args), list[Trajectory]()
         self.ending = Ending(self, [self._log, *([] if self._task_values is None else [self._task_values])])
-        self._rollout: RolloutBatch | None = None  # under way, or the last one used; trajectories are of all ranks
+        self._rollout: RolloutBatch | None = None  # under way; the last one used, where none is
         self._figures, self._norms = dict[str, float](), dict[str, float]()  # logged of a step, and its gradients'
         self._pending_file: Path | None = None  # where a resumed run finds the one that was under way
         args.ddp_broadcast_buffers = False  # a rank without episodes makes no forward that could answer a broadcast

@@ -82,13 +82,14 @@ class Published:
             run (`RunRecord`): What was read of it.
             dataset (`str`, *optional*): The new release's own dataset, in place of that.
         """
-        keeps = dataset is None and self.dataset is not None and not self.is_of_other_figures(run)
+        named = self.dataset
+        keeps = dataset is None and named is not None and not self.is_of_other_figures(run)
         if keeps:
-            _write_results(folder, run, str(self.dataset))
+            _write_results(folder, run, str(named))
         if self.card is not None:
             card = folder / README
             text = card.read_text(encoding="utf-8")
-            merged = merge_cards(self.card, text, without=None if keeps else self.dataset)
+            merged = merge_cards(self.card, text, without=None if keeps else named)
             card.write_text(merged, encoding="utf-8")
 
 

@@ -53,7 +53,9 @@ def shard(model: str, first_alone: bool) -> None:
     if trainer.sharding.is_fsdp:  # ZeRO-3's are cut, and DeepSpeed would add the optimizer's memory
         trainer.accelerator.prepare(trainer.model, torch.optim.SGD(trainer.model.parameters()))
     taken = (harness.peak_mib() - before) / network
-    print("FIGURES", json.dumps({"rank": args.process_index, "networks": taken, "network_mib": network}), flush=True)
+    # a file for each rank: the lines of processes that print into one pipe can run into each other
+    figures = {"networks": taken, "network_mib": network}
+    Path(f"{model}-rank_{args.process_index}.json").write_text(json.dumps(figures), encoding="utf-8")
     del trainer
     leave_together()
 
@@ -67,12 +69,11 @@ def launched(launch: str, model: Path, way: str) -> dict[str, float]:
     done = subprocess.run(
         [*command, __file__, "--model", str(model), way], env=environment, capture_output=True, text=True, timeout=900
     )
-    lines = [line.partition("FIGURES ")[2] for line in done.stdout.splitlines() if "FIGURES " in line]
-    if len(lines) != RANKS:
-        raise RuntimeError(done.stderr[-6000:])
-    figures = sorted((json.loads(line) for line in lines), key=lambda item: item["rank"])
+    if done.returncode:
+        raise RuntimeError(f"The ranks ended with {done.returncode}.\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}")
+    figures = [json.loads(Path(f"{model}-rank_{rank}.json").read_text(encoding="utf-8")) for rank in range(RANKS)]
     return {
-        **{f"rank_{item['rank']}": item["networks"] for item in figures},
+        **{f"rank_{rank}": item["networks"] for rank, item in enumerate(figures)},
         "network_mib": figures[0]["network_mib"],
     }
 

@@ -85,11 +85,16 @@ def _name_of(factory: EnvironmentFactory) -> str:
 def _callable(factory: EnvironmentFactory, tools: Sequence[Callable[..., Any]], routed: bool) -> Callable[[], Any]:
     if isinstance(factory, str):
         return lambda: make_environment(factory)
-    if not callable(factory):
-        raise TypeError(
-            f"`environment_factory` is or holds a {type(factory).__name__}, which cannot be called. Episodes run side "
-            "by side, each in an environment of its own. Pass a class or function that returns a new one, or an id."
-        )
+    require_callable(factory, "`environment_factory` is or holds")
     if factory is ToolEnvironment:
         return lambda: ToolEnvironment(None, tools)
     return lambda: adapt(factory(), tools, routed)
+
+
+def require_callable(source: Any, told: str) -> None:
+    """Refuse with `TypeError` what builds no environments; `told` begins the sentence and names the argument."""
+    if not callable(source):
+        raise TypeError(
+            f"{told} a {type(source).__name__}, which cannot be called. Episodes run side by side, each in an "
+            "environment of its own. Pass a class or function that returns a new one, or an id."
+        )

@@ -15,6 +15,7 @@ import gymnasium
 
 from turnppo_hf.environments import adapt, full_id, make_environment
 from turnppo_hf.environments.conversation import TextEnvironment, warn_of_lost_rules
+from turnppo_hf.environments.factory import require_callable
 from turnppo_hf.environments.integrations.tools import ToolEnvironment
 from turnppo_hf.environments.names import did_you_mean
 from turnppo_hf.evaluation.json_fields import EXTRA, NULLABLE, FieldError, read_fields, write_fields
@@ -229,11 +230,7 @@ def resolve_environment(
         `TypeError`: it is no id, and cannot be called.
     """
     if environment is not None and not isinstance(environment, str):
-        if not callable(environment):
-            raise TypeError(
-                f"`environment` is a {type(environment).__name__}, which cannot be called. Episodes run side by side, "
-                "each in an environment of its own. Pass a class or function that returns a new one, or an id."
-            )
+        require_callable(environment, "`environment` is")
         name = getattr(environment, "__name__", type(environment).__name__)
         return name, partial(_build, environment, **kwargs)
     name = full_id(environment) if environment else _trusted_environment(record, model)

@@ -151,5 +151,6 @@ def test_figures_of_the_page_stand_in_the_benchmarks_output():
 
 
 def test_sampling_parameters_come_as_json_on_the_command_line():
-    config = TurnPPOConfig("unused", use_cpu=True, use_vllm=True, generation_kwargs='{"stop": ["</action>"]}')
+    with pytest.warns(UserWarning, match="`generation_kwargs` is known to vLLM alone: the saved agent"):
+        config = TurnPPOConfig("unused", use_cpu=True, use_vllm=True, generation_kwargs='{"stop": ["</action>"]}')
     assert config.generation_kwargs == {"stop": ["</action>"]}

@@ -339,6 +339,12 @@ def check_vllm(config: Any) -> None:
         raise ValueError(f"`{needs[0]}` is set without `use_vllm`, so it would have no effect. Set both or neither.")
     if all(getattr(config, name) for name in rules):
         raise ValueError(f"`{rules[0]}` and `{rules[1]}` are both set, but a response follows one rule. Keep one.")
+    if needs:
+        warnings.warn(
+            f"`{needs[0]}` is known to vLLM alone: the saved agent, and with it the evaluations of `turnppo train` "
+            "before and after, sample with transformers and without it, so their episodes can differ from training's.",
+            stacklevel=2,
+        )
     if config.vllm_enable_sleep_mode and config.vllm_mode == "server":
         raise ValueError("`vllm_enable_sleep_mode` is True, but a server keeps its memory. Leave it out.")
     if config.vllm_importance_sampling_mode == "token_truncate" and config.importance_sampling_level != "token":

@@ -224,6 +224,7 @@ class TurnPPOConfig(BaseConfig):
             groups of further tasks. For the algorithms without a critic.
         generation_kwargs (`dict` or `str`, *optional*):
             Further sampling parameters of vLLM, such as `{"stop": ["</action>"], "include_stop_str_in_output": true}`.
+            The saved agent samples without them.
 
         > Parameters that control vLLM
 

@@ -113,7 +113,7 @@ def rate_rows() -> list[str]:
     rows = []
     for method, name in ONE_RATE.items():
         found = []
-        for turns in ("4", "16"):
+        for turns in ("4", "16", "50"):
             for rate in RATES:
                 runs = cells.get((("turns", turns), ("method_and_rate", f"{method}_{rate}")), [])
                 scores = [run.score for run in runs if run.score is not None]

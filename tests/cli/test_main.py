@@ -318,3 +318,21 @@ def test_module_for_accelerate_is_the_same_command(capsys: pytest.CaptureFixture
     )
     assert done.returncode == 2
     assert done.stderr.strip() == error_of(capsys, "train", "none.yaml")
+
+
+@pytest.mark.parametrize("words", [["configs"], ["configs", "sokoban_cpu"], ["doctor"]])
+def test_a_reader_that_has_seen_enough_is_no_error(words: list[str]) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "turnppo_hf.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=120) == 141
+
+
+def test_another_pipe_that_breaks_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    def run(arguments: Any) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("turnppo_hf.cli.configs.run", run)
+    assert "Broken pipe" in error_of(capsys, "configs")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -34,6 +35,7 @@ COMMANDS = {
 # what users can cause; anything else is a mistake of ours and keeps its traceback
 _RUN_ENDS = (FailedEpisodesError, GenerationError, NonFiniteError, RolloutError, PushError)
 _USER_ERRORS = (ValueError, TypeError, OSError, ImportError, *_RUN_ENDS)
+_OUTPUT_CLOSED = 128 + 13  # what a shell reports of a process that SIGPIPE ended
 _EPILOG = (
     "turnppo COMMAND --help lists a command's arguments. turnppo --debug COMMAND shows the traceback of an error."
 )
@@ -47,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments (`Sequence[str]`, *optional*): Defaults to the process's.
 
     Returns:
-        `int`: 0; 1 where `doctor` found a fault; 2 where the user's input has one.
+        `int`: 0; 1 where `doctor` found a fault; 2 where the user's input has one; 141 where what read the output
+        closed it, as `head` does.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = words[:1] == ["--debug"]
@@ -62,13 +65,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
             hint = did_you_mean(unknown[0], [f"--{name}" for name in vars(parsed)])
             raise ValueError(f"{unknown[0]!r} is no argument of `turnppo {words[0]}`.{hint}")
         parsed.owns_torch = owns_torch
-        return int(parsed.run(parsed))
+        status = int(parsed.run(parsed))
+        sys.stdout.flush()
+        return status
     except _USER_ERRORS as error:
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
+            return _OUTPUT_CLOSED
         if debug:
             raise
         lines = [str(error), *getattr(error, "__notes__", ())]
         print("turnppo: error: " + "\n".join(map(redact_text, lines)), file=sys.stderr)
         return 2
+
+
+def _output_is_closed() -> bool:
+    """Return whether nobody reads the output any longer; what is left of it then goes nowhere."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the end of the process fails on it again
+        return True
+    return False
 
 
 def _refuse_unknown_command(words: Sequence[str]) -> None:

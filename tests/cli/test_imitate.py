@@ -126,6 +126,16 @@ def test_training_stops_at_the_target(tmp_path, capsys, target, steps):
         ({"episodes": "none.parquet"}, "`episodes` 'none.parquet' cannot be read"),
         ({"environment": "sokobann"}, "Did you mean 'turnppo_hf/Sokoban-v0'"),
         ({"environment": None}, "The run lacks its `environment`"),
+        ({"max_steps": 0}, "`max_steps` is 0, and whole epochs would be trained"),
+        ({"learning_rate": float("nan")}, "`learning_rate` must be a finite number above 0"),
+        ({"seed": -5}, "`seed` must be between 0 and 4294967295"),
+        ({"output_dir": "/proc/actor"}, "`output_dir` /proc/actor cannot be written"),
+        ({"model": "new", "new_model": {"hiden_size": 80}}, "sets 'hiden_size'"),
+        ({"model": "new", "new_model": {"hiden_size": 80}}, "Did you mean 'hidden_size'?"),
+        ({"model": "new", "new_model": {"vocab_size": 5}}, "the tokenizer decides it"),
+        ({"model": "new", "new_model": {"hidden_size": 81}}, "makes no network"),
+        ({"model": "new", "new_model": {"hidden_size": "big"}}, "makes no network"),
+        ({"model": "new", "new_model": {"num_attention_heads": 3}}, "makes no network"),
     ],
 )
 def test_mistakes_are_named(tmp_path, capsys, changes, message):
@@ -152,3 +162,24 @@ def test_config_file_is_asked_for(capsys):
     assert "`turnppo imitate` needs a config file, such as trainer_configs/imitate/minigrid.yaml" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize("left", ["critic/config.json", "checkpoint-5/model.safetensors", "config.json"])
+def test_folder_of_another_agent_is_refused_before_anything_is_played(tmp_path, capsys, monkeypatch, left):
+    monkeypatch.setattr("turnppo_hf.cli.imitate.load_conversations", None)
+    file = tmp_path / "actor" / left
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    assert main(["imitate", config(tmp_path)]) == 2
+    assert f"holds {left.partition('/')[0]} of another agent" in capsys.readouterr().err
+    assert file.read_text() == "{}"
+
+
+@pytest.mark.slow
+def test_earlier_imitation_is_written_over_and_a_trained_agent_is_not(tmp_path, capsys):
+    file = config(tmp_path, max_steps=1)
+    assert main(["imitate", file]) == main(["imitate", file, "--max_steps", "2"]) == 0
+    record = tmp_path / "actor" / "turnppo.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "algorithm": "grpo"}))
+    assert main(["imitate", file]) == 2
+    assert "of another agent" in capsys.readouterr().err

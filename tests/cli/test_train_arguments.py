@@ -70,6 +70,12 @@ def test_data_file_that_is_missing_is_named_as_a_file() -> None:
         ("turnppo_hf/TextWorld-v0", {"split": "train"}, {}, True),
         ("sokoban", {"split": "train"}, {"split": "test"}, False),
         ("minigrid", {"split": None}, {}, False),
+        ("minigrid", {"split": "train", "split_by": "layout"}, {"split": "test"}, False),
+        ("minigrid", {"split": "train", "split_by": "start"}, {"split": "test"}, False),
+        ("minigrid", {"split": "train", "split_by": "layout"}, {"split": "test", "split_by": "start"}, True),
+        ("minigrid", {"split": "train"}, {"split": "test", "split_by": "start"}, False),
+        ("webshop", {"split": "train"}, {"split": "test", "split_by": "product"}, True),
+        ("webshop", {"split": "train", "num_products": 100}, {"split": "test", "num_products": 120}, True),
         ("textarena/TowerOfHanoi-v0", {}, {}, False),
     ],
 )

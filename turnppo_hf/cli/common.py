@@ -20,6 +20,8 @@ MODEL_HELP = (
     "began) or tiny-webshop for the actors in the package"
 )
 
+_DECIDE_THE_SPLIT = {"split_by", "num_products"}  # arguments of our worlds, beside `split`
+
 
 @dataclass(frozen=True)
 class Diagnosis:
@@ -57,12 +59,23 @@ def warn_of_seen_levels(environment: str, kwargs: Mapping[str, Any], held_out: M
         kwargs (`Mapping`): Its arguments in training.
         held_out (`Mapping`): Those of the held-out episodes. `split` set to None on both sides asks for it.
     """
-    from turnppo_hf.environments import full_id
+    from turnppo_hf.environments import default_arguments, full_id
 
+    if not full_id(environment).startswith("turnppo_hf/"):
+        return
     sides = kwargs.get("split"), held_out.get("split")
+    for name in sorted(_DECIDE_THE_SPLIT & (kwargs.keys() | held_out.keys())):
+        defaults = default_arguments(environment)
+        ours, theirs = ({**defaults, **side}.get(name) for side in (kwargs, held_out))
+        if None not in sides and ours != theirs:
+            warnings.warn(
+                f"`{name}` is {ours} in training and {theirs} held out, and it decides what is in a split, so "
+                "held-out episodes may be levels that were trained on. Set it in `environment_kwargs` alone.",
+                stacklevel=3,
+            )
     is_asked_for = "split" in kwargs and sides == (None, None)
     is_apart = None not in sides and sides[0] != sides[1]
-    if full_id(environment).startswith("turnppo_hf/") and not (is_asked_for or is_apart):
+    if not (is_asked_for or is_apart):
         warnings.warn(
             f"`split` is {sides[0]} in training and {sides[1]} held out, so held-out episodes may be levels that were "
             'trained on. Set "split": "train" in `environment_kwargs` and "split": "test" in '

@@ -30,7 +30,7 @@ from turnppo_hf.environments import full_id, make_environment
 from turnppo_hf.environments.conversation import TextEnvironment, warn_of_lost_rules
 from turnppo_hf.evaluation.results import HeldOut
 from turnppo_hf.evaluation.summary import Summary, summarize
-from turnppo_hf.hub.agent_record import AgentRecord
+from turnppo_hf.hub.agent_record import RECORD_FILE, AgentRecord
 from turnppo_hf.hub.run_record import package_version
 from turnppo_hf.models.demonstrations import (
     make_demonstrations,
@@ -38,10 +38,12 @@ from turnppo_hf.models.demonstrations import (
     reference_player,
     rows_in_context,
 )
-from turnppo_hf.models.imitation import imitate, tiny_llama, word_tokenizer, write_actor
+from turnppo_hf.models.imitation import check_sizes, imitate, tiny_llama, word_tokenizer, write_actor
 from turnppo_hf.models.pretrained import find_model
 from turnppo_hf.rollout.context import read_context
+from turnppo_hf.trainer.checkpoints import try_write
 from turnppo_hf.trainer.record import public_name
+from turnppo_hf.trainer.run_folder import RunFolder
 from turnppo_hf.trainer.turn_ppo_config import describe_fields
 
 NEW, PLANNER = "new", "planner"
@@ -128,6 +130,7 @@ class ImitationArguments:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise RunConfigError(f"`{name}` must be between 0 and 1, got {value}: it is a share. Correct it.")
+        check_sizes("new_model", _mapping(self.new_model))
         for name, (value, other) in _ONLY_WITH.items():
             given, chosen = getattr(self, other), getattr(self, name)
             if given not in (None, {}) and chosen != value:
@@ -192,15 +195,52 @@ def run_imitation(asked: ImitationArguments, training: SFTConfig) -> Imitation:
     Returns:
         [`Imitation`]
     """
+    folder = Path(str(training.output_dir))
+    _check_training(training)
+    try_write(folder)
+    with RunFolder(folder).locked():
+        _check_folder(folder)
+        return Imitation(folder, tuple(_imitate_into(folder, asked, training)))
+
+
+def _check_training(training: SFTConfig) -> None:
+    """Refuse what would end in a message of a library, or do something else than it says."""
+    if not 0 < training.learning_rate < math.inf:
+        raise RunConfigError(
+            f"`learning_rate` must be a finite number above 0, got {training.learning_rate}: weights are moved by it. "
+            "Correct it."
+        )
+    if not 0 <= training.seed < 2**32:
+        raise RunConfigError(
+            f"`seed` must be between 0 and {2**32 - 1}, got {training.seed}: NumPy takes no other. Correct it."
+        )
+    if training.max_steps == 0:
+        raise RunConfigError(
+            "`max_steps` is 0, and whole epochs would be trained, as with -1. Set a number of steps, or leave it out."
+        )
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that holds more than an earlier imitation: what is not written over would be taken for ours."""
+    found = RunFolder(folder).agent_files()
+    if found and ("critic" in found or RECORD_FILE not in found or AgentRecord.from_folder(folder).algorithm):
+        raise RunConfigError(
+            f"`output_dir` {folder} holds {found[-1]} of another agent, and this actor would mix with it. Choose "
+            "another `output_dir`, or empty the folder."
+        )
+
+
+def _imitate_into(folder: Path, asked: ImitationArguments, training: SFTConfig) -> list[tuple[int, Summary]]:
+    """Save the actor in the folder; return its held-out success over optimizer steps."""
     set_seed(training.seed)
     conversations = load_conversations(asked, training.seed)
     if asked.model == NEW:
         tokenizer = word_tokenizer(conversations, _MAX_POSITIONS)
         model = tiny_llama(tokenizer, **_mapping(asked.new_model))
     else:
-        folder = find_model(asked.model)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        start = find_model(asked.model)
+        tokenizer = AutoTokenizer.from_pretrained(start)
+        model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
     print(
         f"{len(conversations)} conversations of {asked.episodes}, actor {asked.model} with "
         f"{sum(weight.numel() for weight in model.parameters()) / 1e6:.2f} M parameters",
@@ -235,9 +275,8 @@ def run_imitation(asked: ImitationArguments, training: SFTConfig) -> Imitation:
         model = imitate(model, tokenizer, rows, training, stop=judge, stop_steps=asked.success_steps)
     if asked.target_success is not None and (points[-1][1].success_rate or 0.0) < asked.target_success:
         print(f"The target {asked.target_success} was not reached. Raise `max_steps` or `num_episodes`.", flush=True)
-    folder = Path(str(training.output_dir))
     write_actor(folder, model.to(torch.float32), tokenizer, record)
-    return Imitation(folder, tuple(points))
+    return points
 
 
 def load_conversations(asked: ImitationArguments, seed: int) -> Dataset:

@@ -48,6 +48,15 @@ def full_id(name: str) -> str:
     return short.get(name.lower(), name)
 
 
+def default_arguments(name: str) -> dict[str, Any]:
+    """Return the arguments of one of our environments, with what they are where nothing is passed; {} of no id."""
+    spec = gymnasium.registry.get(full_id(name))
+    if spec is None:
+        return {}
+    parameters = inspect.signature(load_env_creator(spec.entry_point)).parameters.values()
+    return {**{item.name: item.default for item in parameters}, **spec.kwargs}
+
+
 def make_environment(name: str, **kwargs: Any) -> gymnasium.Env[str, str]:
     """
     Make an environment; the error for a wrong name or argument names the nearest one.

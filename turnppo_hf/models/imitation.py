@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
@@ -21,8 +22,10 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
+from turnppo_hf.environments.names import did_you_mean
 from turnppo_hf.hub.agent_record import AgentRecord
 
+_OF_TOKENIZER = {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"}
 SPECIAL = ("<|unknown|>", "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 TEMPLATE = (
     "{%- for message in messages -%}<|{{ message.role }}|>"
@@ -99,18 +102,54 @@ def tiny_llama(tokenizer: PreTrainedTokenizerFast, **sizes: Any) -> LlamaForCaus
         tokenizer (`PreTrainedTokenizerFast`): Its tokenizer.
         sizes: Fields of `LlamaConfig` with other values, such as `hidden_size`.
     """
-    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
-    defaults = {
+    of_tokenizer = {
+        "vocab_size": len(tokenizer),
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "max_position_embeddings": tokenizer.model_max_length,
+    }
+    return LlamaForCausalLM(_config_of({**of_tokenizer, **sizes}))
+
+
+def _config_of(fields: Mapping[str, Any]) -> LlamaConfig:
+    chosen = {
         "hidden_size": 128,
-        "intermediate_size": 2 * sizes.get("hidden_size", 128),
+        "intermediate_size": 2 * fields.get("hidden_size", 128),
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
-        "max_position_embeddings": tokenizer.model_max_length,
         "tie_word_embeddings": True,
+        "bos_token_id": None,
+        **fields,
     }
-    chosen = {**defaults, **sizes}
     chosen.setdefault("num_key_value_heads", chosen["num_attention_heads"])
-    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **ids, **chosen))
+    return LlamaConfig(**chosen)
+
+
+def check_sizes(name: str, sizes: Mapping[str, Any]) -> None:
+    """
+    Check what `tiny_llama` is to be made with; nothing is allocated.
+
+    Args:
+        name (`str`): What the user calls them.
+        sizes (`Mapping`): Fields of `LlamaConfig`.
+
+    Raises:
+        `ValueError`: a field is unknown or the tokenizer's, or no network has such sizes.
+    """
+    known = set(LlamaConfig().to_dict()) - _OF_TOKENIZER
+    for field in sizes:
+        if field not in known:
+            reason = "the tokenizer decides it" if field in _OF_TOKENIZER else "it would have no effect"
+            raise ValueError(
+                f"`{name}` sets {field!r}, which is no field of a new model: {reason}."
+                f"{did_you_mean(field, sorted(known))} Leave it out, or name a field of LlamaConfig."
+            )
+    try:
+        with torch.device("meta"):
+            LlamaForCausalLM(_config_of({"vocab_size": 8, "pad_token_id": 0, "eos_token_id": 1, **sizes}))
+    except Exception as error:  # validators, layers and arithmetic each have errors of their own
+        reason = " ".join(str(error).split())
+        raise ValueError(f"`{name}` {dict(sizes)} makes no network ({reason}). Correct its sizes.") from error
 
 
 def imitate(

@@ -100,10 +100,14 @@ class RunFolder:
             self._check_other(settings)
         (self.path / _RUN).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
-    def _check_other(self, settings: Mapping[str, Any]) -> None:
+    def agent_files(self) -> list[str]:
+        """Return the names of what an agent or a run left here."""
         found = [name for name in _OF_AGENTS if (self.path / name).exists()]
         saved = [item.name for item in self.path.glob("checkpoint-*") if item.is_dir()]
-        found += [name for name in saved if name != "checkpoint-0"][:1]  # nothing was learned until step 0
+        return found + [name for name in saved if name != "checkpoint-0"][:1]  # nothing was learned until step 0
+
+    def _check_other(self, settings: Mapping[str, Any]) -> None:
+        found = self.agent_files()
         if not found:
             return
         try:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, BartConfig
 
@@ -327,3 +330,42 @@ def test_forward_under_bf16_autocast_is_close_to_float32(mode):
     ):
         assert mine.dtype == torch.float32
         assert 0 < (mine - expected).abs().max() < 0.3  # bf16 keeps 8 bits; the logits reach 10
+
+
+@pytest.mark.parametrize("kind", ["separate", "shared", "lora"])
+def test_values_are_not_rounded_under_bf16_autocast(kind):
+    actor = tiny_actor()
+    if kind == "lora":
+        actor = get_peft_model(actor, LoraConfig(target_modules="all-linear"))
+    critic = critic_from_actor(actor, kind)
+    head = critic.score
+    head.bias = torch.nn.Parameter(torch.tensor([100.3]))
+    model = ActorCritic(actor, critic, trunk_gradient=0.0 if kind == "shared" else None).eval()
+    batch = stack(draw_trajectories(1))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        values = model("critic", batch)
+    assert set(values[batch.attention_mask.bool()].tolist()) == {torch.tensor(100.3).item()}
+    assert "forward" not in vars(head)
+
+
+@pytest.mark.parametrize("entropy_gradient", [False, True])
+def test_tokens_that_the_model_rules_out_have_no_part_in_the_entropy(entropy_gradient):
+    class Without(type(tiny_actor())):
+        def forward(self, *args, **kwargs):
+            output = super().forward(*args, **kwargs)
+            ruled_out = torch.arange(output.logits.shape[-1]) == VOCABULARY - 1
+            output.logits = output.logits.masked_fill(ruled_out, -torch.inf)
+            return output
+
+    actor = tiny_actor()
+    actor.__class__ = Without
+    batch = stack(draw_trajectories(1))
+    batch = replace(batch, input_ids=batch.input_ids.clamp(max=VOCABULARY - 2))
+    _, entropies = sampled_logprobs(actor, batch, entropy_gradient=entropy_gradient)
+    logits = actor(input_ids=batch.input_ids).logits[..., : VOCABULARY - 1]
+    expected = torch.distributions.Categorical(logits=logits).entropy().roll(1, dims=1)
+    sampled = batch.completion_mask.bool()
+    torch.testing.assert_close(entropies[sampled], expected[sampled])
+    if entropy_gradient:
+        entropies.sum().backward()
+        assert all(item.grad.isfinite().all() for item in actor.parameters() if item.grad is not None)

@@ -9,7 +9,9 @@ from datasets import Dataset, IterableDataset
 
 from tests.helpers.scripted import CountingEnvironment
 from tests.helpers.tiny import make_trajectory, make_turn
-from turnppo_hf.trainer.group_filter import equal_share, group_spreads, replace_equal_groups
+from turnppo_hf.ppo.batch import stack
+from turnppo_hf.ppo.credit import group_credit
+from turnppo_hf.trainer.group_filter import equal_share, groups_that_differ, replace_equal_groups
 from turnppo_hf.trajectory import StopReason, Trajectory
 
 
@@ -25,11 +27,24 @@ def rewards(trajectories):
     return [(item.group, item.total_reward) for item in trajectories]
 
 
-def test_spread_counts_penalties_and_leaves_failures_out():
+def test_difference_counts_penalties_and_leaves_failures_out():
     played = [episode(0, 1.0), episode(0, 1.0, -0.1), episode(1, 2.0), failed(1), failed(2), failed(2)]
-    assert group_spreads(played) == pytest.approx({0: 0.1, 1: 0.0})
+    assert groups_that_differ(played) == {0: True, 1: False}
     assert equal_share(played) == 0.5
     assert equal_share([failed(0)]) == 0.0
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 33.3, 1e4])
+def test_equal_returns_on_any_scale_are_equal_to_the_log_and_to_the_credit(size):
+    """The batch holds float32, in which three thirds are no whole."""
+    third = make_trajectory([make_turn((1,), (2,), size) for _ in range(3)])
+    whole = make_trajectory([make_turn((1,), (2,), 3 * size)])
+    swinging = make_trajectory([make_turn((1,), (2,), reward) for reward in (1e3 * size, -997.0 * size)])
+    better = make_trajectory([make_turn((1,), (2,), 3.1 * size)])
+    equal = group_credit(stack([third, whole, swinging]), baseline="group_mean")
+    assert not equal.advantages.any() and equal_share([third, whole, swinging]) == 1.0
+    differs = group_credit(stack([third, better]), baseline="group_mean")
+    assert differs.advantages.any() and equal_share([third, better]) == 0.0
 
 
 def test_equal_groups_are_replaced_in_their_place_by_groups_with_a_spread():

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from tests.helpers.tiny import tiny_actor_critic
-from turnppo_hf.trainer.optimizer import check_optimizer, parameter_groups
+from turnppo_hf.trainer.optimizer import check_optimizer, groups_of, learning_rates, parameter_groups
 
 
 def test_parameter_groups_hold_every_trainable_parameter_once_at_its_networks_rate():
@@ -28,3 +29,36 @@ def test_optimizer_without_the_critic_is_refused_and_one_with_both_is_not():
     check_optimizer(model, torch.optim.SGD(model.parameters(), lr=0.1))
     with pytest.raises(ValueError, match="trainable parameters, such as 'critic"):
         check_optimizer(model, torch.optim.SGD(model.actor.parameters(), lr=0.1))
+
+
+def test_rates_are_those_of_each_network_in_whatever_order_its_groups_stand():
+    model = tiny_actor_critic()
+    model.actor.get_input_embeddings().weight.requires_grad_(False)
+    for names in (("actor", "critic"), ("critic", "actor")):
+        groups = [
+            {"params": list(model.networks[name].parameters()), "lr": {"actor": 0.1, "critic": 0.5}[name]}
+            for name in names
+        ]
+        optimizer = torch.optim.SGD(groups)
+        found = groups_of(model, optimizer)
+        assert learning_rates(found, optimizer) == {"learning_rate": 0.1, "learning_rate_critic": 0.5}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+    both = learning_rates(groups_of(model, optimizer), optimizer)
+    assert both == {"learning_rate": 0.2, "learning_rate_critic": 0.2}
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup"])
+def test_logged_rates_are_those_that_the_step_had(make_trainer, schedule):
+    used = []
+
+    class Looks(TrainerCallback):
+        def on_pre_optimizer_step(self, *_, optimizer, **__):
+            used.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[-1]["lr"]))
+
+    trainer = make_trainer(max_steps=4, warmup_steps=2, lr_scheduler_type=schedule, critic_lr_multiplier=7.0)
+    trainer.add_callback(Looks())
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "policy_loss" in entry]
+    assert [(entry["learning_rate"], entry["learning_rate_critic"]) for entry in logs] == used
+    assert [7.0 * actor for actor, _ in used] == pytest.approx([critic for _, critic in used])
+    assert len(set(used)) > 1

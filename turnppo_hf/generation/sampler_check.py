@@ -179,7 +179,8 @@ def check_training_mode(
         noisy = [
             logprobs_of_last(model, ids, length - 1, autocast=autocast, training=True) for _ in range(_NOISE_FORWARDS)
         ]
-    gaps = torch.stack([(found - quiet).abs() for found in noisy])
+    # what is ruled out in both, at -inf, is equal
+    gaps = torch.stack([torch.where(found == quiet, 0.0, (found - quiet).abs()) for found in noisy])
     gap = float(gaps.max() if dtype == torch.float32 else gaps.mean(dim=-1).max())
     if not gap <= TOLERANCES[dtype]:
         noise = {name for name, value in _settings(config.to_dict()) if re.search("jitter|drop", name) and value}

@@ -127,12 +127,14 @@ class ActorCritic(nn.Module):
 
         def value(input_ids: torch.Tensor, _: torch.Tensor, **inputs: Any) -> torch.Tensor:
             if trunk_gradient is None:
-                return critic(input_ids=input_ids, use_cache=False, **inputs).logits[..., 0].float()
+                with _unrounded_head(critic):
+                    return critic(input_ids=input_ids, use_cache=False, **inputs).logits[..., 0].float()
             with torch.no_grad() if trunk_gradient == 0.0 else nullcontext():
                 hidden = critic.base_model(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
             if hidden.requires_grad:
                 hidden.register_hook(lambda gradient: gradient * trunk_gradient)
-            return head_of(critic)(hidden)[..., 0].float()
+            with _unrounded_head(critic):
+                return head_of(critic)(hidden)[..., 0].float()
 
         return over_rows(critic, batch, value)
 
@@ -194,7 +196,11 @@ def sampled_logprobs(
         distribution = torch.log_softmax(logits.float() / temperature, dim=-1)  # (tokens, V)
         chosen = distribution.gather(-1, tokens[:, None])[:, 0]
         with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-            entropies = -(distribution.exp() * distribution).sum(-1)
+            # a token that the model rules out has a log-prob of -inf and adds nothing, where 0 * -inf would be NaN
+            finite = distribution.clamp(min=torch.finfo(torch.float32).min)
+            probabilities = distribution.exp()
+            terms = probabilities * finite if torch.is_grad_enabled() else probabilities.mul_(finite)  # no third table
+            entropies = -terms.sum(-1)
         return torch.stack([chosen, entropies])  # (2, tokens)
 
     def forward(input_ids: torch.Tensor, sampled: torch.Tensor, **inputs: Any) -> torch.Tensor:
@@ -278,7 +284,7 @@ def _head_only_at(
     scores `(tokens, 2)` in place of logits, part by part; the list that the context gives then holds them.
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
-    before, plain, made = vars(head).get("forward"), head.forward, []
+    plain, made = head.forward, list[torch.Tensor]()
     config = model.config.get_text_config()  # type: ignore[union-attr, operator]
     per_part = max(_MAX_LOGITS // config.vocab_size, 1)
     rescales = any(getattr(config, name, None) not in (None, 1.0) for name in _RESCALED_LOGITS)
@@ -296,13 +302,35 @@ def _head_only_at(
         made.append(torch.cat([checkpoint(score_part, *part, use_reentrant=False) for part in parts]))
         return made[0]
 
-    head.forward = forward
-    try:
+    with _forward_of(head, forward):
         yield made
+
+
+@contextmanager
+def _unrounded_head(critic: nn.Module) -> Iterator[None]:
+    """Compute a critic's head in the dtype of its weights: autocast would round values, which advantages subtract."""
+    head = head_of(unadapted(critic))
+    plain, dtype = head.forward, next(head.parameters()).dtype
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return plain(hidden.to(dtype) if dtype.is_floating_point else hidden)
+
+    with _forward_of(head, forward):
+        yield
+
+
+@contextmanager
+def _forward_of(module: nn.Module, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """Let a module compute something else for a while."""
+    before = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
     finally:
-        del head.forward
+        del module.forward
         if before is not None:  # of accelerate's hooks, for example
-            head.forward = before
+            module.forward = before
 
 
 def critic_from_actor(actor: PreTrainedModel, kind: str = "separate", layers: int | None = None) -> PreTrainedModel:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# A spread below this is rounding noise of equal numbers; dividing by it would blow the noise up to unit size.
-_MIN_STD = 1e-6
+# A spread below this is rounding noise of equal numbers; dividing by it would blow the noise up to unit size. Returns
+# are sums of rewards in float32, so that where these add up to more than 1 it is that much larger.
+MIN_STD = 1e-6
 
 # Steps of the recursion that one matrix product covers; a longer table takes one small kernel per block.
 _BLOCK = 64
@@ -198,7 +199,7 @@ def token_gae(
     return advantages
 
 
-def group_relative(returns: Tensor, groups: Tensor, *, scale: bool = True) -> Tensor:
+def group_relative(returns: Tensor, groups: Tensor, *, scale: bool = True, magnitudes: Tensor | None = None) -> Tensor:
     """
     GRPO's advantage: a trajectory's return against the mean of its group, in standard deviations of the group.
 
@@ -214,10 +215,12 @@ def group_relative(returns: Tensor, groups: Tensor, *, scale: bool = True) -> Te
             Integer label of each trajectory's group. Groups may differ in size and lie in any order.
         scale (`bool`, *optional*, defaults to `True`):
             Divide by the standard deviation. `False` keeps environment units (Dr. GRPO).
+        magnitudes (`torch.Tensor` of shape `(B,)`, *optional*):
+            Sum of the sizes of the rewards in float32 that each return adds up, where they may be above 1.
 
     Returns:
         `torch.Tensor` of shape `(B,)`: advantages, float32; exactly 0.0 in a group of one and, with `scale`, in a
-        group whose standard deviation is below 1e-6.
+        group whose standard deviation is below 1e-6, or below 1e-6 of its largest magnitude.
 
     Raises:
         `ValueError`: shapes disagree, or a return is not finite.
@@ -229,7 +232,10 @@ def group_relative(returns: Tensor, groups: Tensor, *, scale: bool = True) -> Te
     if scale:
         squares = torch.zeros_like(sizes).index_add_(0, index, deviations.square())
         std = (squares / (sizes - 1).clamp(min=1)).sqrt()[index]
-        deviations = torch.where(std < _MIN_STD, 0.0, deviations / std.clamp(min=_MIN_STD))
+        largest = torch.ones_like(sizes)
+        if magnitudes is not None:
+            largest.scatter_reduce_(0, index, _wide(magnitudes), "amax")
+        deviations = torch.where(std < MIN_STD * largest[index], 0.0, deviations / std.clamp(min=MIN_STD))
     return deviations.float()
 
 
@@ -274,9 +280,11 @@ def state_relative(
     mask = _checked_mask(turn_mask, "turn_mask", turn_rewards=turn_rewards, turn_states=turn_states)
     _check_fraction("gamma", gamma)
     _check_finite("turn_rewards", turn_rewards, mask)
-    returns = _discounted_sums(torch.where(mask, _wide(turn_rewards), 0.0), gamma)
+    rewards = torch.where(mask, _wide(turn_rewards), 0.0)
+    returns, magnitudes = (_discounted_sums(table, gamma)[mask] for table in (rewards, rewards.abs()))
     advantages = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)  # (B, N)
-    advantages[mask] = group_relative(returns[mask], label_states(mask, turn_states, groups), scale=scale)
+    states = label_states(mask, turn_states, groups)
+    advantages[mask] = group_relative(returns, states, scale=scale, magnitudes=magnitudes)
     return advantages
 
 
@@ -356,8 +364,8 @@ def whiten(values: Tensor, mask: Tensor, *, reference: Tensor | None = None) -> 
     sample = _wide(sample)
     mean = sample.mean()
     std = (sample - mean).square().mean().sqrt()
-    whitened = (_wide(values) - mean) / std.clamp(min=_MIN_STD)
-    return torch.where(valid & (std >= _MIN_STD), whitened, 0.0).float()
+    whitened = (_wide(values) - mean) / std.clamp(min=MIN_STD)
+    return torch.where(valid & (std >= MIN_STD), whitened, 0.0).float()
 
 
 def _gae(rewards: Tensor, values: Tensor, mask: Tensor, bootstrap: Tensor, gamma: float, lam: float) -> Tensor:

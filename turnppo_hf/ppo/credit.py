@@ -190,9 +190,11 @@ def group_credit(
     Returns:
         [`Credit`]: per turn, not whitened; its returns are the rewards to come, which nothing learns from.
     """
-    total = batch.turn_rewards.cpu().double().sum(1)  # ties in a group must stay ties
+    rewards = batch.turn_rewards.cpu().double()  # ties in a group must stay ties
+    total = rewards.sum(1)
     if baseline == "group_mean":
-        advantages = group_relative(total, batch.groups.cpu(), scale=scale_rewards)
+        magnitudes = rewards.abs().sum(1)
+        advantages = group_relative(total, batch.groups.cpu(), scale=scale_rewards, magnitudes=magnitudes)
     else:
         advantages = leave_one_out(total, batch.groups.cpu())
     later = batch.turn_rewards.flip(1).cumsum(1).flip(1) * batch.turn_mask

@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
+from turnppo_hf.ppo.advantages import MIN_STD
 from turnppo_hf.trajectory import StopReason, Trajectory
 
-_SAME = 1e-6  # the spread below which an advantage relative to the group is 0
 
-
-def group_spreads(trajectories: Sequence[Trajectory]) -> dict[int, float]:
+def groups_that_differ(trajectories: Sequence[Trajectory]) -> dict[int, bool]:
     """
-    Measure how far the returns of each group lie apart.
+    Tell which groups have returns that differ by more than rounding.
 
     Args:
         trajectories (`Sequence[Trajectory]`): Whole groups; episodes that failed count in none.
 
     Returns:
-        `dict[int, float]`: of each group the largest return, penalties included, less the smallest, in the order of
-        the groups; a group of which no episode was played is missing.
+        `dict[int, bool]`: in the order of the groups; where it is False, the advantages relative to the group are 0. A
+        group of which no episode was played is missing.
     """
     returns: dict[int, list[float]] = defaultdict(list)
+    magnitudes: dict[int, float] = defaultdict(lambda: 1.0)
     for item in trajectories:
         if item.stop_reason is not StopReason.ERROR:
-            returns[item.group].append(item.total_reward + item.total_penalty)
-    return {group: max(values) - min(values) for group, values in returns.items()}
+            rewards = [turn.reward + turn.penalty for turn in item.turns]
+            returns[item.group].append(math.fsum(rewards))
+            magnitudes[item.group] = max(magnitudes[item.group], math.fsum(map(abs, rewards)))
+    return {group: max(found) - min(found) >= MIN_STD * magnitudes[group] for group, found in returns.items()}
 
 
 def equal_share(trajectories: Sequence[Trajectory]) -> float:
     """Return the share of groups whose returns are all equal: they teach nothing, relative to their mean."""
-    spreads = group_spreads(trajectories)
-    return sum(spread < _SAME for spread in spreads.values()) / len(spreads) if spreads else 0.0
+    differ = groups_that_differ(trajectories)
+    return 1.0 - sum(differ.values()) / len(differ) if differ else 0.0
 
 
 def replace_equal_groups(
@@ -52,11 +55,11 @@ def replace_equal_groups(
     """
     current, num_replaced = list(trajectories), 0
     for attempt in range(attempts):
-        equal = [group for group, spread in group_spreads(current).items() if spread < _SAME]
+        equal = [group for group, differs in groups_that_differ(current).items() if not differs]
         if not equal:
             break
         fresh = play(attempt, len(equal))
-        useful = [group for group, spread in group_spreads(fresh).items() if spread >= _SAME]
+        useful = [group for group, differs in groups_that_differ(fresh).items() if differs]
         for old, new in zip(equal, useful, strict=False):
             place = next(number for number, item in enumerate(current) if item.group == old)
             kept = [item for item in current if item.group != old]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ class Metric(NamedTuple):
     name: str
     formula: str
     healthy: str
+    in_entry: Literal["mean", "max", "sum", "last"] = "mean"  # of the numbers of the steps or batches since the last
 
 
 METRICS = (
@@ -49,8 +50,9 @@ METRICS = (
     ),
     Metric(
         "completions/max_length",
-        "longest response of a batch, tokens (mean over a log)",
+        "longest response, tokens",
         "below `max_turn_length`",
+        "max",
     ),
     Metric("completions/clipped_ratio", "share of turns cut at a token limit", "below 0.05"),
     Metric("episodes/truncated_share", "share of episodes that did not end by themselves", "falls"),
@@ -97,14 +99,16 @@ METRICS = (
         "mean over turns of their probability under the newest actor over that at sampling (`turn_vtrace`)",
         "near 1",
     ),
-    Metric("off_policy/weight_max", "largest such weight, before it is truncated", "below 10"),
+    Metric("off_policy/weight_max", "largest such weight, before it is truncated", "below 10", "max"),
     Metric("loss", "policy loss + value loss, mean over the steps that were made", "no trend is expected"),
-    Metric("updates/skipped", "optimizer steps left out because a number was not finite, since the last log", "0"),
+    Metric(
+        "updates/skipped", "optimizer steps left out because a number was not finite, since the last log", "0", "sum"
+    ),
     Metric("collapse/signs", "signs of collapse until now, logged from the first on (`collapse_action`)", "none"),
     Metric("collapse/rollbacks", "times until now that the run went back to a checkpoint", "0"),
     Metric("collapse/back_to_step", "that checkpoint's step, where the run goes back to it", "none"),
     Metric("grad_norm", "the actor's gradient norm before its clip", "steady"),
-    Metric("learning_rate", "the actor's current learning rate", "as scheduled"),
+    Metric("learning_rate", "the actor's learning rate in the last step", "as scheduled", "last"),
     Metric("policy_loss", "the clipped surrogate with its sign turned", "no trend is expected"),
     Metric("value_loss", "half the mean squared error of V, clipped where asked", "falls"),
     Metric("entropy", "mean entropy per sampled token, nats", "falls slowly, stays above 0"),
@@ -121,13 +125,18 @@ METRICS = (
     Metric("log_ratio/p99", "the log-ratio that 1 % are above, of the same", "below twice the clip range"),
     Metric("grad_norm/actor", "the actor's gradient norm before its clip", "steady"),
     Metric("grad_norm/critic", "the critic's gradient norm before its clip", "falls"),
-    Metric("learning_rate_critic", "the critic's current learning rate", "`critic_lr_multiplier` x the actor's"),
+    Metric(
+        "learning_rate_critic",
+        "the critic's learning rate in the last step",
+        "`critic_lr_multiplier` x the actor's",
+        "last",
+    ),
     Metric(
         "sampling/logprob_gap_mean",
         "mean |log-prob at sampling - the trainer's before the update| per token of the batch's first update, nats",
         "below 1e-4 in float32, below 0.05 in bf16",
     ),
-    Metric("sampling/logprob_gap_max", "largest such gap, nats", "below 1e-3 in float32, below 1 in bf16"),
+    Metric("sampling/logprob_gap_max", "largest such gap, nats", "below 1e-3 in float32, below 1 in bf16", "max"),
     Metric(
         "sampling/ratio_outside_share",
         "share of these tokens whose trainer / sampler probability is outside [0.9, 1.1]",
@@ -135,7 +144,7 @@ METRICS = (
     ),
     Metric("sampling/tokens_per_s", "tokens sampled on all ranks per second of collecting the batch", "-"),
     Metric("padding_share", "share of the positions that an update computes which hold no token", "below 0.1"),
-    Metric("num_tokens", "tokens of all rows trained on so far, prompts included", "rises"),
+    Metric("num_tokens", "tokens of all rows trained on so far, prompts included", "rises", "last"),
     Metric("time/rollout_s", "seconds of collecting the rollout batch", "-"),
     Metric("time/generate_s", "of these, inside the generator (the slowest rank's)", "most of them"),
     Metric("time/environment_s", "inside environments, added over their threads (the slowest rank's)", "-"),
@@ -144,11 +153,21 @@ METRICS = (
     Metric("time/update_s", "seconds of the optimizer step's passes", "-"),
 )
 
+IN_ENTRY = {metric.name: metric.in_entry for metric in METRICS}
+
 
 def rollout_metrics(
-    trajectories: Sequence[Trajectory], *, bootstrap_truncated: bool | None = None
+    trajectories: Sequence[Trajectory], *, bootstrap_truncated: bool | None = None, is_mixed: bool = False
 ) -> dict[str, float]:
-    """Describe a rollout batch; failed episodes are counted and enter nothing else."""
+    """
+    Describe a rollout batch; failed episodes are counted and enter nothing else.
+
+    Args:
+        trajectories (`Sequence[Trajectory]`): Of all ranks.
+        bootstrap_truncated (`bool`, *optional*): As in the configuration.
+        is_mixed (`bool`): Whether the run has several environments, so that those of this batch are told apart even
+            where it holds one alone.
+    """
     played = [trajectory for trajectory in trajectories if trajectory.stop_reason is not StopReason.ERROR]
     metrics = {"episodes/failed": float(len(trajectories) - len(played))}
     if not played:
@@ -180,7 +199,7 @@ def rollout_metrics(
     }
     if any("synthetic" in trajectory.metrics for trajectory in played):
         metrics["synthetic"] = per_episode(sum(trajectory.metrics.get("synthetic", 0.0) for trajectory in played))
-    metrics |= _by_environment(played) | _tools(played) | _by_function(played)
+    metrics |= _by_environment(played, is_mixed) | _tools(played) | _by_function(played)
     # absent reasons too: a mean over several batches must count their zeros
     reasons = [reason for reason in StopReason if reason is not StopReason.ERROR]
     return metrics | {f"stop/{reason.value}": per_episode(stops[reason]) for reason in reasons}
@@ -214,10 +233,10 @@ def check_best_metric(name: str | None, environments: Sequence[str], *, logs_own
     )
 
 
-def _by_environment(played: Sequence[Trajectory]) -> dict[str, float]:
+def _by_environment(played: Sequence[Trajectory], is_mixed: bool) -> dict[str, float]:
     names = sorted({trajectory.environment for trajectory in played})
     metrics: dict[str, float] = {}
-    for name in names if len(names) > 1 else ():
+    for name in names if is_mixed or len(names) > 1 else ():
         theirs = [trajectory for trajectory in played if trajectory.environment == name]
         metrics[f"reward/{name}"] = sum(trajectory.total_reward for trajectory in theirs) / len(theirs)
         metrics[f"success/{name}"] = sum(trajectory.solved for trajectory in theirs) / len(theirs)
@@ -340,6 +359,10 @@ def page() -> str:
         "",
         "All of them go to trackers and to `trainer_state.json`. A run prints those that matter at each logging",
         "step, and at its end whether it learned, what looks wrong and the next command; with `log_format: dict` all.",
+        "",
+        "An entry has the mean over the batches or steps since the last one, each counting alike, as TRL's do: a mean",
+        "over turns or tokens is the mean of their batches' means. What is called largest or longest is the largest",
+        "since then. `logging_steps: 1` logs each step.",
         "",
         "| name | formula | healthy |",
         "|---|---|---|",

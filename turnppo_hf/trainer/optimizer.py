@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -42,6 +43,29 @@ def make_optimizer(networks: ActorCritic, args: TurnPPOConfig, decays: set[str])
     optimizer_class, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, networks)
     groups = parameter_groups(networks, decays, args.learning_rate, args.critic_lr_multiplier, args.weight_decay)
     return optimizer_class(groups, **kwargs)
+
+
+def groups_of(networks: ActorCritic, optimizer: torch.optim.Optimizer) -> dict[str, int]:
+    """
+    Return the number of a parameter group of each network that is trained, in whatever order they stand.
+
+    Args:
+        networks ([`ActorCritic`]): Both networks, before a launch cuts or replaces their parameters.
+        optimizer (`torch.optim.Optimizer`): Theirs.
+    """
+    found: dict[str, int] = {}
+    for name, parameters in networks.parameter_sets.items():
+        theirs = set(map(id, parameters))
+        for number, group in enumerate(optimizer.param_groups):
+            if any(id(parameter) in theirs for parameter in group["params"]):
+                found.setdefault(name, number)
+    return found
+
+
+def learning_rates(groups: Mapping[str, int], optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Return the learning rates that the next step has, as they are logged; `groups` comes from `groups_of`."""
+    logged = {"actor": "learning_rate", "critic": "learning_rate_critic"}
+    return {logged[name]: float(optimizer.param_groups[number]["lr"]) for name, number in groups.items()}
 
 
 def check_optimizer(networks: ActorCritic, optimizer: torch.optim.Optimizer) -> None:

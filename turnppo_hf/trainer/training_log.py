@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,18 @@ from turnppo_hf.ppo.credit import record_credit
 from turnppo_hf.rollout.parquet import save_trajectories
 from turnppo_hf.rollout.worker import RolloutTiming
 from turnppo_hf.trainer.group_filter import equal_share
-from turnppo_hf.trainer.metrics import rollout_metrics
+from turnppo_hf.trainer.metrics import IN_ENTRY, rollout_metrics
 from turnppo_hf.trainer.rollout_batch import RolloutBatch, learned_from
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 from turnppo_hf.trajectory import StopReason, Trajectory
 
 _FILE = "training_log.json"  # in a checkpoint
+_REDUCTIONS: dict[str, Callable[[list[float]], float]] = {
+    "mean": lambda values: sum(values) / len(values),
+    "max": max,
+    "sum": sum,
+    "last": lambda values: values[-1],
+}
 
 
 class TrainingLog:
@@ -28,19 +34,23 @@ class TrainingLog:
 
     Args:
         args ([`TurnPPOConfig`]): Where and how many turns are shown.
+        is_mixed (`bool`): Whether the run has several environments.
     """
 
-    def __init__(self, args: TurnPPOConfig) -> None:
-        self.args = args
+    def __init__(self, args: TurnPPOConfig, *, is_mixed: bool = False) -> None:
+        self.args, self._is_mixed = args, is_mixed
         self._numbers: dict[str, list[float]] = defaultdict(list)
 
     def add(self, metrics: Mapping[str, float]) -> None:
-        """Add numbers; the next entry has their means."""
+        """Add numbers; the next entry has of each what `METRICS` says, the mean of those that it does not know."""
         for name, value in metrics.items():
             self._numbers[name].append(value)
 
-    def add_step(self, figures: Mapping[str, float] | None, norms: Mapping[str, float]) -> None:
-        """Add the figures and gradient norms of an optimizer step that is made; `None` counts a skipped one."""
+    def add_step(
+        self, figures: Mapping[str, float] | None, norms: Mapping[str, float], rates: Mapping[str, float]
+    ) -> None:
+        """Add figures, gradient norms and learning rates of an optimizer step that is made; `None`: it is skipped."""
+        self.add(rates)
         if figures is None:
             self.add({"loss": math.nan, "updates/skipped": 1.0})
         else:
@@ -55,7 +65,8 @@ class TrainingLog:
         of_rewards: Mapping[str, float],
     ) -> None:
         """Add the numbers of a rollout batch: all ranks' trajectories, its times, and what reward functions log."""
-        self.add(rollout_metrics(trajectories, bootstrap_truncated=self.args.bootstrap_truncated))
+        how = {"bootstrap_truncated": self.args.bootstrap_truncated, "is_mixed": self._is_mixed}
+        self.add(rollout_metrics(trajectories, **how))
         self.add(of_rewards)
         if int(self.args.num_generations or 1) > 1:
             self.add({"groups/equal_share": equal_share(trajectories)})
@@ -98,16 +109,11 @@ class TrainingLog:
             self._numbers.update(json.loads((folder / _FILE).read_text(encoding="utf-8")))
 
     def take(self) -> dict[str, float]:
-        """Return the means of what was added (of counts the sum), NaN and infinity left out, and begin anew."""
+        """Return the mean of what was added, or what else `METRICS` says, NaN and infinity left out; begin anew."""
         entry = {}
         for name, values in self._numbers.items():
             real = [value for value in values if math.isfinite(value)]
-            if name == "num_tokens":
-                entry[name] = values[-1]
-            elif name == "updates/skipped":
-                entry[name] = sum(values)
-            else:
-                entry[name] = sum(real) / len(real) if real else float("nan")
+            entry[name] = _REDUCTIONS[IN_ENTRY.get(name, "mean")](real) if real else math.nan
         self._numbers.clear()
         return entry
 

@@ -40,7 +40,7 @@ from turnppo_hf.trainer.ending import Ending
 from turnppo_hf.trainer.hub_push import HubPusher
 from turnppo_hf.trainer.metrics import check_best_metric, rollout_metrics
 from turnppo_hf.trainer.networks import build_networks
-from turnppo_hf.trainer.optimizer import check_optimizer, make_optimizer
+from turnppo_hf.trainer.optimizer import check_optimizer, groups_of, learning_rates, make_optimizer
 from turnppo_hf.trainer.optimizer_step import pick_minibatch, update_again, update_once
 from turnppo_hf.trainer.record import agent_record, find_example
 from turnppo_hf.trainer.rollout_batch import RolloutBatch, check_failures, learned_from, pending_file
@@ -157,7 +157,8 @@ class TurnPPOTrainer(BaseTrainer):
         check_eval_tasks(eval_dataset, self.environment_names, needs_prompt=self._needs_prompt)
         logs_own = reward_funcs is not None or type(self).evaluate is not TurnPPOTrainer.evaluate
         check_best_metric(args.metric_for_best_model, self.environment_names, logs_own=logs_own)
-        self.hub, self._log, self._last_trajectories = HubPusher(args), TrainingLog(args), list[Trajectory]()
+        self.hub, self._last_trajectories = HubPusher(args), list[Trajectory]()
+        self._log = TrainingLog(args, is_mixed=len(self.environment_names) > 1)
         self.ending = Ending(self, [self._log, *([] if self._task_values is None else [self._task_values])])
         self._rollout: RolloutBatch | None = None  # under way; the last one used, where none is
         self._figures, self._norms = dict[str, float](), dict[str, float]()  # logged of a step, and its gradients'
@@ -340,7 +341,7 @@ class TurnPPOTrainer(BaseTrainer):
         grad_norm = self._clip_grad_norm(model) if grad_norm is None else grad_norm
         judged = self._norms if self.accelerator.scaler is None else {}
         skips = self._guard.skips(self.state.global_step + 1, judged)
-        self._log.add_step(None if skips else self._figures, self._norms)
+        self._log.add_step(None if skips else self._figures, self._norms, learning_rates(self._groups, self.optimizer))
         self.sharding.allow_step(self.model, not skips)
         self.ending.moves_at = self.state.global_step
         return grad_norm
@@ -350,6 +351,7 @@ class TurnPPOTrainer(BaseTrainer):
         if self.optimizer is None:  # type: ignore[has-type]  # of `Trainer`, which mypy does not follow
             self.optimizer = make_optimizer(self.model, self.args, set(self.get_decay_parameter_names(self.model)))
         check_optimizer(self.model, self.optimizer)
+        self._groups = groups_of(self.model, self.optimizer)
         return self.optimizer
 
     def evaluate(
@@ -371,8 +373,6 @@ class TurnPPOTrainer(BaseTrainer):
         """Add the means since the last log to a training log, print the table of turns where asked."""
         if "loss" in logs:
             logs |= self._log.take()
-            if self.optimizer is not None and self.args.uses_critic:
-                logs["learning_rate_critic"] = self.optimizer.param_groups[-1]["lr"]
             self._log.show(self._last_trajectories, self._rollout, self.state.global_step)
             logs |= self.collapse.look(logs, self.state.global_step, self.control)
         super().log(logs, start_time)

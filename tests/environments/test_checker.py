@@ -64,13 +64,13 @@ def raise_error(default: Any) -> Any:
         ({"reward": lambda reward: float("nan")}, "`step` returned the reward nan"),
         ({"reward": lambda reward: "1"}, "`step` returned the reward '1'"),
         ({"reward": lambda reward: True}, "`step` returned the reward True"),
-        ({"flag": int}, "`step` returned truncated as int"),
+        ({"flag": str}, "`step` returned truncated as str"),
         ({"info": lambda info: None}, "`step` returned info as NoneType"),
         ({"info": lambda info: {"penalty": 0.1}}, r"info\['penalty'\] = 0.1; it must be a finite float of at most 0"),
         ({"info": lambda info: {"penalty": float("nan")}}, r"info\['penalty'\] = nan"),
         ({"info": lambda info: {"truncation": "tired"}}, r"info\['truncation'\] = 'tired'"),
         ({"info": lambda info: {"action": 3}}, r"info\['action'\] = 3; it must be a str"),
-        ({"info": lambda info: {"solved": 1}}, r"info\['solved'\] = 1; it must be a bool"),
+        ({"info": lambda info: {"solved": "no"}}, r"info\['solved'\] = 'no'; it must be a bool"),
         ({"reset": unseeded}, "Two episodes with seed 0 and the same completions differ"),
         ({"end": bool}, "`step` after the end of an episode does not raise"),
         ({"info": raise_error}, "Seed 0 raised KeyError"),
@@ -134,6 +134,11 @@ def test_numbers_of_numpy_are_no_problem() -> None:
     assert check_environment(Countdown(reward=np.float32, flag=np.bool_, info=lambda _: info)) == []
 
 
+def test_truth_values_are_what_an_episode_takes_for_some() -> None:
+    for solved in (None, 1, np.array(True)):
+        assert check_environment(Countdown(flag=int, info=lambda _, solved=solved: {"solved": solved})) == []
+
+
 class Duck:
     """Gymnasium's methods and nothing else."""
 
@@ -181,6 +186,22 @@ def test_sound_tools_have_no_problem() -> None:
     assert check_environment(WebShopTools(data="synthetic")) == []
 
 
+def replacing(self: Any, number: float, text: str = "") -> None:
+    """
+    Guess.
+
+    Args:
+        number: The number.
+        text: Why.
+    """
+    self.rewards = [number]
+
+
+def ending(self: Any) -> None:
+    """Guess."""
+    self.done = "False"
+
+
 def unhinted(self, number, *rest):  # type: ignore[no-untyped-def]
     """
     Guess.
@@ -205,6 +226,8 @@ def unhinted(self, number, *rest):  # type: ignore[no-untyped-def]
         ({"get_reward": lambda self: "1"}, "`get_reward` returned '1'"),
         ({"get_reward": lambda self: float("nan")}, "`get_reward` returned nan"),
         ({"get_reward": None}, "no `get_reward` and no list `rewards`"),
+        ({"guess": replacing, "rewards": []}, r"A tool of Changed replaced `rewards`.*Append each reward"),
+        ({"guess": ending}, "`done` of Changed is 'False', of type str"),
     ],
 )
 def test_each_defect_of_tools_is_told_once(changes: dict[str, Any], message: str) -> None:

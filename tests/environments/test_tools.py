@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 
 from tests.helpers.scripted import CountingEnvironment, ScriptedEnvironment
@@ -94,6 +95,25 @@ def test_growing_list_of_rewards_rewards_the_turn():
     assert played.read(message(("climb", {"rungs": 1})))[1] == 0.5
 
 
+@pytest.mark.parametrize("kind", ["another", "same values", "shorter", "overwritten", "tuple"])
+def test_rewards_that_would_be_lost_are_refused(kind):
+    class Replacing(Ladder):
+        def reset(self, **row):
+            self.rewards = [0.5]
+
+        def climb(self, rungs: int):
+            """Go up."""
+            if kind == "shorter":
+                self.rewards.clear()
+            elif kind == "overwritten":
+                self.rewards[:] = [0.25 * rungs]
+            else:
+                self.rewards = {"tuple": (0.5,), "same values": [0.5]}.get(kind, [0.5, 0.5])
+
+    with pytest.raises(ValueError, match=r"Replacing replaced `rewards`.*would be lost\. Append each reward\."):
+        opened(Replacing()).read(message(("climb", {"rungs": 1})))
+
+
 _TWO_TURNS = ([("climb", {"rungs": 1})], [("climb", {"rungs": 1}), ("climb", {"rungs": 1})])
 
 
@@ -139,6 +159,19 @@ def test_environment_that_says_so_is_over(name):
     played = opened(Quiet())
     _, _, terminated, truncated, info = played.read(message(("act", {})))
     assert terminated and not truncated and info["tool_calls"] == 1
+
+
+@pytest.mark.parametrize("name", ["done", "finished", "terminated"])
+def test_end_of_tools_that_is_no_truth_value_is_refused(name):
+    for end, is_over in (("False", None), ([], None), (2, None), (None, False), (1, True), (np.bool_(True), True)):
+        environment = type("Odd", (Ladder,), {"reset": lambda self, **row: None, "height": 0, "done": False})()
+        setattr(environment, name, end)
+        played = opened(environment)
+        if is_over is None:
+            with pytest.raises(TypeError, match=f"`{name}` of Odd is .*would count as true.*Set it to True or False"):
+                played.read(message(("look", {})))
+        else:
+            assert played.read(message(("look", {})))[2] is is_over
 
 
 def test_method_of_that_name_is_a_tool_and_no_end():

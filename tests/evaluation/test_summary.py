@@ -139,6 +139,14 @@ class Coin(gymnasium.Env):
         return str(rng.choice(["heads", "tails"]))
 
 
+def test_success_that_is_none_is_not_reported_for_reference_players_either() -> None:
+    class Silent(Coin):
+        def step(self, action):
+            return "flip", 0.0, True, False, {"solved": None}
+
+    assert reference_players(Silent, [{"seed": 0}])["random"].success_rate is None
+
+
 def test_random_player_is_reproducible_and_only_offered_references_are_played() -> None:
     tasks = [{"seed": seed} for seed in range(50)]
     first, again, other = (reference_players(Coin, tasks, seed=seed) for seed in (0, 0, 1))

@@ -15,6 +15,7 @@ from turnppo_hf.environments.exits import describe_error
 from turnppo_hf.environments.integrations.adapt import adapt
 from turnppo_hf.environments.integrations.tool_checker import check_tools, has_tools_only
 from turnppo_hf.environments.integrations.tools import ToolEnvironment
+from turnppo_hf.environments.reading import is_flag
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ def check_environment(
     strings; rewards are finite numbers; both flags are `bool`; `info["penalty"]` is at most 0, `info["truncation"]` is
     `"task_budget"` or `"time_limit"`, `info["action"]` and `info["state"]` are strings and `info["solved"]` a bool
     where they are given; the same seed and completions give the same observations and rewards; `step` raises after the
-    end. Of an environment class of TRL, its tools' docstrings and type hints, its `reset` and its reward are checked
-    instead.
+    end. Of an environment class of TRL, its tools' docstrings and type hints, its `reset`, two calls of each tool and
+    its reward are checked instead.
 
     Args:
         environment (`Any`):
@@ -148,7 +149,7 @@ def _play(environment: gymnasium.Env[str, str], seed: int, script: Sequence[str]
         if isinstance(reward, bool) or not isinstance(reward, int | float | np.number) or not math.isfinite(reward):
             raise _Problem(f"`step` returned the reward {reward!r}; it must be a finite float.")
         for name, flag in (("terminated", terminated), ("truncated", truncated)):
-            if not isinstance(flag, bool | np.bool_):
+            if not is_flag(flag):
                 problems.append(f"`step` returned {name} as {type(flag).__name__}; it must be a bool.")
         _check_info("step", info, problems)
         episode.observations.append(observation)
@@ -176,10 +177,12 @@ def _check_info(method: str, info: Any, problems: list[str]) -> None:
         problems.append(
             f"`{method}` returned info['truncation'] = {truncation!r}; it must be one of {', '.join(TRUNCATIONS)}."
         )
-    for name, kind in (("action", str), ("state", str), ("solved", bool | np.bool_)):
-        if name in info and not isinstance(info[name], kind):
-            needed = "str" if kind is str else "bool"
-            problems.append(f"`{method}` returned info[{name!r}] = {info[name]!r}; it must be a {needed}.")
+    for name in ("action", "state"):
+        if name in info and not isinstance(info[name], str):
+            problems.append(f"`{method}` returned info[{name!r}] = {info[name]!r}; it must be a str.")
+    solved = info.get("solved")
+    if solved is not None and not is_flag(solved):
+        problems.append(f"`{method}` returned info['solved'] = {solved!r}; it must be a bool.")
 
 
 def _check_step_after_end(environment: gymnasium.Env[str, str], completion: str, problems: list[str]) -> None:

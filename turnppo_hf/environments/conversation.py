@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import gymnasium
 
 from turnppo_hf.environments.messages import Message, open_conversation
+from turnppo_hf.environments.reading import is_flag
 
 TRUNCATIONS = ("task_budget", "time_limit")  # why an episode was cut: what the prompt shows, or what it does not
 # key of the record -> attribute by which an environment describes itself
@@ -196,7 +197,7 @@ def _checked_step(reply: Any) -> Reply:
         )
     observation, reward, terminated, truncated, info = reply
     for name, flag in (("terminated", terminated), ("truncated", truncated)):
-        if not _is_flag(flag):
+        if not is_flag(flag):
             raise TypeError(
                 f"step() returned {name} as {flag!r:.40}, of type {type(flag).__name__}. A text such as 'False' would "
                 "count as true and end the episode. Return True or False."
@@ -225,7 +226,7 @@ def _checked_step(reply: Any) -> Reply:
 def _check_ending(truncated: bool, info: Mapping[str, Any]) -> None:
     """Refuse what would be read as another ending of the episode than was meant."""
     solved, truncation = info.get("solved"), info.get("truncation")
-    if solved is not None and not _is_flag(solved):
+    if solved is not None and not is_flag(solved):
         raise TypeError(
             f"info[\"solved\"] is {solved!r:.40}, of type {type(solved).__name__}. A text such as 'False' would count "
             "as success. Give True or False, or leave it out."
@@ -235,15 +236,6 @@ def _check_ending(truncated: bool, info: Mapping[str, Any]) -> None:
             f'info["truncation"] is {truncation!r:.40}, and it decides whether the critic estimates what would have '
             f"followed. Give {' or '.join(map(repr, TRUNCATIONS))}, or leave it out for a time limit."
         )
-
-
-def _is_flag(value: Any) -> bool:
-    if hasattr(value, "item"):  # NumPy's and PyTorch's
-        try:
-            value = value.item()
-        except (TypeError, ValueError, RuntimeError):  # such as an array or a tensor of several numbers
-            return False
-    return isinstance(value, int | float) and value in (0, 1)
 
 
 def _is_number(value: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gymnasium.error import ResetNeeded
 
@@ -78,6 +78,16 @@ def read_count(name: str, value: object) -> int:
     return value
 
 
+def is_flag(value: Any) -> bool:
+    """Whether a value is true or false beyond doubt: a bool, 0 or 1, NumPy's and PyTorch's included."""
+    if hasattr(value, "item"):
+        try:
+            value = value.item()
+        except (TypeError, ValueError, RuntimeError):  # such as an array or a tensor of several numbers
+            return False
+    return isinstance(value, int | float) and value in (0, 1)
+
+
 def read_flag(name: str, value: object) -> bool:
     """
     Return a switch.
@@ -85,7 +95,7 @@ def read_flag(name: str, value: object) -> bool:
     Raises:
         `ValueError`: it is neither true nor false; a text such as "no" would be taken for true.
     """
-    if value not in (True, False):
+    if not is_flag(value):
         raise ValueError(
             f"`{name}` must be true or false, got {value!r}. Any text would count as true. Pass one of them."
         )

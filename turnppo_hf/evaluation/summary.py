@@ -140,7 +140,7 @@ def play_reference(
         seed=task["seed"],
         turns=tuple(turns),
         stop_reason=stop or StopReason.TURN_LIMIT,
-        metrics={"solved": float(info["solved"])} if "solved" in info else {},
+        metrics={} if info.get("solved") is None else {"solved": float(info["solved"])},
     )
 
 

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from turnppo_hf.environments.exits import describe_error
+from turnppo_hf.environments.integrations.tools import ToolEnvironment
 
 _NO_TOOLS = ("reset", "get_reward")
+_SAMPLES: dict[str, Any] = {"str": "", "int": 1, "float": 1.0, "bool": True}  # type hint -> what a tool is called with
 
 
 def has_tools_only(environment: object) -> bool:
@@ -23,7 +25,8 @@ def check_tools(environment: Any, seed: int) -> list[str]:
     Find what keeps a trainer from offering an environment's methods to a model, or from rewarding its episodes.
 
     Args:
-        environment (`Any`): An object with `reset` and no `step`; it is reset twice.
+        environment (`Any`): An object with `reset` and no `step`. It is reset three times, and all tools whose needed
+            arguments are texts, numbers or truth values are called twice.
         seed (`int`): Given to `reset`, beside an empty `prompt`.
     Returns:
         `list[str]`: one sentence per problem.
@@ -84,8 +87,10 @@ def _play_problems(environment: Any, seed: int) -> Iterator[str]:
         return
     if first is not None and not isinstance(first, str | list):
         yield f"`reset` returned {type(first).__name__}; it must return the first observation as a str, or None."
-    elif first != second:
-        yield f"Two resets with seed {seed} return different observations; all randomness must come from the seed."
+    else:
+        if first != second:
+            yield f"Two resets with seed {seed} return different observations; all randomness must come from the seed."
+        yield from _calling_problems(environment, seed)
     if not callable(getattr(environment, "get_reward", None)):
         if not isinstance(getattr(environment, "rewards", None), list):
             yield (
@@ -104,3 +109,34 @@ def _play_problems(environment: Any, seed: int) -> Iterator[str]:
         reward.close()
     elif isinstance(reward, bool) or not isinstance(reward, int | float | None) or not math.isfinite(reward or 0):
         yield f"`get_reward` returned {reward!r}; it must return a finite number, or None where there is no reward."
+
+
+def _calling_problems(environment: Any, seed: int) -> Iterator[str]:
+    """Play two rounds of calls; what a tool itself raises is told to the model, so it is no problem."""
+    try:
+        played = ToolEnvironment(environment)
+        played.open({"prompt": "", "seed": seed}, seed)
+        functions = [
+            {"name": tool.__name__, "arguments": arguments}
+            for tool in played.tools
+            if (arguments := _sample_arguments(tool)) is not None
+        ]
+        calls = [{"type": "function", "function": function} for function in functions]
+        for _ in range(2):
+            played.read({"role": "assistant", "content": "", "tool_calls": calls})
+    except KeyboardInterrupt:
+        raise
+    except Exception as error:
+        yield str(error)
+
+
+def _sample_arguments(tool: Callable[..., Any]) -> dict[str, Any] | None:
+    """The arguments that a tool needs; None where it needs some of another kind."""
+    needed = {
+        name: getattr(parameter.annotation, "__name__", parameter.annotation)  # it may be a text itself
+        for name, parameter in inspect.signature(tool).parameters.items()
+        if parameter.default is inspect.Parameter.empty and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+    if any(kind not in _SAMPLES for kind in needed.values()):
+        return None
+    return {name: _SAMPLES[kind] for name, kind in needed.items()}

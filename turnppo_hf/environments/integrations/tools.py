@@ -15,6 +15,7 @@ import numpy as np
 from turnppo_hf.environments.conversation import Conversation, Opening, Reply
 from turnppo_hf.environments.exits import describe_error
 from turnppo_hf.environments.messages import Message, open_conversation, text_of
+from turnppo_hf.environments.reading import is_flag
 from turnppo_hf.environments.time_limit import TimeIsUp
 
 _ENDS = ("done", "finished", "terminated")  # attributes, one of which is true once an episode is over
@@ -30,8 +31,8 @@ class ToolEnvironment(Conversation):
     same message. What they raise is returned to the model as the tool's result.
 
     Beyond what TRL asks of an environment, these are used where they exist: a list `rewards` that grows, or
-    `_turn_reward`, a number or a method, rewards single turns; `done`, `finished` or `terminated` ends the episode
-    after a round of tool calls; `state` is a text for the state that it is in.
+    `_turn_reward`, a number or a method, rewards single turns; `done`, `finished` or `terminated`, a truth value or
+    None, ends the episode after a round of tool calls; `state` is a text for the state that it is in.
 
     Args:
         environment (`Any`, *optional*):
@@ -91,7 +92,9 @@ class ToolEnvironment(Conversation):
             task (`Mapping`): The row.
             seed (`int`): Not used: as in TRL, a `reset` is seeded by a column `seed` or not at all.
         """
-        self._num_calls, self._num_failures, self._num_rewarded = 0, 0, 0
+        self._num_calls, self._num_failures = 0, 0
+        self._rewards: list[Any] | None = None  # the environment's own list
+        self._counted: list[Any] = []  # what it held after the turn before
         prompt = task.get("prompt")
         if self.environment is None:
             return Opening(open_conversation(None, prompt, extend_any_role=True), "")
@@ -100,7 +103,7 @@ class ToolEnvironment(Conversation):
             del given["seed"]
         observation = self.environment.reset(**given)
         if isinstance(rewards := getattr(self.environment, "rewards", None), list):
-            self._num_rewarded = len(rewards)
+            self._rewards, self._counted = rewards, list(rewards)
         return Opening(open_conversation(observation, prompt, extend_any_role=True), text_of(observation))
 
     def read(self, answer: Message, may_call: bool = True) -> Reply:
@@ -109,6 +112,10 @@ class ToolEnvironment(Conversation):
 
         The info has `action`, `answered` (whether no tool was called) and the episode's `tool_calls` and
         `tool_failures`.
+
+        Raises:
+            `ValueError`: a reward that is not finite, or rewards that were counted before are no longer there.
+            `TypeError`: `done`, `finished` or `terminated` is no truth value.
         """
         calls = answer.get("tool_calls") or []
         action = _described(answer)
@@ -164,10 +171,9 @@ class ToolEnvironment(Conversation):
         return results
 
     def _turn_reward(self) -> float:
-        if isinstance(rewards := getattr(self.environment, "rewards", None), list):
-            fresh = [reward for reward in rewards[self._num_rewarded :] if reward is not None]
-            self._num_rewarded = len(rewards)
-            reward = sum(fresh)
+        rewards = getattr(self.environment, "rewards", None)
+        if self._rewards is not None or isinstance(rewards, list):
+            reward = sum(reward for reward in self._fresh(rewards) if reward is not None)
         else:
             reward = getattr(self.environment, "_turn_reward", None)
             reward = reward() if callable(reward) else reward
@@ -181,9 +187,26 @@ class ToolEnvironment(Conversation):
             )
         return reward
 
+    def _fresh(self, rewards: Any) -> list[Any]:
+        known, counted = self._rewards, len(self._counted)
+        if (known is not None and rewards is not known) or rewards[:counted] != self._counted:
+            raise ValueError(
+                f"A tool of {self.name} replaced `rewards`, or what was in it, with {rewards!r:.80}. What a turn adds "
+                "to the end of that list is what counts for it, so some would be lost. Append each reward."
+            )
+        self._rewards, self._counted = rewards, list(rewards)
+        return self._counted[counted:]
+
     def _is_over(self) -> bool:
-        ends = (getattr(self.environment, name, False) for name in _ENDS)
-        return any(not callable(end) and bool(end) for end in ends)
+        said = {name: getattr(self.environment, name, None) for name in _ENDS}
+        ends = {name: end for name, end in said.items() if end is not None and not callable(end)}
+        for name, end in ends.items():
+            if not is_flag(end):
+                raise TypeError(
+                    f"`{name}` of {self.name} is {end!r:.40}, of type {type(end).__name__}. A text such as 'False' "
+                    "would count as true and end the episode. Set it to True or False."
+                )
+        return any(map(bool, ends.values()))
 
 
 def is_tool_environment(thing: object) -> bool:

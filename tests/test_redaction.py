@@ -6,11 +6,21 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 
 from turnppo_hf import TurnPPOConfig
 from turnppo_hf.environments import make_environment
-from turnppo_hf.redaction import MASK, check_unmasked, find_mask, find_secret, is_secret_name, redact, remember_secrets
+from turnppo_hf.redaction import (
+    MASK,
+    check_unmasked,
+    find_mask,
+    find_secret,
+    is_secret_name,
+    redact,
+    redacted_json,
+    remember_secrets,
+)
 
 HUGGING_FACE = "hf_" + "aB3" * 11 + "c"
 TOKENS = [  # put together here, so that no file of this repository holds the form of one
@@ -120,6 +130,12 @@ def test_what_only_looks_like_a_secret_stays() -> None:
 def test_secret_within_a_text_is_masked_and_the_rest_stays(text: str, masked: str) -> None:
     assert redact(text) == masked == redact(masked)
     assert find_secret([text]) is not None and find_secret([masked]) is None
+
+
+def test_numbers_of_numpy_are_recorded_as_numbers() -> None:
+    given = {"size": (np.int64(6), 5), "penalty": np.float32(-0.5), "rules": np.bool_(True), "board": np.eye(2)}
+    expected = {"size": [6, 5], "penalty": -0.5, "rules": True, "board": [[1, 0], [0, 1]]}
+    assert json.loads(redacted_json(given)) == expected
 
 
 def test_dataclass_becomes_a_mapping_without_its_secrets() -> None:

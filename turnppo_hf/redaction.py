@@ -115,7 +115,12 @@ def redact_text(value: Any) -> str:
 
 def redacted_json(content: Mapping[str, Any], indent: int = 2) -> str:
     """Return what a file of settings or of a record holds: JSON without secrets, and a newline."""
-    return json.dumps(redact(content), indent=indent, default=redact_text) + "\n"
+    return json.dumps(redact(content), indent=indent, default=_json_of) + "\n"
+
+
+def _json_of(value: Any) -> Any:
+    """What stands for an object in a record: of NumPy's numbers and arrays their values, of others their text."""
+    return redact(value.tolist()) if hasattr(value, "tolist") else redact_text(value)
 
 
 def find_secret(value: Any) -> str | None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from itertools import product
+from typing import Any
 
+import numpy as np
 import pytest
 
 from turnppo_hf.environments import make_environment
-from turnppo_hf.environments.reading import read_answer
+from turnppo_hf.environments.reading import read_answer, read_choice, read_count, read_flag, read_penalty
 
 PIECES = ("<answer>", "</answer>", "<think>", "</think>", " Up ")
 MEGABYTE = 1 << 20
@@ -59,3 +62,39 @@ def test_turn_of_a_megabyte_is_one_bounded_turn(name: str, arguments: dict[str, 
     environment.reset(seed=3)
     observation, *_, info = environment.step(piece * (MEGABYTE // len(piece)))
     assert len(observation) < 10_000 and len(info["action"]) < 2_000
+
+
+@pytest.mark.parametrize(
+    ("read", "value"),
+    [
+        (read_count, np.int64(3)),
+        (read_count, np.uint8(3)),
+        (read_flag, np.bool_(True)),
+        (read_flag, np.int64(0)),
+        (lambda _, value: read_penalty(value), np.float32(-0.5)),
+        (lambda _, value: read_penalty(value), np.int64(-1)),
+    ],
+)
+def test_numbers_and_truth_values_of_numpy_are_read_as_pythons(read: Callable[..., Any], value: Any) -> None:
+    found = read("x", value)
+    assert found == value and type(found) in (int, bool, float)
+
+
+@pytest.mark.parametrize(
+    ("read", "value"),
+    [
+        (read_count, np.bool_(True)),
+        (read_count, np.array([1, 2])),
+        (read_count, np.float32(3)),
+        (read_flag, np.array([1, 2])),
+        (read_flag, np.int64(2)),
+        (lambda _, value: read_penalty(value), False),
+        (lambda _, value: read_penalty(value), np.bool_(False)),
+        (lambda _, value: read_penalty(value), np.array([-1.0, -2.0])),
+        (lambda _, value: read_penalty(value), -(10**400)),
+        (lambda name, value: read_choice(name, value, ("tags", "bare")), np.array(["tags", "bare"])),
+    ],
+)
+def test_what_is_none_is_refused_in_a_sentence(read: Callable[..., Any], value: Any) -> None:
+    with pytest.raises(ValueError, match=r"must be .* got|Unknown `x`"):
+        read("x", value)

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
-import numpy as np
 
 from turnppo_hf.environments.conversation import TRUNCATIONS
 from turnppo_hf.environments.exits import describe_error
 from turnppo_hf.environments.integrations.adapt import adapt
 from turnppo_hf.environments.integrations.tool_checker import check_tools, has_tools_only
 from turnppo_hf.environments.integrations.tools import ToolEnvironment
-from turnppo_hf.environments.reading import is_flag
+from turnppo_hf.environments.reading import as_number, is_flag
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ def _play(environment: gymnasium.Env[str, str], seed: int, script: Sequence[str]
             )
         observation, reward, terminated, truncated, info = reply
         _check_observation("step", observation, problems)
-        if isinstance(reward, bool) or not isinstance(reward, int | float | np.number) or not math.isfinite(reward):
+        if not math.isfinite(as_number(reward)):
             raise _Problem(f"`step` returned the reward {reward!r}; it must be a finite float.")
         for name, flag in (("terminated", terminated), ("truncated", truncated)):
             if not is_flag(flag):
@@ -170,7 +169,7 @@ def _check_info(method: str, info: Any, problems: list[str]) -> None:
     if not isinstance(info, dict):
         raise _Problem(f"`{method}` returned info as {type(info).__name__}; it must be a dict.")
     penalty = info.get("penalty", 0.0)
-    if isinstance(penalty, bool) or not isinstance(penalty, int | float | np.number) or not -math.inf < penalty <= 0:
+    if not -math.inf < as_number(penalty) <= 0:
         problems.append(f"`{method}` returned info['penalty'] = {penalty!r}; it must be a finite float of at most 0.")
     truncation = info.get("truncation", "time_limit")
     if truncation not in TRUNCATIONS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from gymnasium.error import ResetNeeded
@@ -63,6 +64,19 @@ def check_turn(action: object, ending: str | None, what: str, example: str, *, e
         )
 
 
+def as_integer(value: object) -> int | None:
+    """Return the integer that a value is, NumPy's included; None where it is none, as true and false are none."""
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+
+
+def as_number(value: object) -> float:
+    """Return the number that a value is, NumPy's included; NaN where it is none, as true and false are none."""
+    try:
+        return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # such as 10**400
+        return math.nan
+
+
 def read_count(name: str, value: object) -> int:
     """
     Return a number of things.
@@ -70,12 +84,13 @@ def read_count(name: str, value: object) -> int:
     Raises:
         `ValueError`: it is no integer of at least 1.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    number = as_integer(value)
+    if number is None or number < 1:
         raise ValueError(
             f"`{name}` must be an integer of at least 1, got {value!r}. Nothing could be played otherwise. Pass 1 or "
             "more."
         )
-    return value
+    return number
 
 
 def is_flag(value: Any) -> bool:
@@ -102,22 +117,23 @@ def read_flag(name: str, value: object) -> bool:
     return bool(value)
 
 
-def read_penalty(value: float) -> float:
+def read_penalty(value: object) -> float:
     """
     Return a format penalty.
 
     Raises:
         `ValueError`: it is no finite number of at most 0.
     """
-    if not isinstance(value, int | float) or not -math.inf < value <= 0:
+    number = as_number(value)
+    if not -math.inf < number <= 0:
         raise ValueError(
             f"`format_penalty` must be a finite number that is at most 0, got {value!r}. It is added to "
             "the reward of an unreadable turn, so a positive one would reward it. Pass for example -0.1."
         )
-    return float(value)
+    return number
 
 
-def read_choice(name: str, value: str, choices: Sequence[_Choice]) -> _Choice:
+def read_choice(name: str, value: object, choices: Sequence[_Choice]) -> _Choice:
     """
     Return one of some words.
 
@@ -125,7 +141,7 @@ def read_choice(name: str, value: str, choices: Sequence[_Choice]) -> _Choice:
         `ValueError`: it is none of them; the message names the nearest one.
     """
     for choice in choices:
-        if value == choice:
+        if isinstance(value, str) and value == choice:
             return choice
     hint = did_you_mean(value, choices, cutoff=0.3)
     raise ValueError(

@@ -213,9 +213,10 @@ def test_level_is_taken_in_every_form() -> None:
         (fixed, room),
         [fixed.tolist(), room.tolist()],
         {"room_fixed": fixed.tolist(), "room_state": room.tolist()},
+        np.stack((fixed, room)),
     ]
     for form in forms:
-        assert start(form).state == state
+        assert start(form, size=np.int64(6)).state == state
     counted = {"room_fixed": fixed, "room_state": room, "boxes_on_target": 1}
     assert start(counted).step("<answer>Right</answer>")[1] == pytest.approx(-1.1)
 
@@ -238,9 +239,14 @@ def test_misspelt_level_option_is_refused(name: str) -> None:
         ("#####\n#@$ #\n#####", "1 boxes and 0 targets"),
         ("#####\n#@* #\n#####", "solved already"),
         (7, "no level number 7: the environment has 0 loaded levels"),
+        (np.int64(7), "no level number 7"),
         (3.5, "must be XSB text, the pair"),
+        (True, "must be XSB text, the pair .* got True"),
+        (np.bool_(True), "must be XSB text, the pair"),
+        (np.array(3.5), "must be XSB text, the pair"),
         ([[[1, 2, 1]]], "must be XSB text, the pair"),
         ({"room_fixed": [[1]]}, "must be XSB text, the pair"),
+        ({"room_fixed": [[1, 2, 1]], "room_state": [[5, 2, 4]], "boxes_on_target": [0, 1]}, "from 0 to 1"),
         (([[1, 2, 1]], [[5, 2, 3]]), "`room_state` is 3 at row 0, column 2"),
         ("@$." + " " * 2600 + "#", "1x2604 cells; an observation holds 2500"),
     ],
@@ -259,6 +265,7 @@ def test_bad_level_is_refused(level: Any, message: str) -> None:
         ({"size": 51}, "`size` must be .* got 51"),
         ({"size": "6"}, "`size` must be .* got '6'"),
         ({"size": None}, "`size` must be .* got None"),
+        ({"size": np.array([6, 6])}, "`size` must be"),
         ({"num_boxes": 0}, "`num_boxes` must be an integer of at least 1, got 0"),
         ({"max_turns": 0}, "`max_turns` must be an integer of at least 1, got 0"),
         ({"max_actions": 2.5}, "`max_actions` must be an integer of at least 1, got 2.5"),
@@ -289,7 +296,8 @@ def test_levels_of_a_file_are_drawn_by_seed_or_taken_by_number(tmp_path: Path) -
     drawn = {environment.reset(seed=seed)[1]["level"] for seed in range(20)}
     assert drawn == {"######\n#@$ .#\n######", "#####\n#@$.#\n#####", "#####\n#.$@#\n#####"}
     assert environment.reset(seed=3)[1] == environment.reset(seed=3)[1]
-    assert environment.reset(options={"level": 2})[1]["level"] == "#####\n#.$@#\n#####"
+    for number in (2, np.int64(2)):
+        assert environment.reset(options={"level": number})[1]["level"] == "#####\n#.$@#\n#####"
     with pytest.raises(ValueError, match="no level number 3: the environment has 3 loaded levels"):
         environment.reset(options={"level": 3})
 

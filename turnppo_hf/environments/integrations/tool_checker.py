@@ -10,6 +10,7 @@ from typing import Any
 
 from turnppo_hf.environments.exits import describe_error
 from turnppo_hf.environments.integrations.tools import ToolEnvironment
+from turnppo_hf.environments.reading import as_number
 
 _NO_TOOLS = ("reset", "get_reward")
 _SAMPLES: dict[str, Any] = {"str": "", "int": 1, "float": 1.0, "bool": True}  # type hint -> what a tool is called with
@@ -107,7 +108,7 @@ def _play_problems(environment: Any, seed: int) -> Iterator[str]:
         return
     if inspect.iscoroutine(reward):
         reward.close()
-    elif isinstance(reward, bool) or not isinstance(reward, int | float | None) or not math.isfinite(reward or 0):
+    elif reward is not None and not math.isfinite(as_number(reward)):
         yield f"`get_reward` returned {reward!r}; it must return a finite number, or None where there is no reward."
 
 

@@ -20,6 +20,7 @@ from gymnasium.error import ResetNeeded
 from turnppo_hf.environments.names import did_you_mean
 from turnppo_hf.environments.reading import (
     answer_rule,
+    as_integer,
     check_turn,
     read_answer,
     read_choice,
@@ -326,17 +327,19 @@ class Sokoban(gymnasium.Env[str, str]):
         )
 
     def _read_level(self, level: Any) -> SokobanState:
+        if isinstance(level, np.ndarray) and level.ndim:
+            level = list(level)  # the pair
         if isinstance(level, SokobanState):
             state = level
         elif isinstance(level, str):
             state = SokobanState.from_text(level)
-        elif isinstance(level, int):
-            if self.levels is None or not 0 <= level < len(self.levels):
+        elif (number := as_integer(level)) is not None:
+            if self.levels is None or not 0 <= number < len(self.levels):
                 raise ValueError(
-                    f"There is no level number {level}: the environment has {len(self.levels or ())} loaded levels. "
+                    f"There is no level number {number}: the environment has {len(self.levels or ())} loaded levels. "
                     "Pass a number from 0 on with `levels` given, or the level itself as XSB text."
                 )
-            state = SokobanState.from_text(self.levels[level])
+            state = SokobanState.from_text(self.levels[number])
         elif isinstance(level, Mapping) and {"room_fixed", "room_state"} <= set(level):
             state = SokobanState.from_arrays(level["room_fixed"], level["room_state"], level.get("boxes_on_target", 0))
         elif isinstance(level, Sequence) and len(level) == 2:
@@ -360,8 +363,8 @@ class Sokoban(gymnasium.Env[str, str]):
 
 
 def _read_size(size: object) -> tuple[int, int]:
-    match (size, size) if isinstance(size, int) else size:
-        case (int(height), int(width)) if min(height, width) >= 3 and 5 <= max(height, width) <= MAX_CELLS // 50:
+    match [as_integer(side) for side in (size if isinstance(size, Sequence) else (size, size))]:
+        case int(height), int(width) if min(height, width) >= 3 and 5 <= max(height, width) <= MAX_CELLS // 50:
             return height, width
     raise ValueError(
         f"`size` must be a side or (height, width), both from 3 to {MAX_CELLS // 50}, one at least 5, got {size!r}. "

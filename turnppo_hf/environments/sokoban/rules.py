@@ -21,6 +21,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from turnppo_hf.environments.reading import as_integer
+
 UP, DOWN, LEFT, RIGHT = 1, 2, 3, 4  # push, or walk where there is nothing to push; 4 more than each: walk only
 NUM_ACTIONS = 9  # action 0 does nothing
 
@@ -125,7 +127,7 @@ class SokobanState:
         """
         fixed, state = _read_array("room_fixed", room_fixed, 2), _read_array("room_state", room_state, 5)
         most = int(np.count_nonzero(fixed == TARGET))
-        if isinstance(boxes_on_target, bool) or boxes_on_target not in range(most + 1):
+        if (counted := as_integer(boxes_on_target)) is None or counted not in range(most + 1):
             raise ValueError(
                 f"`boxes_on_target` must be a whole number from 0 to {most}, the level's targets, got "
                 f"{_shorten(boxes_on_target)}. The first reward compares with it. Pass gym-sokoban's "
@@ -147,7 +149,7 @@ class SokobanState:
         height, width = fixed.shape
         board = SokobanBoard.build(height, width, _cells(fixed == WALL), _cells(fixed == TARGET))
         boxes = _cells((state == BOX) | (state == BOX_ON_TARGET))
-        return cls._checked(board, _cells(state == PLAYER), boxes, boxes_on_target)
+        return cls._checked(board, _cells(state == PLAYER), boxes, counted)
 
     @classmethod
     def from_text(cls, text: str) -> SokobanState:

@@ -148,8 +148,7 @@ class WebShop(gymnasium.Env[str, str]):
         self.format_penalty = read_penalty(format_penalty)
         self.repeat_rules = read_flag("repeat_rules", repeat_rules)
         self.render_mode = None if render_mode is None else read_choice("render_mode", render_mode, ("ansi",))
-        if num_products is not None:
-            read_count("num_products", num_products)
+        num_products = None if num_products is None else read_count("num_products", num_products)
         self.world = _open_world(data, num_products)
         self._goals = self.world.goals_by_product(self.split, self.split_by)
         self.observation_space = PageText(MAX_TEXT_LENGTH, charset=string.printable)
@@ -184,7 +183,6 @@ class WebShop(gymnasium.Env[str, str]):
         if goal is None:
             of_product = self._goals[self.np_random.integers(len(self._goals))]
             goal = of_product[self.np_random.integers(len(of_product))]
-        goal = int(goal) if isinstance(goal, np.integer) else goal
         self._session = ShoppingSession(self.world, self.world.checked_goal(goal), self.strict_options)
         self._num_turns, self._ending = 0, None
         opening = {"goal": dict(self._session.goal), "world": self.data_label}

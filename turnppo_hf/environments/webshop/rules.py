@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 
 from rapidfuzz import fuzz, utils
 
+from turnppo_hf.environments.reading import as_integer
 from turnppo_hf.environments.webshop.catalogue import generate_world
 from turnppo_hf.environments.webshop.data import NO_PRICE_CAP, Goal, GoalKind, Product, WorldData
 from turnppo_hf.environments.webshop.files import find_data, read_world
@@ -166,13 +167,13 @@ class World:
         Raises:
             `ValueError`: there is no such goal, its product is missing, or nothing could be earned with it.
         """
-        if isinstance(goal, int) and not isinstance(goal, bool):
-            if not 0 <= goal < len(self.goals):
+        if (number := as_integer(goal)) is not None:
+            if not 0 <= number < len(self.goals):
                 raise ValueError(
-                    f"There is no goal number {goal}: {self.data.name} has {len(self.goals)}. Nothing could be bought "
-                    f"for it. Pass a number from 0 to {len(self.goals) - 1}, or the goal itself as a dict."
+                    f"There is no goal number {number}: {self.data.name} has {len(self.goals)}. Nothing could be "
+                    f"bought for it. Pass a number from 0 to {len(self.goals) - 1}, or the goal itself as a dict."
                 )
-            return self.goals[goal]
+            return self.goals[number]
         if not isinstance(goal, Mapping):
             raise ValueError(
                 f"`goal` must be a number or a dict with a goal's fields, got {type(goal).__name__}. The wish "

@@ -121,23 +121,23 @@ def test_other_attribute_is_missing(name: str) -> None:
         getattr(importlib.import_module("turnppo_hf.environments"), name)
 
 
-@pytest.mark.parametrize(
-    ("name", "kwargs", "opens_with_rules"),
-    [
-        ("sokoban", {"size": 5}, True),
-        ("sokoban", {"size": 5, "action_format": "bare"}, False),
-        ("minigrid", {}, True),
-        ("minigrid", {"env_id": "BabyAI-GoToLocal-v0", "action_format": "bare"}, False),
-        ("textworld", {"settings": {"level": 1}}, True),
-        ("textworld", {"settings": {"level": 1}, "action_format": "bare"}, False),
-        ("webshop", {"data": "synthetic"}, True),
-        ("webshop", {"data": "synthetic", "action_format": "bare"}, True),
-        ("webshop", {"data": "synthetic", "observation_mode": "text"}, False),
-    ],
-)
-def test_rules_of_the_first_observation_can_be_repeated(
-    name: str, kwargs: dict[str, Any], opens_with_rules: bool
-) -> None:
+WITH_RULES = [
+    ("sokoban", {"size": 5}),
+    ("minigrid", {}),
+    ("textworld", {"settings": {"level": 1}}),
+    ("webshop", {"data": "synthetic"}),
+    ("webshop", {"data": "synthetic", "action_format": "bare"}),
+]
+WITHOUT_RULES = [
+    ("sokoban", {"size": 5, "action_format": "bare"}),
+    ("minigrid", {"env_id": "BabyAI-GoToLocal-v0", "action_format": "bare"}),
+    ("textworld", {"settings": {"level": 1}, "action_format": "bare"}),
+    ("webshop", {"data": "synthetic", "observation_mode": "text"}),
+]
+
+
+@pytest.mark.parametrize(("name", "kwargs"), WITH_RULES)
+def test_rules_of_the_first_observation_can_be_repeated(name: str, kwargs: dict[str, Any]) -> None:
     if name in ("minigrid", "textworld"):
         pytest.importorskip(name)
     once, repeated = (make_environment(name, repeat_rules=flag, **kwargs) for flag in (False, True))
@@ -145,5 +145,14 @@ def test_rules_of_the_first_observation_can_be_repeated(
     assert repeated.reset(seed=0)[0] == first
     later, later_with_rules = (environment.step("nothing to be understood")[0] for environment in (once, repeated))
     rules = later_with_rules.removesuffix(later)
-    assert rules + later == later_with_rules and first.startswith(rules) and bool(rules) is opens_with_rules
-    assert (once.opens_with_rules, repeated.opens_with_rules) == (opens_with_rules, False)
+    assert rules + later == later_with_rules and first.startswith(rules) and rules
+    assert once.opens_with_rules and not repeated.opens_with_rules
+
+
+@pytest.mark.parametrize(("name", "kwargs"), WITHOUT_RULES)
+def test_rules_that_are_nowhere_cannot_be_repeated(name: str, kwargs: dict[str, Any]) -> None:
+    if name in ("minigrid", "textworld"):
+        pytest.importorskip(name)
+    assert not make_environment(name, repeat_rules=False, **kwargs).opens_with_rules
+    with pytest.raises(ValueError, match=r"`repeat_rules` is true, but .* no effect\. Leave it out, or set `\w+: "):
+        make_environment(name, repeat_rules=True, **kwargs)

@@ -54,6 +54,17 @@ def test_given_level_and_arguments_reach_sokoban():
     assert tools.done and tools.get_reward() == pytest.approx(10.9)
 
 
+@pytest.mark.parametrize(
+    ("kind", "column", "meant"),
+    [(SokobanTools, "Level", "level"), (SokobanTools, "seeds", "seed"), (WebShopTools, "goals", "goal")],
+)
+def test_misspelt_column_is_refused_and_another_one_is_not(kind, column, meant):
+    tools = kind(**({"data": "synthetic"} if kind is WebShopTools else {}))
+    tools.reset(seed=1, prompt="", difficulty=3, environment="x")
+    with pytest.raises(ValueError, match=f"Unknown reset option '{column}'. Did you mean '{meant}'"):
+        tools.reset(seed=1, prompt="", **{column: 3})
+
+
 def test_purchases_earn_what_they_earn_in_webshop():
     environment = make_environment("turnppo_hf/WebShop-v0", data="synthetic", action_format="bare")
     tools = WebShopTools(data="synthetic")

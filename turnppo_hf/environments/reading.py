@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
@@ -62,6 +62,27 @@ def check_turn(action: object, ending: str | None, what: str, example: str, *, e
             f"`action` must be the completion as a string, got {type(action).__name__}. The environment reads the "
             f'{what} from the text. Pass for example "{example}".'
         )
+
+
+def read_repeat_rules(value: object, has_rules: bool, needed: str) -> bool:
+    """
+    Return whether every observation holds the rules.
+
+    Args:
+        value (`object`): What the user passed.
+        has_rules (`bool`): Whether the observations of these arguments hold any.
+        needed (`str`): The argument with which they would, such as "action_format: tags".
+
+    Raises:
+        `ValueError`: it is neither true nor false, or true where there are no rules.
+    """
+    repeat_rules = read_flag("repeat_rules", value)
+    if repeat_rules and not has_rules:
+        raise ValueError(
+            "`repeat_rules` is true, but these observations hold no rules, so it would have no effect. Leave it out, "
+            f"or set `{needed}`."
+        )
+    return repeat_rules
 
 
 def as_integer(value: object) -> int | None:
@@ -131,6 +152,21 @@ def read_penalty(value: object) -> float:
             "the reward of an unreadable turn, so a positive one would reward it. Pass for example -0.1."
         )
     return number
+
+
+def check_options(options: Iterable[str], known: Sequence[str]) -> None:
+    """
+    Check that what an episode begins with holds no misspelt name; other names, such as a dataset's columns, may be.
+
+    Raises:
+        `ValueError`: a name is unknown, but nearly one that is known.
+    """
+    for name in options:
+        if name not in known and (hint := did_you_mean(name, known, cutoff=0.85)):
+            raise ValueError(
+                f"Unknown reset option {name!r}.{hint} It would be ignored and another episode played. Rename the "
+                "option or the dataset's column."
+            )
 
 
 def read_choice(name: str, value: object, choices: Sequence[_Choice]) -> _Choice:

@@ -307,6 +307,14 @@ def test_wrong_argument_is_refused_in_a_sentence(argument: str, value: Any, word
         WebShop(**{"data": "synthetic", argument: value})
 
 
+@pytest.mark.parametrize("name", ["Goal", "goals", "goall"])
+def test_misspelt_goal_option_is_refused(shop: Any, name: str) -> None:
+    environment = shop()
+    assert environment.reset(seed=4, options={"wish": 3, "seed": 1})[1] == environment.reset(seed=4)[1]
+    with pytest.raises(ValueError, match=f"Unknown reset option '{name}'. Did you mean 'goal'"):
+        environment.reset(options={name: 1})
+
+
 def test_action_that_is_no_text_is_refused(shop: Any) -> None:
     environment = shop()
     with pytest.raises(ResetNeeded, match="not begun"):

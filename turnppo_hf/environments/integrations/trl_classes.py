@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
 
+from turnppo_hf.environments.reading import check_options
 from turnppo_hf.environments.sokoban.environment import RULES, Sokoban
 from turnppo_hf.environments.webshop.environment import WebShop
 
@@ -23,7 +25,8 @@ class _Played:
         """Return what the episode has earned so far, for TRL's trainers; ours reads `rewards` turn by turn."""
         return sum(self.rewards)
 
-    def _start(self, seed: int | None, **options: Any) -> str:
+    def _start(self, seed: int | None, row: Mapping[str, Any], **options: Any) -> str:
+        check_options(row, ["seed", *options])
         given = {name: value for name, value in options.items() if value is not None}
         observation, info = self._environment.reset(seed=seed, options=given)
         self.rewards, self.done, self.state = [], False, info["state"]
@@ -54,7 +57,7 @@ class SokobanTools(_Played):
 
     def reset(self, seed: int | None = None, level: Any = None, **row: Any) -> str:
         """Start the level of a dataset row: its `level`, or the one that its `seed` makes."""
-        self._start(seed, level=level)
+        self._start(seed, row, level=level)
         most = self._sokoban.max_actions_per_turn
         return f"{RULES}Call move, with at most {most} directions at a time.\n\n{self._describe()}"
 
@@ -92,7 +95,7 @@ class WebShopTools(_Played):
 
     def reset(self, seed: int | None = None, goal: Any = None, **row: Any) -> str:
         """Start the wish of a dataset row: its `goal`, or the one that its `seed` draws."""
-        page = self._start(seed, goal=goal)
+        page = self._start(seed, row, goal=goal)
         return f"You are shopping. Find what is wished for, choose its options and click on buy now.\n{page}"
 
     def search(self, query: str) -> str:

@@ -23,8 +23,8 @@ from turnppo_hf.environments.reading import (
     read_answer,
     read_choice,
     read_count,
-    read_flag,
     read_penalty,
+    read_repeat_rules,
 )
 
 MAX_TEXT_LENGTH = 8192  # characters of an observation and of a sampled completion
@@ -153,7 +153,7 @@ class MiniGrid(gymnasium.Env[str, str]):
         self._max_turns = None if max_turns is None else read_count("max_turns", max_turns)
         self.format_penalty = read_penalty(format_penalty)
         self.action_format = read_choice("action_format", action_format, tuple(_SEPARATORS))
-        self.repeat_rules = read_flag("repeat_rules", repeat_rules)
+        self.repeat_rules = read_repeat_rules(repeat_rules, self.action_format == "tags", "action_format: tags")
         self.split = None if split is None else read_choice("split", split, get_args(Split))
         self.split_by = read_choice("split_by", split_by, get_args(SplitBy))
         self.render_mode = None if render_mode is None else read_choice("render_mode", render_mode, ("ansi",))

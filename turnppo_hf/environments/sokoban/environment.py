@@ -17,16 +17,16 @@ import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from turnppo_hf.environments.names import did_you_mean
 from turnppo_hf.environments.reading import (
     answer_rule,
     as_integer,
+    check_options,
     check_turn,
     read_answer,
     read_choice,
     read_count,
-    read_flag,
     read_penalty,
+    read_repeat_rules,
 )
 from turnppo_hf.environments.sokoban.levels import Split, generate_level, level_split, load_levels
 from turnppo_hf.environments.sokoban.rules import DOWN, LEFT, RIGHT, UP, SokobanState
@@ -150,7 +150,7 @@ class Sokoban(gymnasium.Env[str, str]):
         self.format_penalty = read_penalty(format_penalty)
         self.action_format = read_choice("action_format", action_format, tuple(_SEPARATORS))
         self.split = None if split is None else read_choice("split", split, get_args(Split))
-        self.repeat_rules = read_flag("repeat_rules", repeat_rules)
+        self.repeat_rules = read_repeat_rules(repeat_rules, self.action_format == "tags", "action_format: tags")
         self.render_mode = None if render_mode is None else read_choice("render_mode", render_mode, ("ansi",))
         self.levels = None if levels is None else load_levels(levels)
         self.observation_space = gymnasium.spaces.Text(MAX_TEXT_LENGTH, charset=string.printable + "√")
@@ -183,12 +183,7 @@ class Sokoban(gymnasium.Env[str, str]):
         """Starts an episode; see the class for `options`."""
         super().reset(seed=seed)
         options = options or {}
-        for name in options:
-            if name != "level" and (hint := did_you_mean(name, ["level"], cutoff=0.85)):
-                raise ValueError(
-                    f"Unknown reset option {name!r}.{hint} It would be ignored and another level "
-                    "played. Rename the option or the dataset's column."
-                )
+        check_options(options, ["level"])
         level = options.get("level")
         self._state = self._next_level() if level is None else self._read_level(level)
         self._num_turns = self._num_actions = 0

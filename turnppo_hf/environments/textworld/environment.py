@@ -15,7 +15,15 @@ import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from turnppo_hf.environments.reading import check_turn, read_answer, read_choice, read_count, read_flag, read_penalty
+from turnppo_hf.environments.reading import (
+    check_turn,
+    read_answer,
+    read_choice,
+    read_count,
+    read_flag,
+    read_penalty,
+    read_repeat_rules,
+)
 from turnppo_hf.environments.textworld.games import (
     MAX_GAMES,
     SETTINGS,
@@ -126,7 +134,7 @@ class TextWorld(gymnasium.Env[str, str]):
         self.format_penalty = read_penalty(format_penalty)
         self.action_format = read_choice("action_format", action_format, ("tags", "bare"))
         self.split = None if split is None else read_choice("split", split, get_args(Split))
-        self.repeat_rules = read_flag("repeat_rules", repeat_rules)
+        self.repeat_rules = read_repeat_rules(repeat_rules, self.action_format == "tags", "action_format: tags")
         self.folder = default_folder() if folder is None else Path(folder)
         space = gymnasium.spaces.Text(MAX_TEXT_LENGTH, charset=_CHARACTERS)
         self.observation_space = space

@@ -18,7 +18,16 @@ import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from turnppo_hf.environments.reading import check_turn, read_answer, read_choice, read_count, read_flag, read_penalty
+from turnppo_hf.environments.reading import (
+    check_options,
+    check_turn,
+    read_answer,
+    read_choice,
+    read_count,
+    read_flag,
+    read_penalty,
+    read_repeat_rules,
+)
 from turnppo_hf.environments.webshop.pages import PAGE_SIZE, SUB_PAGES, ShoppingSession, page_text, page_text_rich
 from turnppo_hf.environments.webshop.rules import Split, SplitBy, World, shared_world
 from turnppo_hf.environments.webshop.shopper import next_action
@@ -78,6 +87,7 @@ class WebShop(gymnasium.Env[str, str]):
     ## Starting State
     A wish drawn from the split: first a product, then one of its wishes, each with equal chances. Or the one given as
     `reset(options={"goal": ...})`: a number into the world's goals in their canonical order, or a goal's dict.
+    Other options are ignored.
 
     ## Episode End
     Terminated by the purchase. Truncated after `max_turns`; `info["truncation"]` is `"task_budget"` in the mode
@@ -146,7 +156,9 @@ class WebShop(gymnasium.Env[str, str]):
         self.split_by = read_choice("split_by", split_by, get_args(SplitBy))
         self.strict_options = read_flag("strict_options", strict_options)
         self.format_penalty = read_penalty(format_penalty)
-        self.repeat_rules = read_flag("repeat_rules", repeat_rules)
+        self.repeat_rules = read_repeat_rules(
+            repeat_rules, self.observation_mode == "prompt", "observation_mode: prompt"
+        )
         self.render_mode = None if render_mode is None else read_choice("render_mode", render_mode, ("ansi",))
         num_products = None if num_products is None else read_count("num_products", num_products)
         self.world = _open_world(data, num_products)
@@ -179,7 +191,9 @@ class WebShop(gymnasium.Env[str, str]):
     ) -> tuple[str, dict[str, Any]]:
         """Starts an episode; see the class for `options`."""
         super().reset(seed=seed)
-        goal = (options or {}).get("goal")
+        options = options or {}
+        check_options(options, ["goal"])
+        goal = options.get("goal")
         if goal is None:
             of_product = self._goals[self.np_random.integers(len(self._goals))]
             goal = of_product[self.np_random.integers(len(of_product))]

@@ -136,6 +136,24 @@ def test_it_is_sound(folder):
     [
         ({"game": "coins_collector"}, "Unknown `game` 'coins_collector'. Did you mean 'coin_collector'"),
         ({"settings": {"levle": 3}}, "has no setting 'levle'. Did you mean 'level'"),
+        ({"settings": "level"}, "`settings` must be a mapping, got 'level'.*Pass for example {'level': 10}"),
+        ({"settings": {"level": "3"}}, "`settings.level` must be an integer from 1 to 300, got '3'"),
+        ({"settings": {"level": None}}, "`settings.level` must be an integer from 1 to 300, got None"),
+        ({"settings": {"level": 2.5}}, "`settings.level` must be an integer from 1 to 300, got 2.5"),
+        ({"settings": {"level": True}}, "`settings.level` must be an integer from 1 to 300, got True"),
+        ({"game": "cooking", "settings": {"go": 2}}, r"`settings.go` must be an integer in \(1, 6, 9, 12\), got 2"),
+        ({"game": "cooking", "settings": {"recipe": 6}}, "`settings.recipe` must be an integer from 1 to 5, got 6"),
+        ({"game": "cooking", "settings": {"take": 9}}, "`settings.take` must be an integer from 0 to 5, got 9"),
+        ({"game": "cooking", "settings": {"take": 2}}, "`settings.take` is 2 and `settings.recipe` 1"),
+        ({"game": "cooking", "settings": {"recipe_seed": -1}}, "`settings.recipe_seed` must be an integer from 0"),
+        ({"game": "cooking", "settings": {"open": "no"}}, "`settings.open` must be true or false, got 'no'"),
+        ({"game": "cooking", "settings": {"split": "nope"}}, "Unknown `settings.split` 'nope'"),
+        ({"game": "simple", "settings": {"rewards": "nope"}}, "Unknown `settings.rewards` 'nope'"),
+        ({"game": "simple", "settings": {"goal": None}}, "Unknown `settings.goal` None"),
+        ({"game": "simple", "settings": {"test": 2}}, "`settings.test` must be true or false, got 2"),
+        ({"folder": __file__}, "`folder` is .*test_environment.py', which is no folder"),
+        ({"folder": f"{__file__}/games"}, "`folder` is .*/games', which is no folder"),
+        ({"folder": 5}, "`folder` is '5', which is no folder"),
         ({"max_turns": 0}, "`max_turns` must be an integer"),
         ({"split": "dev"}, "Unknown `split`"),
     ],
@@ -143,6 +161,37 @@ def test_it_is_sound(folder):
 def test_wrong_arguments_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         TextWorld(**kwargs)
+
+
+def test_settings_are_completed_and_may_be_numpys():
+    settings = {"recipe": np.int64(2), "take": 0, "split": "valid", "cut": np.bool_(True)}
+    found = TextWorld(game="cooking", settings=settings).settings
+    rest = {"go": 1, "open": False, "cook": False, "drop": False, "recipe_seed": 0}
+    assert found == {**settings, **rest} and {type(value) for value in found.values()} == {int, bool, str}
+    assert TextWorld(game="cooking").settings["split"] is None
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda world: world.goal,
+        lambda world: world.state,
+        lambda world: world.optimal_completions(),
+        lambda world: world.random_completion(np.random.default_rng(0)),
+    ],
+)
+def test_question_before_the_first_game_asks_for_a_reset(make, ask):
+    with pytest.raises(ResetNeeded, match=r"no game yet.*Call `reset\(\)` first"):
+        ask(make())
+
+
+@pytest.mark.parametrize(("num_games", "advice"), [(1, "Raise `num_games`"), (2, "Take settings with more games")])
+def test_split_without_a_game_tells_how_many_were_tried(make, monkeypatch, num_games, advice):
+    module = "turnppo_hf.environments.textworld.environment"
+    monkeypatch.setattr(f"{module}.MAX_GAMES", 2)
+    monkeypatch.setattr(f"{module}.game_split", lambda facts, goal: "train")
+    with pytest.raises(ValueError, match=f"; {num_games} were tried.*{advice}, or take no `split`"):
+        make(num_games=num_games, split="test").reset(seed=0)
 
 
 def test_settings_that_textworld_refuses_are_named(folder):

@@ -112,9 +112,10 @@ def reset_world(world: Any, seeds: Iterable[int], split: Split | None, split_by:
             raise _lacks_packages(world.spec.id, error) from error
         if split is None or level_split(world, split_by) == split:
             return seed
+    finer = "" if split_by == "start" else ", `split_by: start`"
     raise ValueError(
         f"{MAX_LEVELS} seeds of {world.spec.id} gave no level of the split {split!r}. A world with a handful of "
-        "levels may have none of it. Take a world whose levels differ more, `split_by: start`, or no `split`."
+        f"levels may have none of it. Take a world whose levels differ more{finer}, or no `split`."
     )
 
 

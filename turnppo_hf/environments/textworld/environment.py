@@ -135,21 +135,19 @@ class TextWorld(gymnasium.Env[str, str]):
         self.action_format = read_choice("action_format", action_format, ("tags", "bare"))
         self.split = None if split is None else read_choice("split", split, get_args(Split))
         self.repeat_rules = read_repeat_rules(repeat_rules, self.action_format == "tags", "action_format: tags")
-        self.folder = default_folder() if folder is None else Path(folder)
+        self.folder = _read_folder(default_folder() if folder is None else folder)
         space = gymnasium.spaces.Text(MAX_TEXT_LENGTH, charset=_CHARACTERS)
         self.observation_space = space
         self.action_space = gymnasium.spaces.Text(MAX_TEXT_LENGTH, min_length=0, charset=_CHARACTERS)
         self._player: Any = None  # TextWorld's environment of the game
         self._path: Path | None = None  # of that game
-        self._now: Any = None  # TextWorld's state of the game
+        self._state: Any = None  # TextWorld's, of the game
         self._num_turns = self._score = 0
         self._ending: str | None = "not begun"
 
     @property
     def state(self) -> str:
         """Everything that is true in the game, as text: equal texts, equal states."""
-        if self._now is None:
-            raise ResetNeeded("The environment has no game yet. There is no state to show. Call `reset()` first.")
         return "\n".join(sorted(map(str, self._now.facts)))
 
     @property
@@ -172,9 +170,11 @@ class TextWorld(gymnasium.Env[str, str]):
             if self.split is None or game_split(list(map(str, self._now.facts)), self.goal) == self.split:
                 break
         else:
+            tried = min(self.num_games, MAX_GAMES)
+            advice = "Raise `num_games`" if self.num_games < MAX_GAMES else "Take settings with more games"
             raise ValueError(
-                f"{MAX_GAMES} seeds of {self.game!r} gave no game of the split {self.split!r}. There is nothing to "
-                "play. Take settings with more games, such as a higher level, or no `split`."
+                f"No game of {self.game!r} is of the split {self.split!r}; {tried} were tried. There is "
+                f"nothing to play. {advice}, or take no `split`."
             )
         self._num_turns, self._score, self._ending = 0, 0, None
         assert self._path is not None
@@ -194,7 +194,7 @@ class TextWorld(gymnasium.Env[str, str]):
         check_turn(action, self._ending, "command", "<answer>go east</answer>", episode="game")
         command, is_over, answer = self.parse(action), False, "Nothing was understood."
         if command:
-            self._now, _, is_over = self._player.step(command)
+            self._state, _, is_over = self._player.step(command)
             answer = _cleaned(str(self._now.feedback))
         self._num_turns += 1
         score = int(self._now.score or 0)
@@ -240,11 +240,17 @@ class TextWorld(gymnasium.Env[str, str]):
             self._player.close()
             self._player = self._path = None
 
+    @property
+    def _now(self) -> Any:
+        if self._state is None:
+            raise ResetNeeded("The environment has no game yet, so nothing can be told of it. Call `reset()` first.")
+        return self._state
+
     def _open(self, path: Path) -> None:
         if path != self._path:
             self.close()
             self._player, self._path = open_game(path), path
-        self._now = self._player.reset()
+        self._state = self._player.reset()
 
     def _seeds(self, seed: int | None) -> Iterator[int]:
         first = int(self.np_random.integers(2**31)) if seed is None else seed
@@ -275,6 +281,17 @@ class TextWorld(gymnasium.Env[str, str]):
             goal=self.goal, turn=self._num_turns + 1, max_turns=self.max_turns, text=text, commands=shown
         )
         return _RULES + turn if self.repeat_rules or self._num_turns == 0 else turn
+
+
+def _read_folder(folder: object) -> Path:
+    if isinstance(folder, str | Path):
+        path = Path(folder)
+        if all(place.is_dir() or not place.exists() for place in (path, *path.parents)):
+            return path
+    raise ValueError(
+        f"`folder` is {str(folder)!r:.200}, which is no folder and can become none. Games are kept there. Pass the "
+        "path of a folder; it is made where there is none."
+    )
 
 
 def _cleaned(text: str) -> str:

@@ -8,22 +8,36 @@ import os
 import tempfile
 import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from turnppo_hf.environments.names import did_you_mean
+from turnppo_hf.environments.reading import as_integer, read_choice, read_flag
 
 Split = Literal["train", "test"]
 
-# game -> its settings in TextWorld, with their defaults
-SETTINGS: dict[str, dict[str, Any]] = {
-    "coin_collector": {"level": 10},
+
+class Setting(NamedTuple):
+    """A setting of a game. `Setting(10, range(1, 301))`."""
+
+    default: Any
+    choices: Sequence[Any] = (False, True)  # the integers or texts that it may be
+
+
+# game -> its settings, by TextWorld's own names
+SETTINGS: dict[str, dict[str, Setting]] = {
+    "coin_collector": {"level": Setting(10, range(1, 301))},
     "cooking": {
-        **{"recipe": 1, "take": 1, "go": 1, "open": False, "cook": False, "cut": False, "drop": False},
-        **{"recipe_seed": 0, "split": None},
+        **{"recipe": Setting(1, range(1, 6)), "take": Setting(1, range(6)), "go": Setting(1, (1, 6, 9, 12))},
+        **dict.fromkeys(("open", "cook", "cut", "drop"), Setting(False)),
+        **{"recipe_seed": Setting(0, range(2**32)), "split": Setting(None, (None, "train", "valid", "test"))},
     },
-    "simple": {"rewards": "dense", "goal": "detailed", "test": False},
+    "simple": {
+        "rewards": Setting("dense", ("dense", "balanced", "sparse")),
+        "goal": Setting("detailed", ("detailed", "brief", "none")),
+        "test": Setting(False),
+    },
 }
 MAX_GAMES = 500  # tried before a split is called empty
 _ONE_AT_A_TIME = threading.Lock()  # the generator and its parser keep state of the process
@@ -57,17 +71,43 @@ def read_settings(game: str, settings: Mapping[str, Any] | None) -> dict[str, An
         settings (`Mapping`, *optional*): TextWorld's own names, such as `{"level": 30}`.
 
     Raises:
-        `ValueError`: a game has no such setting.
+        `ValueError`: a game has no such setting, or a setting no such value.
     """
-    known = SETTINGS[game]
-    for name in settings or {}:
+    known, settings = SETTINGS[game], {} if settings is None else settings
+    if not isinstance(settings, Mapping):
+        raise ValueError(
+            f"`settings` must be a mapping, got {settings!r:.80}. No setting can be read. Pass for example "
+            f"{{{next(iter(known))!r}: {next(iter(known.values())).default!r}}}."
+        )
+    for name in settings:
         if name not in known:
             hint = did_you_mean(name, known)
             raise ValueError(
                 f"The game {game!r} has no setting {name!r}.{hint} It would have no effect. It takes "
                 f"{', '.join(known)}."
             )
-    return {**known, **(settings or {})}
+    complete = {name: _read_setting(name, settings.get(name, known[name].default), known[name]) for name in known}
+    if complete.get("take", 0) > complete.get("recipe", 0):
+        raise ValueError(
+            f"`settings.take` is {complete['take']} and `settings.recipe` {complete['recipe']}. What is to be found "
+            "is part of the recipe. Lower the one or raise the other."
+        )
+    return complete
+
+
+def _read_setting(name: str, value: object, setting: Setting) -> Any:
+    name, choices = f"settings.{name}", setting.choices
+    if choices == (False, True):
+        return read_flag(name, value)
+    if isinstance(choices[-1], str):
+        return None if value is None and None in choices else read_choice(name, value, [*filter(None, choices)])
+    if (number := as_integer(value)) is None or number not in choices:
+        known = f"from {choices[0]} to {choices[-1]}" if isinstance(choices, range) else f"in {choices}"
+        raise ValueError(
+            f"`{name}` must be an integer {known}, got {value!r:.80}. TextWorld would make no game of it, or another "
+            "one. Pass one of these."
+        )
+    return number
 
 
 def default_folder() -> Path:

@@ -81,6 +81,22 @@ def test_each_defect_is_told_once(overrides: dict[str, Callable[..., Any]], mess
     assert len([problem for problem in problems if re.search(message, problem)]) == 1, problems
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_episodes": 0}, "`num_episodes` must be an integer of at least 1, got 0"),
+        ({"max_turns": 0}, "`max_turns` must be an integer of at least 1, got 0"),
+        ({"max_turns": "5"}, "`max_turns` must be an integer of at least 1, got '5'"),
+        ({"completions": "hi"}, "`completions` must be a list of texts, got 'hi'"),
+        ({"completions": [3]}, r"`completions` must be a list of texts, got \[3\]"),
+        ({"completions": None}, "`completions` must be a list of texts, got None"),
+    ],
+)
+def test_arguments_by_which_nothing_would_be_checked_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_environment(Countdown(), **arguments)
+
+
 def test_sound_environments_have_no_problem() -> None:
     assert check_environment(Countdown()) == []
     for action_format, completion in (("bare", "Up left"), ("tags", "<answer>Down || Right</answer>")):

@@ -14,7 +14,7 @@ from turnppo_hf.environments.exits import describe_error
 from turnppo_hf.environments.integrations.adapt import adapt
 from turnppo_hf.environments.integrations.tool_checker import check_tools, has_tools_only
 from turnppo_hf.environments.integrations.tools import ToolEnvironment
-from turnppo_hf.environments.reading import as_number, is_flag
+from turnppo_hf.environments.reading import as_number, is_flag, read_count
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,16 @@ def check_environment(
             First seed.
     Returns:
         `list[str]`: one sentence per kind of problem, empty if none was found.
+    Raises:
+        `ValueError`: no episode or turn would be played, or `completions` is no list of texts.
     """
+    num_episodes, max_turns = read_count("num_episodes", num_episodes), read_count("max_turns", max_turns)
+    is_list = isinstance(completions, Sequence) and not isinstance(completions, str)
+    if not is_list or not all(isinstance(text, str) for text in completions):
+        raise ValueError(
+            f"`completions` must be a list of texts, got {completions!r:.80}. A single text would be played letter by "
+            'letter. Pass for example ["<answer>Up</answer>"].'
+        )
     if isinstance(environment, type | str):
         return [f"{environment!r} is no environment; pass one that was made, as an environment factory returns it."]
     if has_tools_only(environment):

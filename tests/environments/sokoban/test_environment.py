@@ -276,6 +276,9 @@ def test_bad_level_is_refused(level: Any, message: str) -> None:
         ({"action_format": "tag"}, "Unknown `action_format` 'tag'. Did you mean 'tags'"),
         ({"split": "validation"}, "Unknown `split` 'validation'.*Pass one of 'train', 'test'"),
         ({"render_mode": "human"}, "Unknown `render_mode` 'human'"),
+        ({"levels": 5}, "`levels` must be a path or a dataset's id, got 5"),
+        ({"levels": [CORRIDOR]}, r"`levels` must be a path or a dataset's id, got \['###"),
+        ({"levels": {"levels": 5}}, "`levels` must be a path or a dataset's id, got {'levels': 5}"),
         ({"levels": "no/such"}, "`levels` 'no/such' is neither a file nor a folder"),
     ],
 )

@@ -114,6 +114,11 @@ def load_levels(source: str | Path) -> list[str]:
     Raises:
         `ValueError`: no such file, folder or dataset, or there is no level in it.
     """
+    if not isinstance(source, str | Path):
+        raise ValueError(
+            f"`levels` must be a path or a dataset's id, got {source!r:.80}. No level can be read from it. Write "
+            "levels of your own into a file, or give a single one to `reset` as the option `level`."
+        )
     path = Path(source)
     if path.is_dir():
         texts = [text for file in sorted(path.rglob("*.txt")) for text in _read_levels(file)]

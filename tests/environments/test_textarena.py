@@ -17,6 +17,12 @@ from turnppo_hf.environments.integrations.textarena import TextArenaGame
 GUESSES = [f"[{number}]" for number in (10, 5, 15, 3, 7, 12, 17, 1)]
 
 
+def played(name):
+    environment = TextArenaGame(name)
+    environment.reset(seed=0)
+    return environment
+
+
 def guess(seed, environment=None):
     """Play Guess The Number from a seed; return everything that was read and paid."""
     environment = environment or make_environment("textarena/GuessTheNumber-v0")
@@ -114,6 +120,15 @@ def test_opponent_that_wins_costs_one():
         (lambda: make_environment("textarena/TowerOfHano-v0"), ValueError, "Did you mean 'TowerOfHanoi-v0'"),
         (lambda: make_environment("textarena/TicTacToe-v0").reset(), ValueError, "with 1 of its players.*`opponent`"),
         (lambda: TextArenaGame("TowerOfHanoi-v0", opponent=str).reset(), ValueError, "with 2 of its players"),
+        (
+            lambda: make_environment("textarena/TowerOfHanoi-v0", num_disk=4),
+            ValueError,
+            r"has no argument 'num_disk'\. Did you mean 'num_disks'\?.*It takes num_disks, max_turns, opponent\.",
+        ),
+        (lambda: TextArenaGame("TicTacToe-v0", oponent=str), ValueError, "Did you mean 'opponent'"),
+        (lambda: TextArenaGame("TicTacToe-v0", opponent="x"), ValueError, "`opponent` is 'x', which cannot be called"),
+        (lambda: TextArenaGame(textarena.make("TicTacToe-v0"), size=4), ValueError, "size would have no effect"),
+        (lambda: played("TowerOfHanoi-v0").step(5), TypeError, "`action` must be the completion as a string, got int"),
     ],
 )
 def test_wrong_game_is_told(make, error, message):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -12,6 +11,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from turnppo_hf.environments.checker import check_environment
 from turnppo_hf.environments.integrations.adapt import adapt, check_text_environment
 from turnppo_hf.environments.names import did_you_mean
+from turnppo_hf.environments.reading import check_arguments
 from turnppo_hf.redaction import check_unmasked, remember_secrets
 
 if TYPE_CHECKING:
@@ -109,14 +109,5 @@ def _own_ids() -> list[str]:
 
 def _check_arguments(spec: EnvSpec, kwargs: dict[str, Any]) -> None:
     creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
-    if creator is None:
-        return
-    parameters = inspect.signature(creator).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return
-    for argument in kwargs:
-        if argument not in parameters:
-            raise ValueError(
-                f"{spec.id} has no argument {argument!r}.{did_you_mean(argument, parameters, cutoff=0.5)} It would "
-                f"have no effect. It takes {', '.join(parameters)}."
-            )
+    if creator is not None:
+        check_arguments(spec.id, creator, kwargs)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
@@ -152,6 +153,33 @@ def read_penalty(value: object) -> float:
             "the reward of an unreadable turn, so a positive one would reward it. Pass for example -0.1."
         )
     return number
+
+
+def check_arguments(
+    owner: str, creator: Callable[..., Any], given: Iterable[str], further: Sequence[str] = ()
+) -> None:
+    """
+    Check that what makes an environment takes some arguments.
+
+    Args:
+        owner (`str`): The environment's id.
+        creator (`Callable`): Its class, or a function.
+        given (`Iterable[str]`): Names of arguments.
+        further (`Sequence[str]`, *optional*): Arguments that another one takes.
+
+    Raises:
+        `ValueError`: it does not take one of them; the message names the nearest one.
+    """
+    parameters = inspect.signature(creator).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    known = (*parameters, *further)
+    for argument in given:
+        if argument not in known:
+            raise ValueError(
+                f"{owner} has no argument {argument!r}.{did_you_mean(argument, known, cutoff=0.5)} It would have no "
+                f"effect. It takes {', '.join(known)}."
+            )
 
 
 def check_options(options: Iterable[str], known: Sequence[str]) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.error import ResetNeeded
+from gymnasium.envs.registration import load_env_creator
 
 from turnppo_hf.environments.names import did_you_mean
+from turnppo_hf.environments.reading import check_arguments, check_turn
 
 try:
     from textarena import ObservationType, make
@@ -72,6 +73,16 @@ class TextArenaGame(gymnasium.Env[str, str]):
     """
 
     def __init__(self, game: Any, opponent: Callable[[str], str] | None = None, **options: Any) -> None:
+        if opponent is not None and not callable(opponent):
+            raise ValueError(
+                f"`opponent` is {opponent!r:.80}, which cannot be called, so the other side would have no moves. "
+                "Pass a function that gets what the opponent was shown and returns its move."
+            )
+        if options and not isinstance(game, str):
+            raise ValueError(
+                f"{', '.join(options)} would have no effect, as the game is made already. Make it with these "
+                "arguments, or pass its id."
+            )
         self._game = _make(game, options) if isinstance(game, str) else game
         self._plain = self._game
         while isinstance(self._plain, Wrapper):
@@ -120,9 +131,9 @@ class TextArenaGame(gymnasium.Env[str, str]):
 
         Raises:
             `gymnasium.error.ResetNeeded`: the game is over or not begun.
+            `TypeError`: `action` is no string.
         """
-        if self._is_over:
-            raise ResetNeeded("The game is over or not begun, so it takes no move. Call `reset()` to start one.")
+        check_turn(action, "over or not begun" if self._is_over else None, "move", "[A C]", episode="game")
         with self._own_generators():
             is_over, _ = self._game.step(action)
             self._is_over = is_over or self._let_opponent_play()
@@ -181,4 +192,7 @@ def _make(name: str, options: Mapping[str, Any]) -> Any:
             f"TextArena has no game {name!r}.{hint} Nothing else can be played. Its ids stand in "
             "textarena.envs.registration.ENV_REGISTRY."
         )
+    entry_point = ENV_REGISTRY[name].entry_point
+    creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+    check_arguments(name, creator, options, further=["opponent"])
     return make(name, **options)

@@ -134,10 +134,10 @@ def test_colors_of_the_page_are_those_of_the_pictures() -> None:
     [
         (LEVEL, "Solvable in 1 move."),
         (CORNERED, "The box in row 2 and column 2 stands in a corner"),
-        ("#####\n#@$ #\n#####", "1 boxes and 0 targets"),
+        ("#####\n#@$ #\n#####", "boxes and targets are 1 and 0"),
         ("#####\n# $.#\n#####", "0 players"),
         ("#####\n#@*##\n#####", "Every box stands on a target already"),
-        ("hello", "the symbol 'h'"),
+        ("hello", "the symbol 'h' in row 1 and column 1"),
         ("", "0 players"),
         ("#" * 9, f"takes {MAX_SIDE} by {MAX_SIDE} at most"),
         ("########\n#@ $$$$#\n#  ....#\n########", "3 at most"),

@@ -160,10 +160,10 @@ def test_one_level_in_ten_is_held_out_and_stays_so() -> None:
 @pytest.mark.parametrize(
     ("size", "num_boxes", "limit", "message"),
     [
-        ((4, 4), 2, None, "4x4 leaves 4 cells inside the outer walls, too few for 2 boxes"),
+        ((4, 4), 2, None, "4x4 leaves 4 cells inside the outer walls, too few for `num_boxes` 2"),
         ((2, 9), 1, None, "2x9 leaves 0 cells"),
-        ((5, 5), 4, None, "No 5x5 level with 4 boxes was found"),
-        ((6, 6), 2, 1, "No 6x6 level with 2 boxes that 1 actions can solve was found"),
+        ((5, 5), 4, None, "No 5x5 level with `num_boxes` 4 was found"),
+        ((6, 6), 2, 1, "No 6x6 level with `num_boxes` 2 and a solution of at most 1 was found"),
     ],
 )
 def test_impossible_wish_is_refused(size: tuple[int, int], num_boxes: int, limit: int | None, message: str) -> None:

@@ -136,9 +136,9 @@ def test_text_with_short_rows_is_filled_with_walls() -> None:
     [
         ("#####\n#.$ #\n#####", "0 players"),
         ("######\n#@@$.#\n######", "2 players"),
-        ("######\n#@$..#\n######", "1 boxes and 2 targets"),
-        ("#####\n#@  #\n#####", "0 boxes and 0 targets"),
-        ("#####\n#@$x#\n#####", r"symbol 'x' at row 1, column 3"),
+        ("######\n#@$..#\n######", "boxes and targets are 1 and 2"),
+        ("#####\n#@  #\n#####", "boxes and targets are 0 and 0"),
+        ("#####\n#@$x#\n#####", "symbol 'x' in row 2 and column 4"),
         ("", "0 players"),
     ],
 )
@@ -151,9 +151,9 @@ def test_unplayable_text_is_refused(text: str, message: str) -> None:
     ("fixed", "state", "message"),
     [
         ([[1, 2, 1]], [[5, 2, 4], [1, 1, 1]], "one shape"),
-        ([[1, 2, 1]], [[5, 1, 4]], "is 1 at row 0, column 1 where `room_fixed` is 2"),
-        ([[1, 2, 1]], [[5, 2, 3]], "is 3 at row 0, column 2 where `room_fixed` is 1"),
-        ([[0, 2, 1]], [[5, 2, 4]], "is 5 at row 0, column 0 where `room_fixed` is 0"),
+        ([[1, 2, 1]], [[5, 1, 4]], r"`room_state\[0, 1\]` is 1 where `room_fixed` is 2"),
+        ([[1, 2, 1]], [[5, 2, 3]], r"`room_state\[0, 2\]` is 3 where `room_fixed` is 1"),
+        ([[0, 2, 1]], [[5, 2, 4]], r"`room_state\[0, 0\]` is 5 where `room_fixed` is 0"),
         ([[1, 2, 7]], [[5, 2, 4]], "`room_fixed` must be a rectangle of integers from 0 to 2"),
         ([[1, 2, 1]], [[5, 2.5, 4]], "`room_state` must be a rectangle"),
         ([[1, 2, 1]], [[5, 2], [4]], "`room_state` must be a rectangle"),

@@ -317,8 +317,8 @@ class Sokoban(gymnasium.Env[str, str]):
             if self.split is None or level_split(level) == self.split:
                 return level
         raise ValueError(
-            f"None of the {len(self.levels)} levels belongs to the split {self.split!r}. There is nothing to play. "
-            "Give more levels, or no `split`."
+            f"No level of `levels`, {len(self.levels)} in all, belongs to the split {self.split!r}. There is "
+            "nothing to play. Give more levels, or no `split`."
         )
 
     def _read_level(self, level: Any) -> SokobanState:
@@ -331,7 +331,7 @@ class Sokoban(gymnasium.Env[str, str]):
         elif (number := as_integer(level)) is not None:
             if self.levels is None or not 0 <= number < len(self.levels):
                 raise ValueError(
-                    f"There is no level number {number}: the environment has {len(self.levels or ())} loaded levels. "
+                    f"There is no level number {number} among the {len(self.levels or ())} that were loaded. "
                     "Pass a number from 0 on with `levels` given, or the level itself as XSB text."
                 )
             state = SokobanState.from_text(self.levels[number])

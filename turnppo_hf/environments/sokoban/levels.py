@@ -65,16 +65,16 @@ def generate_level(
     if min(size) < 3 or (height - 2) * (width - 2) < 2 * num_boxes + 1:
         raise ValueError(
             f"`size` {height}x{width} leaves {max(height - 2, 0) * max(width - 2, 0)} cells inside the outer walls, "
-            f"too few for {num_boxes} boxes, {num_boxes} targets and the player. No level exists. Raise `size` or "
+            f"too few for `num_boxes` {num_boxes}, as many targets and the player. No level exists. Raise `size` or "
             "lower `num_boxes`."
         )
     for _ in range(MAX_ROOMS):
         level = _play_backwards(rng, height, width, num_boxes, max_solution_length)
         if level is not None and (split is None or level_split(level) == split):
             return level
-    limit = "" if max_solution_length is None else f" that {max_solution_length} actions can solve"
+    limit = "" if max_solution_length is None else f" and a solution of at most {max_solution_length}"
     raise ValueError(
-        f"No {height}x{width} level with {num_boxes} boxes{limit} was found in {MAX_ROOMS} rooms. Most "
+        f"No {height}x{width} level with `num_boxes` {num_boxes}{limit} was found in {MAX_ROOMS} rooms. Most "
         "likely none exists. Raise `size` or the number of actions, or lower `num_boxes`."
     )
 

@@ -143,7 +143,7 @@ class SokobanState:
         if (wrong := np.argwhere(expected != state)).size:
             row, column = (int(index) for index in wrong[0])
             raise ValueError(
-                f"`room_state` is {state[row, column]} at row {row}, column {column} where `room_fixed` is "
+                f"`room_state[{row}, {column}]` is {state[row, column]} where `room_fixed` is "
                 f"{fixed[row, column]}. The two arrays contradict each other. Pass both from the same room."
             )
         height, width = fixed.shape
@@ -171,8 +171,8 @@ class SokobanState:
         for cell, symbol in enumerate("".join(row.ljust(width, "#") for row in rows)):
             if symbol not in _XSB_CELLS:
                 raise ValueError(
-                    f"The level has the symbol {symbol!r} at row {cell // width}, column {cell % width}, which XSB "
-                    "notation does not have. The board cannot be read. Write it with # @ + $ * . and spaces."
+                    f"The level has the symbol {symbol!r} in row {cell // width + 1} and column {cell % width + 1}, "
+                    "which XSB notation does not have. The board cannot be read. Write it with # @ + $ * . and spaces."
                 )
             has_target, occupant = _XSB_CELLS[symbol]
             found[occupant].append(cell)
@@ -192,8 +192,8 @@ class SokobanState:
             )
         if not boxes or len(boxes) != len(board.targets):
             raise ValueError(
-                f"The level has {len(boxes)} boxes and {len(board.targets)} targets. It is solved when every target "
-                "holds a box, so there must be equally many, at least one. Add or remove boxes or targets."
+                f"The level's numbers of boxes and targets are {len(boxes)} and {len(board.targets)}. It is solved "
+                "when every target holds a box, so there must be equally many, at least one. Add or remove some."
             )
         return cls(board, players[0], frozenset(boxes), boxes_on_target)
 

@@ -108,10 +108,30 @@ def test_rewards_that_would_be_lost_are_refused(kind):
             elif kind == "overwritten":
                 self.rewards[:] = [0.25 * rungs]
             else:
-                self.rewards = {"tuple": (0.5,), "same values": [0.5]}.get(kind, [0.5, 0.5])
+                self.rewards = {"tuple": (0.5,), "same values": [0.5]}.get(kind, [0.7, 0.5])
 
     with pytest.raises(ValueError, match=r"Replacing replaced `rewards`.*would be lost\. Append each reward\."):
         opened(Replacing()).read(message(("climb", {"rungs": 1})))
+
+
+@pytest.mark.parametrize("kind", ["new list", "property"])
+def test_rewards_that_go_on_in_another_list_count(kind):
+    class Extending(Ladder):
+        def reset(self, **row):
+            self.kept = [0.5]
+
+        def climb(self, rungs: int):
+            """Go up."""
+            self.kept = self.kept + [0.25] * rungs
+
+        @property
+        def rewards(self):
+            return list(self.kept) if kind == "property" else self.kept
+
+    played = opened(Extending())
+    assert [played.read(message(("climb", {"rungs": rungs}))).reward for rungs in (1, 2)] == [0.25, 0.5]
+    if kind == "property":  # nothing new is no loss
+        assert played.read(message(("climb", {"rungs": 0}))).reward == 0.0
 
 
 _TWO_TURNS = ([("climb", {"rungs": 1})], [("climb", {"rungs": 1}), ("climb", {"rungs": 1})])

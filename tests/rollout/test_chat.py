@@ -106,6 +106,20 @@ def test_extend_forks_where_the_template_drops_reasoning(tiny_tokenizer):
     assert plain.ids[: len(first.ids)] == first.ids and len(plain.ids) == len(second.ids)
 
 
+def test_empty_response_goes_on_where_the_template_ends_it_and_is_encoded_anew_where_something_stands_for_it(
+    tiny_tokenizer,
+):
+    chat = Chat(tiny_tokenizer)
+    first, empty = chat.start("#P"), ids_of(chat, "<|end|>")
+    assert chat.extend(first, empty, "P#").ids == first.ids + empty + ids_of(chat, "<|user|>P#<|end|><|assistant|>")
+    tiny_tokenizer.chat_template = tiny_tokenizer.chat_template.replace(
+        "{{ message.content }}", "{{ message.content or 'Up' }}"
+    )
+    second = Chat(tiny_tokenizer).extend(first, empty, "P#")
+    assert second.text == "<|user|>#P<|end|><|assistant|>Up<|end|><|user|>P#<|end|><|assistant|>"
+    assert second.ids == ids_of(chat, second.text)
+
+
 def test_content_leaves_special_tokens_out(chat):
     assert chat.content(ids_of(chat, "Up Left<|end|>")) == "Up Left"
 

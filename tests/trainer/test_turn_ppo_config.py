@@ -194,6 +194,7 @@ def test_boundaries_of_the_ranges_are_accepted() -> None:
         {"algorithm": "grpo", "cliprange_value": 0.2},
         {"algorithm": "gigpo", "bootstrap_truncated": False},
         {"collapse_action": "stop", "logging_strategy": "no"},
+        {"critic": "shared", "disable_dropout": False},
     ],
 )
 def test_values_that_contradict_each_other_are_refused(values: dict[str, Any]) -> None:

@@ -241,13 +241,16 @@ class Chat:
         if len(visible) < len(messages):
             return Prompt(tuple(self._control.encode(rendered)), text, messages, head=prompt.head)
         written = self._decode(tuple(completion_ids), False)
+        ends = completion_ids[-1] in self.tokenizer.all_special_ids
+        closing = self._decode((completion_ids[-1],), False) if ends else ""
         # templates that trim a message's edges keep its tokens all the same: only the rest is appended
         for past in (written, content, content.strip()):
             if text.startswith(prompt.text + past):
                 rest = rendered.after(len(prompt.text + past))
-                if past != written and completion_ids[-1] in self.tokenizer.all_special_ids:
-                    # the end of turn was sampled already
-                    rest = rest.removeprefix(self._decode((completion_ids[-1],), False))
+                if past != written:
+                    if not past and not rest.text.startswith(closing):  # something stands for the empty response
+                        continue
+                    rest = rest.removeprefix(closing)  # the end of turn was sampled already
                 ids = (*prompt.ids, *completion_ids, *self._control.encode(rest))
                 return Prompt(ids, text, messages, head=prompt.head)
         return Prompt(tuple(self._control.encode(rendered)), text, messages, head=prompt.head)

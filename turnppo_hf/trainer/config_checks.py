@@ -303,6 +303,12 @@ def check_critic_kind(config: Any) -> None:
             f'`critic_layers` is {config.critic_layers}, but `critic` is "shared", which is a head on what the whole '
             'actor computes, so a smaller depth would save nothing. Set critic="separate" or "lora", or leave it out.'
         )
+    if config.critic == "shared" and not config.disable_dropout:
+        raise ValueError(
+            '`disable_dropout` is False, but `critic` is "shared": a critic has none, since noise in its values is '
+            'noise in every advantage, and its layers are the actor\'s. Set critic="separate" or "lora", or leave it '
+            "out."
+        )
     if not config.uses_critic and config.critic_layers is not None:
         raise ValueError(
             f"`critic_layers` is {config.critic_layers}, but {config.algorithm} has no critic, so it would have no "

@@ -173,7 +173,8 @@ class TurnPPOConfig(BaseConfig):
         reward_weights (`list[float]`, *optional*):
             Weight of each reward function. Unset: 1. An environment's own reward counts with weight 1.
         mask_truncated_completions (`bool`, *optional*, defaults to `False`):
-            Leave episodes out of the update that a limit of tokens cut: `max_completion_length`, or the context.
+            Leave episodes out of the update, and out of their group's baseline, that a limit of tokens cut:
+            `max_completion_length`, or the context.
         max_failed_share (`float`, *optional*, defaults to `0.5`):
             Training stops, with a checkpoint, when a larger share of a rollout batch's or an evaluation's episodes
             failed; below it others are played in a batch in their place.

@@ -188,8 +188,11 @@ class ToolEnvironment(Conversation):
         return reward
 
     def _fresh(self, rewards: Any) -> list[Any]:
-        known, counted = self._rewards, len(self._counted)
-        if (known is not None and rewards is not known) or rewards[:counted] != self._counted:
+        counted = len(self._counted)
+        is_extended = isinstance(rewards, list) and rewards[:counted] == self._counted
+        # an equal list in place of the one before adds nothing by its content; a property makes one at each look
+        is_replaced = rewards is not self._rewards and rewards is self.environment.rewards
+        if not is_extended or (is_replaced and 0 < counted == len(rewards)):
             raise ValueError(
                 f"A tool of {self.name} replaced `rewards`, or what was in it, with {rewards!r:.80}. What a turn adds "
                 "to the end of that list is what counts for it, so some would be lost. Append each reward."

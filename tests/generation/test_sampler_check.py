@@ -237,3 +237,9 @@ def test_arithmetic_that_rounds_more_is_not_held_to_float32(tiny_actor):
     assert check_sampler(make("llama"), autocast=autocast).worst > 1e-4  # in float32 it would be refused
     tiny_actor.is_quantized = True
     assert rounds_as(tiny_actor, sampler_check.nullcontext) == torch.bfloat16
+
+
+def test_tokens_that_the_model_rules_out_are_no_noise(tiny_actor):
+    plain = tiny_actor.lm_head.forward
+    tiny_actor.lm_head.forward = lambda hidden: plain(hidden).index_fill(-1, torch.tensor([3]), -torch.inf)
+    check_training_mode(tiny_actor)

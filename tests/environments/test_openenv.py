@@ -261,3 +261,13 @@ def test_server_marks_what_is_a_cut_and_refuses_a_wrong_environment(tmp_path, ca
     assert "Did you mean" in capsys.readouterr().err
     assert main(["openenv-serve", "sokoban", "--environment_kwargs", "[6]"]) == 2
     assert "no JSON object" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("done", "is_over"), [(True, True), (False, False), (1, True), ("False", None), (None, None)])
+def test_end_of_a_server_that_is_no_truth_value_is_refused(done, is_over):
+    session, result = OpenEnvSession(client_of(Say), patience_s=0.0), StepResult("board", 0.0, done)
+    if is_over is None:
+        with pytest.raises(TypeError, match=r"returned `done` as .* Let it return true or false"):
+            session._is_over(result)
+    else:
+        assert session._is_over(result) is is_over

@@ -15,6 +15,7 @@ import httpx2
 from gymnasium.error import ResetNeeded
 
 from turnppo_hf.environments.conversation import TRUNCATIONS
+from turnppo_hf.environments.reading import is_flag
 
 try:
     from openenv.core import EnvClient, GenericEnvClient, SyncEnvClient
@@ -111,7 +112,7 @@ class OpenEnvSession(gymnasium.Env[str, str]):
         if seed is not None:
             given["seed"] = seed
         result = self._patiently(lambda: self._open(given))
-        if result.done:
+        if self._is_over(result):
             self._end_session()
             raise RuntimeError(
                 f"The OpenEnv server {self._client.base_url} returned `done` after reset({given}). There is no turn "
@@ -128,6 +129,7 @@ class OpenEnvSession(gymnasium.Env[str, str]):
             `ConnectionError`: the session was lost, and the episode with it.
             `TimeoutError`: the server took longer than the client's `message_timeout_s`.
             `RuntimeError`: the server's own error.
+            `TypeError`: its `done` is no truth value.
         """
         if self._session is None:
             raise ResetNeeded("There is no session, so it takes no step. Call `reset()` to open one.")
@@ -146,16 +148,25 @@ class OpenEnvSession(gymnasium.Env[str, str]):
             raise self._lost()
         self._session = session
         info = _metadata(result)
-        is_cut = result.done and info.get("truncation") in TRUNCATIONS
-        if result.done:
+        is_over = self._is_over(result)
+        is_cut = is_over and info.get("truncation") in TRUNCATIONS
+        if is_over:
             self._end_session()
         reward = 0.0 if result.reward is None else float(result.reward)
-        return self._render(result.observation), reward, result.done and not is_cut, is_cut, info
+        return self._render(result.observation), reward, is_over and not is_cut, is_cut, info
 
     def close(self) -> None:
         """Closes the session and the client's own thread."""
         self._session = None
         self._client.close()
+
+    def _is_over(self, result: Any) -> bool:
+        if not is_flag(result.done):
+            raise TypeError(
+                f"The OpenEnv server {self._client.base_url} returned `done` as {result.done!r:.40}. A text such as "
+                "'False' would count as true and end the episode. Let it return true or false."
+            )
+        return bool(result.done)
 
     def _open(self, given: Mapping[str, Any]) -> Any:
         self._end_session()

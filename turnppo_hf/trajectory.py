@@ -48,6 +48,10 @@ class StopReason(StrEnum):
         return self in (StopReason.TURN_LIMIT, StopReason.TOKEN_LIMIT, StopReason.TIME_LIMIT, StopReason.OVERLONG)
 
 
+class EnvironmentFailedError(RuntimeError):
+    """The code of an environment failed where no episode could be blamed for it."""
+
+
 class FailedEpisodesError(RuntimeError):
     """More episodes of a rollout batch failed than the run accepts."""
 

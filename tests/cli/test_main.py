@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 import yaml
 
@@ -291,6 +292,68 @@ def test_mistake_in_a_run_ends_with_one_message_and_code_2(
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump({**RUN, "output_dir": str(tmp_path / "run"), **values}))
     assert words in error_of(capsys, "train", str(config))
+
+
+ODD_WORLD = """
+import gymnasium
+
+def fail(place):
+    if place == {place!r}:
+        {code}
+
+class Odd(gymnasium.Env):
+    observation_space = action_space = gymnasium.spaces.Text(9)
+    random_completion = optimal_completions = None
+
+    def __init__(self):
+        fail("constructor")
+
+    def reset(self, *, seed=None, options=None):
+        fail("reset")
+
+fail("module")
+gymnasium.register("odd/A-v0", Odd)
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "code", "words"),
+    [
+        ("module", "exit(0)", "SystemExit: 0"),
+        ("constructor", "{}['size']", "KeyError: 'size'"),
+        ("reset", "exit(0)", "SystemExit: 0"),
+        ("reset", "{}['size']", "KeyError: 'size'"),
+    ],
+)
+@pytest.mark.parametrize("command", ["play", "evaluate tiny --episodes 2", "train", "imitate", "openenv-serve"])
+def test_fault_of_an_environment_ends_a_command_with_one_message(
+    command: str,
+    place: str,
+    code: str,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if command == "openenv-serve":
+        pytest.importorskip("openenv")
+        if place == "reset":
+            pytest.skip("no session is opened")
+    (tmp_path / "odd_world.py").write_text(ODD_WORLD.format(place=place, code=code))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = "odd_world:odd/A-v0"
+    task = {"model": "tiny", "environment": name, "output_dir": str(tmp_path / "run"), "max_turn_length": 8}
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump({**task, "eval_episodes": 2, "num_episodes": 2}))
+    if command == "train":
+        config.write_text(yaml.safe_dump({**RUN, **task, "environment_kwargs": {}, "eval_environment_kwargs": {}}))
+    rest = {"train": [str(config)], "imitate": [str(config)], "openenv-serve": [name]}
+    try:
+        message = error_of(capsys, *command.split(), *rest.get(command, ["--environment", name]))
+        assert words in message.splitlines()[-1]
+    finally:
+        gymnasium.registry.pop("odd/A-v0", None)
+        sys.modules.pop("odd_world", None)
 
 
 def test_debug_shows_the_traceback() -> None:

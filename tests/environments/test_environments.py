@@ -12,6 +12,7 @@ import pytest
 
 from turnppo_hf.environments import make_environment
 from turnppo_hf.environments.sokoban.environment import Sokoban
+from turnppo_hf.trajectory import EnvironmentFailedError
 
 
 def test_make_environment_returns_the_bare_environment() -> None:
@@ -86,6 +87,53 @@ def test_environment_of_another_module_is_found_by_module_and_id(
         assert [environment.step("")[3] for _ in range(2)] == [False, True]  # its own TimeLimit stays
     finally:
         del gymnasium.registry["my_world/Box-v0"]
+
+
+@pytest.mark.parametrize(
+    ("place", "code", "error", "words"),
+    [
+        ("module", "import sys\nsys.exit(0)", EnvironmentFailedError, "The module of .* failed.*: SystemExit: 0"),
+        ("module", "raise GeneratorExit", EnvironmentFailedError, "The module of .*: GeneratorExit"),
+        (
+            "module",
+            "def broken(:",
+            EnvironmentFailedError,
+            r"The module of .*: SyntaxError: .*\(odd_world.py, line 1\)",
+        ),
+        (
+            "module",
+            "import math\nmath.nothing",
+            EnvironmentFailedError,
+            "The module of .*: AttributeError: .*'nothing'",
+        ),
+        ("module", "'1' + 1", EnvironmentFailedError, "The module of .*: TypeError"),
+        ("module", "from math import nothing", EnvironmentFailedError, "The module of .*: ImportError"),
+        ("module", "import no_such_module", ValueError, "cannot be imported: No module named 'no_such_module'"),
+        ("module", "raise KeyboardInterrupt", KeyboardInterrupt, "^$"),
+        ("constructor", "{}['size']", EnvironmentFailedError, "The environment .* failed.*: KeyError: 'size'"),
+        ("constructor", "exit(0)", EnvironmentFailedError, "The environment .* failed.*: SystemExit: 0"),
+        (
+            "constructor",
+            "raise OverflowError('one\\ntwo')",
+            EnvironmentFailedError,
+            "The environment .*: OverflowError: one$",
+        ),
+        ("constructor", "raise ValueError('`size` must be 5.')", ValueError, "^`size` must be 5.$"),
+        ("constructor", "raise KeyboardInterrupt", KeyboardInterrupt, "^$"),
+    ],
+)
+def test_fault_in_the_code_of_an_environment_is_told_as_its_own(
+    place: str, code: str, error: type[BaseException], words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    made = f"def make():\n    {code}\nimport gymnasium\ngymnasium.register('odd/A-v0', make)\n"
+    (tmp_path / "odd_world.py").write_text(made if place == "constructor" else code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        with pytest.raises(error, match=words):
+            make_environment("odd_world:odd/A-v0")
+    finally:
+        gymnasium.registry.pop("odd/A-v0", None)
+        sys.modules.pop("odd_world", None)
 
 
 def test_no_module_loads_torch_or_the_hub() -> None:

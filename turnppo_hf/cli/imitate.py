@@ -28,6 +28,7 @@ from turnppo_hf.cli.train_arguments import (
 )
 from turnppo_hf.environments import full_id, make_environment
 from turnppo_hf.environments.conversation import TextEnvironment, warn_of_lost_rules
+from turnppo_hf.environments.exits import close_unused, failures_as_errors
 from turnppo_hf.evaluation.results import HeldOut
 from turnppo_hf.evaluation.summary import Summary, summarize
 from turnppo_hf.hub.agent_record import RECORD_FILE, AgentRecord
@@ -287,7 +288,8 @@ def load_conversations(asked: ImitationArguments, seed: int) -> Dataset:
     environment = make_environment(asked.environment, **_mapping(asked.environment_kwargs))
     player = reference_player(environment)
     noise = 0.2 if asked.noise is None else asked.noise
-    return make_demonstrations(environment, player, asked.num_episodes or 2000, noise, seed)
+    with failures_as_errors(f"The environment {asked.environment!r}"):
+        return make_demonstrations(environment, player, asked.num_episodes or 2000, noise, seed)
 
 
 def _record(asked: ImitationArguments) -> AgentRecord:
@@ -297,7 +299,7 @@ def _record(asked: ImitationArguments) -> AgentRecord:
     conversation = TextEnvironment(environment)
     warn_of_lost_rules(conversation, asked.context)
     described = conversation.record()
-    environment.close()
+    close_unused(environment)
     return AgentRecord(
         **{**described, "environment": full_id(asked.environment), "environment_kwargs": kwargs},
         package=package_version(),

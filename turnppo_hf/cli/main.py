@@ -11,7 +11,13 @@ from collections.abc import Sequence
 from turnppo_hf.distribution import DISTRIBUTION, declared
 from turnppo_hf.hub.exceptions import PushError
 from turnppo_hf.redaction import redact_text
-from turnppo_hf.trajectory import FailedEpisodesError, GenerationError, NonFiniteError, RolloutError
+from turnppo_hf.trajectory import (
+    EnvironmentFailedError,
+    FailedEpisodesError,
+    GenerationError,
+    NonFiniteError,
+    RolloutError,
+)
 
 # command -> its module, imported when it is chosen, and one line of help; each module has `add_arguments` and `run`
 COMMANDS = {
@@ -34,7 +40,7 @@ COMMANDS = {
 
 # what users can cause; anything else is a mistake of ours and keeps its traceback
 _RUN_ENDS = (FailedEpisodesError, GenerationError, NonFiniteError, RolloutError, PushError)
-_USER_ERRORS = (ValueError, TypeError, OSError, ImportError, *_RUN_ENDS)
+_USER_ERRORS = (ValueError, TypeError, OSError, ImportError, EnvironmentFailedError, *_RUN_ENDS)
 _OUTPUT_CLOSED = 128 + 13  # what a shell reports of a process that SIGPIPE ended
 _EPILOG = (
     "turnppo COMMAND --help lists a command's arguments. turnppo --debug COMMAND shows the traceback of an error."

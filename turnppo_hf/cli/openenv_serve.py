@@ -7,6 +7,7 @@ import json
 from functools import partial
 
 from turnppo_hf.environments import make_environment
+from turnppo_hf.environments.exits import close_unused
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises:
         `ValueError`: the environment cannot be made as asked.
+        [`~turnppo_hf.trajectory.EnvironmentFailedError`]: its code fails.
         `ImportError`: OpenEnv is not installed.
     """
     from turnppo_hf.environments.integrations.openenv_server import serve
@@ -39,6 +41,6 @@ def run(arguments: argparse.Namespace) -> int:
             "for example '{\"size\": 6}'."
         )
     make = partial(make_environment, arguments.environment, **kwargs)
-    make().close()  # a wrong id or argument fails here, not at the first client
+    close_unused(make())  # a wrong id or argument fails here, not at the first client
     serve(arguments.environment, make, arguments.host, arguments.port, arguments.max_sessions)
     return 0

@@ -111,7 +111,7 @@ def play_by_hand(
 def _play_by_hand(arguments: argparse.Namespace) -> int:
     from turnppo_hf.cli.train_arguments import read_json_object
     from turnppo_hf.environments import make_environment
-    from turnppo_hf.environments.exits import exits_as_errors
+    from turnppo_hf.environments.exits import failures_as_errors
 
     if arguments.environment is None:
         raise ValueError(
@@ -122,6 +122,6 @@ def _play_by_hand(arguments: argparse.Namespace) -> int:
     environment = make_environment(arguments.environment, **kwargs)
     if "action_format" not in kwargs and hasattr(environment.unwrapped, "action_format"):
         environment = make_environment(arguments.environment, **kwargs, action_format="bare")  # a person types no tags
-    with exits_as_errors("The environment"):
+    with failures_as_errors(f"The environment {arguments.environment!r}"):
         play_by_hand(environment, arguments.seed, input, print)
     return 0

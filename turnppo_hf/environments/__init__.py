@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from turnppo_hf.environments.checker import check_environment
+from turnppo_hf.environments.exits import failures_as_errors
 from turnppo_hf.environments.integrations.adapt import adapt, check_text_environment
 from turnppo_hf.environments.names import did_you_mean
 from turnppo_hf.environments.reading import check_arguments
@@ -52,10 +54,10 @@ def full_id(name: str) -> str:
 def default_arguments(name: str) -> dict[str, Any]:
     """Return the arguments of one of our environments, with what they are where nothing is passed; {} of no id."""
     spec = gymnasium.registry.get(full_id(name))
-    if spec is None:
+    creator = None if spec is None else _creator(spec)
+    if spec is None or creator is None:
         return {}
-    parameters = inspect.signature(load_env_creator(spec.entry_point)).parameters.values()
-    return {**{item.name: item.default for item in parameters}, **spec.kwargs}
+    return {**{name: item.default for name, item in inspect.signature(creator).parameters.items()}, **spec.kwargs}
 
 
 def make_environment(name: str, **kwargs: Any) -> gymnasium.Env[str, str]:
@@ -74,13 +76,15 @@ def make_environment(name: str, **kwargs: Any) -> gymnasium.Env[str, str]:
     Raises:
         `ValueError`: unknown id or argument, or an argument's value is out of range.
         `TypeError`: observations or actions of the environment are no `gymnasium.spaces.Text`.
+        [`~turnppo_hf.trajectory.EnvironmentFailedError`]: its code has a mistake, or would have ended the process.
     """
     check_unmasked(kwargs, "--environment_kwargs, or the arguments of make_environment")
     remember_secrets(kwargs)
     module, _, environment_id = full_id(name).rpartition(":")
     if module:
         try:
-            importlib.import_module(module)
+            with failures_as_errors(f"The module of the environment {name!r}", passing=(ModuleNotFoundError,)):
+                importlib.import_module(module)
         except ModuleNotFoundError as error:
             raise ValueError(
                 f"The module of the environment {name!r} cannot be imported: {error}. It is what registers the id. "
@@ -98,9 +102,10 @@ def make_environment(name: str, **kwargs: Any) -> gymnasium.Env[str, str]:
             f"Unknown environment {name!r}.{hint} No episode can be played without it. Registered here: "
             f"{', '.join(own)}; write 'module:id' for one that a module of yours registers."
         )
-    _check_arguments(spec, kwargs)
-    environment = gymnasium.make(spec, disable_env_checker=True, **kwargs)
-    check_text_environment(environment, name)
+    with failures_as_errors(f"The environment {name!r}"):
+        _check_arguments(spec, kwargs)
+        environment = gymnasium.make(spec, disable_env_checker=True, **kwargs)
+        check_text_environment(environment, name)
     return environment
 
 
@@ -108,7 +113,10 @@ def _own_ids() -> list[str]:
     return [known for known in gymnasium.registry if known.startswith("turnppo_hf/")]
 
 
-def _check_arguments(spec: EnvSpec, kwargs: dict[str, Any]) -> None:
-    creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
-    if creator is not None:
+def _creator(spec: EnvSpec) -> Callable[..., Any] | None:
+    return load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+
+
+def _check_arguments(spec: EnvSpec, kwargs: Mapping[str, Any]) -> None:
+    if (creator := _creator(spec)) is not None:
         check_arguments(spec.id, creator, kwargs)

@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from turnppo_hf.environments.time_limit import call_within
+from turnppo_hf.trajectory import EnvironmentFailedError
 
+# kinds of which the message is a sentence for users, as of a wrong argument
+_SENTENCES = (ValueError, TypeError, OSError, ImportError, EnvironmentFailedError)
 CLOSING_S = 60.0  # for an environment that nothing plays in any more
 
 logger = logging.getLogger(__name__)
@@ -30,6 +33,26 @@ def exits_as_errors(callee: str) -> Iterator[None]:
         raise RuntimeError(
             f"{callee} raised {describe_error(error)}, which would end the process with nothing saved. Raise an "
             "exception there, or return."
+        ) from error
+
+
+@contextmanager
+def failures_as_errors(callee: str, passing: tuple[type[BaseException], ...] = _SENTENCES) -> Iterator[None]:
+    """
+    Raise an `EnvironmentFailedError` in place of an exit and of what is a mistake in an environment's code.
+
+    Args:
+        callee (`str`): Whose code runs in the context: the subject of the message.
+        passing (`tuple[type, ...]`, *optional*): Exceptions that pass as they are, as Ctrl-C does.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, (KeyboardInterrupt, *passing)):
+            raise
+        cause = describe_error(error).partition("\n")[0]
+        raise EnvironmentFailedError(
+            f"{callee} failed, so it cannot be played. Mend its code (`turnppo --debug` shows where): {cause}"
         ) from error
 
 

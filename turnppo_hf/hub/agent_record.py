@@ -15,6 +15,7 @@ import gymnasium
 
 from turnppo_hf.environments import adapt, full_id, make_environment
 from turnppo_hf.environments.conversation import TextEnvironment, warn_of_lost_rules
+from turnppo_hf.environments.exits import close_unused
 from turnppo_hf.environments.factory import require_callable
 from turnppo_hf.environments.integrations.tools import ToolEnvironment
 from turnppo_hf.environments.names import did_you_mean
@@ -250,7 +251,7 @@ def resolve_environment(
         warn_of_lost_rules(TextEnvironment(world), record.context or "full")
         if record.is_of(name):
             _warn_of_version(record, str(getattr(world.unwrapped, "version", "")))
-        world.close()
+        close_unused(world)
     except ValueError as error:
         if environment is None and name not in gymnasium.registry:
             error.add_note(f"Where a module of yours registers it, name both: --environment MODULE:{name}.")

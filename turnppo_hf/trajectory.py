@@ -27,6 +27,17 @@ class StopReason(StrEnum):
     CUT_RESPONSE = "cut_response"  # the response used up the episode's token budget unfinished: no next state
     ERROR = "error"  # the environment failed: dropped from every statistic, counted
 
+    @classmethod
+    def of_reply(cls, terminated: bool, truncated: bool, info: Mapping[str, Any]) -> StopReason | None:
+        """Why the environment ended the episode with what its `step` returned; None where the episode goes on."""
+        if terminated:  # also where it is truncated; an environment without `solved` ended on its own terms
+            return cls.SOLVED if info.get("solved", False) else cls.TERMINATED
+        if not truncated:
+            return None
+        if info.get("truncation") == "tool_rounds":
+            return cls.TURN_LIMIT
+        return cls.TASK_BUDGET if info.get("truncation") == "task_budget" else cls.TIME_LIMIT
+
     @property
     def terminated(self) -> bool:
         """Whether the task itself is over."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.scripted import ScriptedEnvironment
 from turnppo_hf.agent import TurnPPOAgent
 from turnppo_hf.cli.main import main
 from turnppo_hf.cli.play import play_by_hand, render_episode
@@ -65,6 +66,38 @@ def test_turns_run_out() -> None:
     shown = written("a", "b", "c", "d", "never read")
     assert "out of turns" in shown[-2]
     assert shown[-1] == "over after 4 turns   return 0"
+
+
+@pytest.mark.parametrize(
+    ("opening", "reply", "words"),
+    [
+        ("hi", None, r"reset\(\) must return \(observation text, info\), got str"),
+        ((None, {}), None, r"reset\(\) must return"),
+        (("go", {}), ("on", 0.0, False, {}), r"step\(\) must return .* got a tuple of 4"),
+        (("go", {}), ("on", "1", True, False, {}), "step.* returned the reward '1'"),
+        (("go", {}), ("on", 1.0, "False", False, {}), "step.* returned terminated as 'False'"),
+        (("go", {}), ("on", 1.0, True, False, {"solved": "False"}), r"info\[\"solved\"\] is 'False'"),
+    ],
+)
+def test_person_plays_by_the_contract_that_an_agent_plays_by(opening: Any, reply: Any, words: str) -> None:
+    environment = ScriptedEnvironment([])
+    environment.reset = lambda **_: opening  # type: ignore[method-assign]
+    environment.step = lambda _: reply  # type: ignore[method-assign]
+    with pytest.raises(TypeError, match=words):
+        play_by_hand(environment, 0, typing("Up"), [].append)
+
+
+@pytest.mark.parametrize(
+    ("ends", "solved", "words"),
+    [((True, False), True, "solved"), ((True, False), None, "over"), ((False, True), True, "over")],
+)
+def test_episode_of_a_person_is_solved_where_an_agents_is(
+    ends: tuple[bool, bool], solved: bool | None, words: str
+) -> None:
+    shown: list[str] = []
+    environment = ScriptedEnvironment([("end", 1.5, *ends, {"solved": solved})])
+    play_by_hand(environment, 0, typing("Up", "never read"), shown.append)
+    assert shown[-2:] == ["end", f"{words} after 1 turn   return 1.5"]
 
 
 def test_command_without_a_model_lets_a_person_play(

@@ -72,6 +72,13 @@ def test_nothing_is_imitated_where_the_player_has_no_way_on():
         make_demonstrations(environment, list, 3, 0.0, seed=0)
 
 
+def test_demonstrations_follow_the_contract_of_episodes():
+    environment = Cliff()
+    environment.step = lambda action: ("seen", "1", False, False, {})
+    with pytest.raises(TypeError, match="returned the reward '1'"):
+        make_demonstrations(environment, reference_player(environment), 4, 0.0, seed=0)
+
+
 def test_environment_without_a_player_is_refused():
     with pytest.raises(ValueError, match="CountingEnvironment has no player to imitate"):
         reference_player(CountingEnvironment())

@@ -42,6 +42,7 @@ def play(tokenizer, replies, answers=("Up",), limits=None, opening="start", task
         (("end", 0.0, True, True, {"solved": True}), StopReason.SOLVED),
         (("end", 0.0, False, True, {"truncation": "task_budget"}), StopReason.TASK_BUDGET),
         (("end", 0.0, False, True, {}), StopReason.TIME_LIMIT),
+        (("end", 0.0, False, True, {"truncation": ["of", "its", "own"]}), StopReason.TIME_LIMIT),
         (("end", 0.0, False, True, {"truncation": "time_limit"}), StopReason.TIME_LIMIT),
     ],
 )

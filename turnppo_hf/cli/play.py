@@ -7,11 +7,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from turnppo_hf.cli.common import MODEL_HELP, add_environment, check_seed, environment_of, hide_loading_bars
+from turnppo_hf.trajectory import StopReason, Trajectory
 
 if TYPE_CHECKING:
     import gymnasium
-
-    from turnppo_hf.trajectory import Trajectory
 
 _WIDTH = 72
 
@@ -34,7 +33,6 @@ def run(arguments: argparse.Namespace) -> int:
             )
         return _play_by_hand(arguments)
     from turnppo_hf.agent import TurnPPOAgent
-    from turnppo_hf.trajectory import StopReason
 
     hide_loading_bars()
     agent = TurnPPOAgent.from_pretrained(arguments.model)
@@ -85,26 +83,33 @@ def play_by_hand(
         read (`Callable`): Shows a prompt and returns a line, as `input` does; the end of the input, or an interrupt,
             leaves the game.
         write (`Callable`): Shows a text, as `print` does.
+    Raises:
+        `TypeError`, `ValueError`: what `reset` or `step` returned would not count in an agent's episode either.
     """
-    observation, info = environment.reset(seed=seed)
+    from turnppo_hf.environments.conversation import TextEnvironment  # it loads Gymnasium, which --help does not need
+
+    conversation = TextEnvironment(environment)
+    observation = conversation.open({}, seed).observation
     if grammar := getattr(environment.unwrapped, "action_grammar", ""):
         write(f"An answer: {grammar}. Ctrl-D leaves.\n")
-    total, num_turns, over = 0.0, 0, False
-    while not over:
+    total, num_turns = 0.0, 0
+    stop: StopReason | None = None
+    while stop is None:
         write(observation)
         try:
             line = read("> ")
         except (EOFError, KeyboardInterrupt):
             break
-        observation, reward, terminated, truncated, info = environment.step(line)
-        total, num_turns, over = total + float(reward), num_turns + 1, terminated or truncated
-        if not info.get("action", line):
+        reply = conversation.read({"role": "assistant", "content": line})
+        observation, total, num_turns = reply.messages[0]["content"], total + reply.reward, num_turns + 1
+        stop = StopReason.of_reply(reply.terminated, reply.truncated, reply.info)
+        if not reply.info.get("action", line):
             write("(not understood: nothing happened)")
         write("-" * _WIDTH)
     ending = "left"
-    if over:
+    if stop is not None:
         write(observation)
-        ending = "solved" if info.get("solved") else "over"
+        ending = "solved" if stop is StopReason.SOLVED else "over"
     write(f"{ending} after {num_turns} turn{'s' * (num_turns != 1)}   return {total:g}")
 
 

@@ -11,6 +11,7 @@ import gymnasium
 import numpy as np
 from datasets import Dataset, load_dataset
 
+from turnppo_hf.environments.conversation import TextEnvironment
 from turnppo_hf.environments.messages import Message, text_of
 from turnppo_hf.hub.trajectory_dataset import messages_of, plain_messages
 from turnppo_hf.rollout.context import read_context, visible_messages
@@ -64,15 +65,16 @@ def make_demonstrations(
     """
     rng = np.random.default_rng(seed)
     world: Any = environment.unwrapped
+    played = TextEnvironment(environment)
     conversations = []
     for _ in range(num_episodes):
-        observation, _ = environment.reset(seed=int(rng.integers(2**31)))
+        observation = played.open({}, int(rng.integers(2**31))).observation
         messages, over = [], False
         while not over and (plan := expert()):
             answer = plan[0] if rng.random() >= noise else world.random_completion(rng)
             messages += [{"role": "user", "content": observation}, {"role": "assistant", "content": answer}]
-            observation, _, terminated, truncated, _ = environment.step(answer)
-            over = terminated or truncated
+            reply = played.read(messages[-1])
+            observation, over = reply.messages[0]["content"], reply.terminated or reply.truncated
         if messages:
             conversations.append({"messages": messages})
     if not conversations:

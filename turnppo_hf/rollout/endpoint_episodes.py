@@ -112,8 +112,8 @@ class _Episode:
             said = {"role": "assistant", "content": answer.text}
             reply: Reply = within(partial(world.read, said))
             self._note(answer, reply, observation)
-            if reply.terminated or reply.truncated:
-                return _stop_reason(reply)
+            if (stop := StopReason.of_reply(reply.terminated, reply.truncated, reply.info)) is not None:
+                return stop
             messages += [said, *reply.messages]
             observation = "\n".join(str(message["content"]) for message in reply.messages)
         return StopReason.TURN_LIMIT
@@ -150,9 +150,3 @@ class _Episode:
 def _sampling_seed(seed: int, turn: int) -> int:
     """Draw the seed of a turn, below 2^31: a sum would give neighbouring episodes one stream at shifted turns."""
     return int(np.random.SeedSequence((seed, turn)).generate_state(1)[0]) >> 1
-
-
-def _stop_reason(reply: Reply) -> StopReason:
-    if reply.terminated:
-        return StopReason.SOLVED if reply.info.get("solved", False) else StopReason.TERMINATED
-    return StopReason.TASK_BUDGET if reply.info.get("truncation") == "task_budget" else StopReason.TIME_LIMIT

@@ -227,7 +227,9 @@ class RunningEpisode:
         cut = completion.finish_reason == "length"
         unfinished = cut and bool(reply.info.get("answered"))  # a last answer in words that has no end
         out_of_tokens = unfinished or (cut and len(prompt.ids) + len(ids) == self._budget)
-        stop = _stop_reason(reply, unfinished, out_of_tokens)
+        stop = StopReason.of_reply(reply.terminated and not unfinished, reply.truncated, reply.info)
+        if stop is None and out_of_tokens:
+            stop = StopReason.CUT_RESPONSE
         has_next_state = stop is None or (stop.truncated and stop is not StopReason.CUT_RESPONSE)
         following = None
         if has_next_state and reply.messages:
@@ -250,19 +252,6 @@ class RunningEpisode:
             group=self.plan.group,
             **outcome,
         )
-
-
-def _stop_reason(reply: Reply, unfinished: bool, out_of_tokens: bool) -> StopReason | None:
-    """Termination wins over truncation, and both over a response that used up the tokens."""
-    info = reply.info
-    if reply.terminated and not unfinished:
-        # an environment without `solved` ended on its own terms
-        return StopReason.SOLVED if info.get("solved", False) else StopReason.TERMINATED
-    if reply.truncated and info.get("truncation") == "tool_rounds":
-        return StopReason.TURN_LIMIT
-    if reply.truncated:
-        return StopReason.TASK_BUDGET if info.get("truncation") == "task_budget" else StopReason.TIME_LIMIT
-    return StopReason.CUT_RESPONSE if out_of_tokens else None
 
 
 def _numbers(info: Mapping[str, Any]) -> dict[str, float]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 
 from tests.helpers.scripted import ScriptedEnvironment
@@ -119,6 +120,21 @@ def test_sokoban_can_be_played_by_hand_too(
     text = capsys.readouterr().out
     assert text.count("(not understood: nothing happened)") == 1
     assert "left after 2 turns" in text
+
+
+def test_environment_of_others_is_played_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Odd(ScriptedEnvironment):
+        action_format = "json"  # which is no argument
+
+    gymnasium.register("odd/A-v0", lambda: Odd([("end", 1.0, True, False, {})]))
+    monkeypatch.setattr("builtins.input", typing("Up"))
+    try:
+        assert main(["play", "--environment", "odd/A-v0"]) == 0
+    finally:
+        del gymnasium.registry["odd/A-v0"]
+    assert capsys.readouterr().out.endswith("over after 1 turn   return 1\n")
 
 
 def test_nothing_to_play_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,6 +66,15 @@ def test_unknown_argument_gets_its_nearest_match(argument: str, match: str) -> N
         make_environment("turnppo_hf/Sokoban-v0", **{argument: 1})
 
 
+def test_environment_without_arguments_says_so() -> None:
+    gymnasium.register("odd/A-v0", lambda: Sokoban())
+    try:
+        with pytest.raises(ValueError, match=r"odd/A-v0 has no argument 'size'\..* It takes none\.$"):
+            make_environment("odd/A-v0", size=5)
+    finally:
+        del gymnasium.registry["odd/A-v0"]
+
+
 def test_environment_without_text_is_refused() -> None:
     with pytest.raises(TypeError, match="observation space of 'CartPole-v1' is Box"):
         make_environment("CartPole-v1")

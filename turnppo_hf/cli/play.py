@@ -115,7 +115,7 @@ def play_by_hand(
 
 def _play_by_hand(arguments: argparse.Namespace) -> int:
     from turnppo_hf.cli.train_arguments import read_json_object
-    from turnppo_hf.environments import make_environment
+    from turnppo_hf.environments import full_id, make_environment
     from turnppo_hf.environments.exits import failures_as_errors
 
     if arguments.environment is None:
@@ -124,9 +124,9 @@ def _play_by_hand(arguments: argparse.Namespace) -> int:
             "play yourself, or a model to watch it."
         )
     kwargs = read_json_object("environment_kwargs", arguments.environment_kwargs)
+    if full_id(arguments.environment).startswith("turnppo_hf/"):
+        kwargs = {"action_format": "bare", **kwargs}  # a person types no tags
     environment = make_environment(arguments.environment, **kwargs)
-    if "action_format" not in kwargs and hasattr(environment.unwrapped, "action_format"):
-        environment = make_environment(arguments.environment, **kwargs, action_format="bare")  # a person types no tags
     with failures_as_errors(f"The environment {arguments.environment!r}"):
         play_by_hand(environment, arguments.seed, input, print)
     return 0

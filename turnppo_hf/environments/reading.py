@@ -178,7 +178,7 @@ def check_arguments(
         if argument not in known:
             raise ValueError(
                 f"{owner} has no argument {argument!r}.{did_you_mean(argument, known, cutoff=0.5)} It would have no "
-                f"effect. It takes {', '.join(known)}."
+                f"effect. It takes {', '.join(known) or 'none'}."
             )
 
 

@@ -162,6 +162,12 @@ def test_score_leaves_failed_episodes_as_they_are(agent):
         ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "does not end with a message"),
         ([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], "two messages of the user in a row"),
         (["a"], "A history is an observation"),
+        (None, "A history is an observation"),
+        (5, "A history is an observation"),
+        (iter(["a"]), "A history is an observation"),
+        *(([{"role": "user", "content": item}], "A history is an observation") for item in (None, 5, [], {})),
+        ([{"role": "user", "content": [{"type": "image"}]}], "A history is an observation"),
+        ([{"role": 5, "content": "a"}, {"role": "user", "content": "b"}], "A history is an observation"),
         ([{"content": "a"}], "A history is an observation"),
     ],
 )
@@ -178,7 +184,7 @@ def test_conversation_longer_than_the_model_reads_says_so(agent):
         agent.values("#" * 5000)
 
 
-@pytest.mark.parametrize("temperature", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("temperature", [-1.0, float("nan"), float("inf"), "hot", [1.0]])
 def test_temperature_that_draws_nothing_says_so(agent, temperature):
     with pytest.raises(ValueError, match=r"`temperature` must be 0 \(greedy\) or positive"):
         agent.act("#####", temperature=temperature)
@@ -371,9 +377,39 @@ def test_agent_in_memory_keeps_the_figures_of_its_own_run(agent, folder):
     assert (folder / "results.json").read_text() == "{}"
 
 
-@pytest.mark.parametrize(
-    "how", [{"max_parallel_episodes": 0}, {"environment_timeout_s": 0.0}, {"environment_timeout_s": float("nan")}]
-)
-def test_play_that_could_play_nothing_is_refused(agent, how):
-    with pytest.raises(ValueError, match="no episode could be played"):
-        agent.play_tasks(lambda: make_environment("sokoban", **KWARGS), [{"seed": 1}], **how)
+@pytest.mark.parametrize("name", ["max_parallel_episodes", "environment_timeout_s"])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), "2", None, [3]])
+def test_play_that_could_play_nothing_is_refused(agent, name, value):
+    with pytest.raises(ValueError, match=rf"`{name}` must be .*got .*could be played"):
+        agent.play_tasks(CountingEnvironment, [{"seed": 1}], **{name: value})
+
+
+@pytest.mark.parametrize("value", [True, 2.5])
+def test_episodes_at_a_time_are_a_whole_number(agent, value):
+    with pytest.raises(ValueError, match="`max_parallel_episodes` must be an integer"):
+        agent.play_tasks(CountingEnvironment, [{"seed": 1}], max_parallel_episodes=value)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "a", float("nan"), [1]])
+def test_seed_that_seeds_nothing_is_refused_and_of_a_row_fails_its_episode(agent, seed):
+    for ask in (lambda: agent.act("####", seed=seed), lambda: agent.play(CountingEnvironment, seed)):
+        with pytest.raises(ValueError, match=r"`seed` is .*no whole number from 0 on.*Give an integer"):
+            ask()
+    failed, played = agent.play_tasks(CountingEnvironment, [{"seed": seed}, {"seed": 1}])
+    assert "no whole number from 0 on" in failed.error and played.error is None
+
+
+@pytest.mark.parametrize("item", [None, 5, "x", {"seed": 1}, ["x"], [None]])
+def test_what_is_no_list_of_episodes_is_refused(agent, item):
+    with pytest.raises(TypeError, match="`trajectories` must be a list of Trajectory, got"):
+        agent.score(item)
+    with pytest.raises(TypeError, match="`tasks` must be a list of Mapping, got"):
+        agent.play_tasks(CountingEnvironment, item)
+    with pytest.raises(TypeError, match=r"`trajectories` must be a list .* of a single one"):
+        agent.score(agent.play(CountingEnvironment))
+
+
+@pytest.mark.parametrize("device", ["nowhere", "cuda:99", "npu", [1]])
+def test_device_that_is_not_here_is_refused_before_anything_is_loaded(device):
+    with pytest.raises(ValueError, match=r"`device` is .*where no network can be put .*Pass another one"):
+        TurnPPOAgent.from_pretrained("no/such-agent", device=device)

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import gymnasium
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from turnppo_hf.environments.factory import require_callable
+from turnppo_hf.environments.reading import read_count
 from turnppo_hf.generation.sampler_check import check_sampler
 from turnppo_hf.generation.transformers_generator import TransformersGenerator
 from turnppo_hf.hub.agent_record import RECORD_FILE, AgentRecord, EnvironmentSource, resolve_environment
@@ -29,6 +32,7 @@ from turnppo_hf.models.pretrained import EMBEDDED_MODELS, find_model, load_agent
 from turnppo_hf.ppo.algorithms import ALGORITHMS
 from turnppo_hf.ppo.batch import stack
 from turnppo_hf.ppo.credit import Credit, critic_credit, record_credit
+from turnppo_hf.rollout.arguments import checked_list, checked_seed
 from turnppo_hf.rollout.chat import Chat, Message, Prompt
 from turnppo_hf.rollout.context import FULL
 from turnppo_hf.rollout.history import read_history
@@ -119,8 +123,18 @@ class TurnPPOAgent:
 
         Raises:
             `ReleaseError`: there is no such model, or it has to be refused.
-            `ValueError`: its tokenizer has no chat template.
+            `ValueError`: its tokenizer has no chat template, or the device is not here.
         """
+        if device is None:
+            device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+        try:
+            torch.empty(0, device=device)
+        except Exception as error:  # each kind of accelerator has errors of its own
+            cause = str(error).partition("\n")[0]
+            raise ValueError(
+                f'`device` is {device!r}, where no network can be put ({cause}). Pass another one such as "cpu", or '
+                "leave it out for the best that is here."
+            ) from error
         name = str(pretrained_model_name_or_path)
         download: dict[str, Any] = {"token": token, "cache_dir": cache_dir}
         download |= {"force_download": force_download, "local_files_only": local_files_only}
@@ -130,8 +144,6 @@ class TurnPPOAgent:
         if record:
             known = known.changed(record)
         is_local = name in EMBEDDED_MODELS or Path(name).is_dir()
-        if device is None:
-            device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
         # on CPU a checkpoint in half precision would be slow, and its greedy choices would differ from the trainer's
         dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
         actor, critic = load_agent_networks(folder, dtype, **download)
@@ -167,7 +179,7 @@ class TurnPPOAgent:
         room = min(limits.max_completion_length, limits.max_turn_length or limits.max_completion_length)
         if limits.max_context is not None:
             room = min(room, limits.max_context - len(prompt.ids))
-        generator.submit(0, prompt.ids, max_new_tokens=room, seed=seed)
+        generator.submit(0, prompt.ids, max_new_tokens=room, seed=checked_seed(seed))
         (completion,) = generator.take_completions()
         return self.chat.content(completion.completion_ids)
 
@@ -222,7 +234,7 @@ class TurnPPOAgent:
             [`Trajectory`]: with the critic's value, advantage and return of each turn where there is a critic.
         """
         name, factory = self.environment(environment)
-        task = {**(options or {}), "seed": seed}
+        task = {**(options or {}), "seed": checked_seed(seed)}
         return self.score(self.play_tasks(factory, [task], temperature=temperature, name=name))[0]
 
     def play_tasks(
@@ -259,12 +271,15 @@ class TurnPPOAgent:
         Returns:
             `list[Trajectory]`: in the order of `tasks`, without values: see `score`.
         """
-        if max_parallel_episodes < 1 or not environment_timeout_s > 0:
+        require_callable(environment, "`environment` is")
+        if not isinstance(environment_timeout_s, Real) or not environment_timeout_s > 0:
             raise ValueError(
-                f"`max_parallel_episodes` is {max_parallel_episodes} and `environment_timeout_s` "
-                f"{environment_timeout_s:g}: no episode could be played. Pass at least one, and some seconds."
+                f"`environment_timeout_s` must be a number above 0, got {environment_timeout_s!r}: no episode could "
+                "be played. Pass some seconds."
             )
-        generator = self._generator(self._temperature(temperature), max_parallel_episodes)
+        most = read_count("max_parallel_episodes", max_parallel_episodes)
+        tasks = checked_list("tasks", tasks, Mapping)
+        generator = self._generator(self._temperature(temperature), most)
         for number, task in enumerate(tasks):
             if "seed" not in task:
                 raise ValueError(
@@ -291,9 +306,10 @@ class TurnPPOAgent:
         Gamma and lambda are the record's; they are 1 for an agent of token PPO, as in its critic's training.
         Without a critic, and for failed episodes, trajectories stay as they are.
         """
+        trajectories = checked_list("trajectories", trajectories, Trajectory)
         played = [item for item in trajectories if item.stop_reason is not StopReason.ERROR]
         if self.critic is None or not played:
-            return list(trajectories)
+            return trajectories
         gamma, lam = self.record.turn_discounts
         batch = stack(played, bootstrap_truncated=self.record.bootstrap_truncated).to(self.critic.device)
         networks = ActorCritic(self.actor, self.critic)
@@ -451,11 +467,6 @@ class TurnPPOAgent:
             )
 
     def _generator(self, temperature: float, max_parallel_episodes: int = 256) -> TransformersGenerator:
-        if not 0 <= temperature < math.inf:
-            raise ValueError(
-                f"`temperature` must be 0 (greedy) or positive and finite, got {temperature}: nothing could be drawn. "
-                "Leave it out to sample as the agent was judged."
-            )
         if not self._is_checked:
             check_sampler(self.actor, at_most=_MEASURED_TOKENS)
             self._is_checked = True
@@ -470,7 +481,14 @@ class TurnPPOAgent:
         )
 
     def _temperature(self, wanted: float | None) -> float:
-        return float((self.record.evaluation.temperature or 0.0) if wanted is None else wanted)
+        if wanted is None:
+            return float(self.record.evaluation.temperature or 0.0)
+        if not isinstance(wanted, Real) or not 0 <= wanted < math.inf:
+            raise ValueError(
+                f"`temperature` must be 0 (greedy) or positive and finite, got {wanted!r}: nothing could be drawn. "
+                "Leave it out to sample as the agent was judged."
+            )
+        return float(wanted)
 
     @property
     def _limits(self) -> Limits:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from turnppo_hf.environments.messages import open_conversation
+from turnppo_hf.environments.messages import is_text_blocks, open_conversation
 from turnppo_hf.rollout.chat import Chat, Message, Prompt
 
 
@@ -23,14 +24,14 @@ def read_history(chat: Chat, history: str | Sequence[Message]) -> list[Prompt]:
         `list[Prompt]`: one for each message of the user.
 
     Raises:
-        `ValueError`: no messages, or none of the user at the end, or two of the user in a row.
+        `ValueError`: no history, no messages, or none of the user at the end, or two of the user in a row.
     """
     if isinstance(history, str):
         return [chat.start(history)]
-    if not all(isinstance(message, Mapping) and {"role", "content"} <= set(message) for message in history):
+    if not _is_conversation(history):
         raise ValueError(
-            "A history is an observation (a text) or a list of messages with `role` and `content`, got "
-            f"{history!r:.80}. Write a state as {{'role': 'user', 'content': ...}}."
+            "A history is an observation (a text) or a list of messages with `role` and `content`, both texts, got "
+            f"{history!r:.80}. The model reads text only. Write a state as {{'role': 'user', 'content': ...}}."
         )
     if not history or history[-1]["role"] != "user":
         raise ValueError(
@@ -43,6 +44,18 @@ def read_history(chat: Chat, history: str | Sequence[Message]) -> list[Prompt]:
         chat.open(open_conversation(history[end]["content"], _without_user_end(history[:end])), head=head)
         for end in ends
     ]
+
+
+def _is_conversation(history: object) -> bool:
+    return isinstance(history, Sequence) and all(map(_is_message, history))
+
+
+def _is_message(message: Any) -> bool:
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
+        return False
+    content = message["content"]
+    is_of_calls = content is None and message["role"] == "assistant"  # what a model wrote that called tools alone
+    return is_of_calls or isinstance(content, str) or is_text_blocks(content)
 
 
 def _without_user_end(messages: Sequence[Message]) -> Sequence[Message]:

@@ -70,17 +70,17 @@ def plan_episodes(
 
 
 def read_seed(given: Any, otherwise: int) -> tuple[int, str | None]:
-    """Return a row's seed, `otherwise` where it has none; and what is wrong with one that is no whole number."""
+    """Return a row's seed, `otherwise` where it has none; and what is wrong with one that seeds nothing."""
     if given is None:
         return otherwise, None
     try:
         seed = int(given)
-        if isinstance(given, float) and seed != given:
+        if (isinstance(given, float) and seed != given) or seed < 0:
             raise ValueError
     except (TypeError, ValueError, OverflowError):  # NaN, infinity, text
         return otherwise, (
-            f"The row's `seed` is {given!r:.40}, which is no whole number, so no task belongs to it. Write an "
-            "integer, or leave the cell empty."
+            f"`seed` is {given!r:.40}, which is no whole number from 0 on, so no task and no draw belongs to it. "
+            "Give an integer, or leave it out."
         )
     return seed, None
 

@@ -259,7 +259,12 @@ def test_doctor_tells_what_is_missing_or_out_of_range(monkeypatch: pytest.Monkey
         (["report", "no_run"], "turnppo train"),
         (["doctor", "--cpu"], "Add --multi-gpu, or leave it out"),
         (["panel", "--output", "x"], "No panel is named"),
-        (["space", "--port", "-5"], "--port must be from 1 to 65535"),
+        *(
+            ([*command.split(), "--port", port], f"--port must be from 1 to 65535, got {port}")
+            for command in ("space", "openenv-serve sokoban", "vllm-serve tiny")
+            for port in ("-5", "0", "65536", "99999")
+        ),
+        (["openenv-serve", "sokoban", "--max_sessions", "0"], "`max_sessions` must be an integer of at least 1"),
         (["space", "--agent", "no/agent/here"], "is no folder here either"),
         (["report", "doorkey", "--output", "one.png"], "a study needs several"),
         (["train"], "needs a config file"),

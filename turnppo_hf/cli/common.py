@@ -95,6 +95,17 @@ def check_seed(flag: str, seed: int) -> None:
         raise ValueError(f"{flag} must be at least 0, got {seed}: environments take no other seed. Correct it.")
 
 
+def check_port(port: int) -> None:
+    """
+    Check `--port`, where something is served.
+
+    Raises:
+        `ValueError`: no such port exists.
+    """
+    if not 1 <= port <= 65535:
+        raise ValueError(f"--port must be from 1 to 65535, got {port}: nothing could be served there. Name another.")
+
+
 def environment_of(agent: TurnPPOAgent, arguments: argparse.Namespace) -> tuple[str, partial[gymnasium.Env]]:
     """Take the environment from the flags, else from the model's record."""
     from turnppo_hf.cli.train_arguments import read_json_object

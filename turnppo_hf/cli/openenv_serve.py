@@ -6,8 +6,10 @@ import argparse
 import json
 from functools import partial
 
+from turnppo_hf.cli.common import check_port
 from turnppo_hf.environments import make_environment
 from turnppo_hf.environments.exits import close_unused
+from turnppo_hf.environments.reading import read_count
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,10 +26,12 @@ def run(arguments: argparse.Namespace) -> int:
     Serve until interrupted.
 
     Raises:
-        `ValueError`: the environment cannot be made as asked.
+        `ValueError`: the environment cannot be made as asked, or no such port exists.
         [`~turnppo_hf.trajectory.EnvironmentFailedError`]: its code fails.
         `ImportError`: OpenEnv is not installed.
     """
+    check_port(arguments.port)
+    most = read_count("max_sessions", arguments.max_sessions)
     from turnppo_hf.environments.integrations.openenv_server import serve
 
     text = arguments.environment_kwargs or "{}"
@@ -42,5 +46,5 @@ def run(arguments: argparse.Namespace) -> int:
         )
     make = partial(make_environment, arguments.environment, **kwargs)
     close_unused(make())  # a wrong id or argument fails here, not at the first client
-    serve(arguments.environment, make, arguments.host, arguments.port, arguments.max_sessions)
+    serve(arguments.environment, make, arguments.host, arguments.port, most)
     return 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from turnppo_hf.cli.common import check_port
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what is shown, and on which kind of machine."""
@@ -40,11 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
                 "--zero_gpu, --cpu, --static, --private and --secret belong to a Space on the Hub, and none would be "
                 "made. Use `turnppo space push NAME`, or leave them out to serve the page here."
             )
-        if arguments.port is not None and not 1 <= arguments.port <= 65535:
-            raise ValueError(
-                f"--port must be from 1 to 65535, got {arguments.port}: no page could be served there. Leave it out "
-                "for the first free one."
-            )
+        if arguments.port is not None:
+            check_port(arguments.port)
         if arguments.agent is not None:
             from turnppo_hf.models.pretrained import find_model
 

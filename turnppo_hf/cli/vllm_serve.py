@@ -6,7 +6,7 @@ import argparse
 import os
 import shlex
 
-from turnppo_hf.cli.common import MODEL_HELP
+from turnppo_hf.cli.common import MODEL_HELP, check_port
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Become the server; returns only where that fails."""
+    check_port(arguments.port)
     from turnppo_hf.agent import find_model
     from turnppo_hf.generation.vllm_install import check_vllm
     from turnppo_hf.generation.vllm_server import serve_command

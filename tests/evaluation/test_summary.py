@@ -241,6 +241,60 @@ def test_reference_that_fails_fails_its_own_episode() -> None:
         assert reference_players(Odd, [{"seed": 1}] * 3) == {}
 
 
+class Script(Coin):
+    """Replies with the rest of one `step`; its best player knows so many turns."""
+
+    def __init__(self, *reply: Any, turns: int = 3) -> None:
+        super().__init__()
+        self.reply, self.left = reply, turns
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        return ("flip", *self.reply)  # type: ignore[return-value]
+
+    def optimal_completions(self) -> list[str]:
+        self.left -= 1
+        return ["heads"] * (self.left >= 0)
+
+
+@pytest.mark.parametrize(
+    ("ends", "info"),
+    [
+        ((True, False), {"solved": True}),
+        ((True, True), {"solved": np.bool_(True)}),
+        ((True, False), {"solved": None}),
+        ((True, False), {}),
+        ((False, True), {}),
+        ((False, True), {"solved": True}),
+        ((False, True), {"truncation": "task_budget", "solved": False}),
+        ((False, True), {"truncation": "time_limit"}),
+    ],
+)
+def test_reference_ends_as_a_models_episode_does(
+    agent: TurnPPOAgent, ends: tuple[bool, bool], info: dict[str, Any]
+) -> None:
+    found = reference_players(lambda: Script(1.0, *ends, info), [{"seed": 0}])
+    model = summarize(agent.play_tasks(lambda: Script(1.0, *ends, info), [{"seed": 0}]))
+    for player in found.values():
+        assert (player.stop_reasons, player.success_rate) == (model.stop_reasons, model.success_rate)
+    assert list(found) == ["random", "optimal"]
+
+
+@pytest.mark.parametrize(
+    "reply", [("1", False, True, {}), (1.0, "no", True, {}), (1.0, False, True), (1.0, True, False, {"solved": "no"})]
+)
+def test_reference_counts_no_reply_that_a_model_could_not_get(reply: tuple[Any, ...]) -> None:
+    with pytest.warns(UserWarning, match="1 of 1 episodes of the (random|optimal) player failed .*TypeError"):
+        assert reference_players(lambda: Script(*reply), [{"seed": 0}]) == {}
+
+
+@pytest.mark.parametrize("turns", [0, 2])
+def test_player_without_a_way_on_reaches_no_limit(turns: int) -> None:
+    with pytest.warns(UserWarning, match="The optimal player has no way on in 1 of 1 episodes"):
+        found = reference_players(lambda: Script(1.0, False, False, {}, turns=turns), [{"seed": 0}], max_turns=3)
+    assert found["optimal"].stop_reasons == {"terminated": 1} and found["optimal"].mean_turns == turns
+    assert found["random"].stop_reasons == {"turn_limit": 1}
+
+
 def test_references_have_the_turns_that_the_agent_has() -> None:
     tasks = [{"seed": seed} for seed in range(3)]
     assert reference_players(Coin, tasks, max_turns=1)["random"].mean_turns == 1

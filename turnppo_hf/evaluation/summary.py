@@ -9,10 +9,13 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from turnppo_hf.environments.conversation import Reply, TextEnvironment
 from turnppo_hf.environments.exits import close_unused, describe_error, exits_as_errors
 from turnppo_hf.evaluation.outcome import Outcome, Summary, summarize_outcomes
 from turnppo_hf.rollout.endpoint_episodes import MAX_TURNS
 from turnppo_hf.trajectory import StopReason, Trajectory, Turn
+
+_NO_WAY = "no_way_on"  # metric of an episode that ended because its player had no way on
 
 
 def summarize(trajectories: Sequence[Trajectory]) -> Summary:
@@ -46,7 +49,8 @@ def reference_players(
 
     Returns:
         `dict[str, Summary]`: `"random"`, `"expert"` and `"optimal"`, as far as the environment offers them and they
-        played an episode to its end. Failed episodes are in no figure, and a warning tells of them.
+        played an episode to its end. Failed episodes are in no figure, and a warning tells of them, as it does of
+        those in which the player has no way on.
     """
     world, rng = environment(), np.random.default_rng(seed)
     found: dict[str, Summary] = {}
@@ -67,6 +71,12 @@ def reference_players(
                 warnings.warn(
                     f"{len(failed)} of {len(tasks)} episodes of the {name} player failed and are not in its figures; "
                     f"the first: {failed[0].error}",
+                    stacklevel=2,
+                )
+            if stuck := sum(_NO_WAY in item.metrics for item in played):
+                warnings.warn(
+                    f"The {name} player has no way on in {stuck} of {len(tasks)} episodes: they ended there, without "
+                    "the goal, and are in its figures.",
                     stacklevel=2,
                 )
             if len(failed) < len(played):
@@ -120,39 +130,46 @@ def play_reference(
     choose: Callable[[], Sequence[str]],
     max_turns: int = MAX_TURNS,
 ) -> Trajectory:
-    """Play one episode with texts instead of a model; it ends with the environment's, the texts, or the turns."""
-    options = {name: value for name, value in task.items() if name not in ("seed", "prompt", "environment")}
-    observation, info = environment.reset(seed=task["seed"], options=options or None)
+    """
+    Play one episode with texts instead of a model.
+
+    It ends as a model's does, and as terminated where `choose` returns no text: the player has no way on.
+    """
+    conversation = TextEnvironment(environment)
+    observation = conversation.open(task, task["seed"]).observation
     turns: list[Turn] = []
-    stop = None
+    stop: StopReason | None = None
+    metrics: dict[str, float] = {}
     while stop is None and len(turns) < max_turns and (texts := choose()):
         for text in texts[: max_turns - len(turns)]:
-            before = observation
-            observation, reward, terminated, truncated, info = environment.step(text)
-            turns.append(_reference_turn(before, text, float(reward), info))
-            if terminated or truncated:
-                solved = StopReason.SOLVED if info.get("solved") else StopReason.TERMINATED
-                stop = solved if terminated else StopReason.TASK_BUDGET
+            reply = conversation.read({"role": "assistant", "content": text})
+            turns.append(_reference_turn(observation, text, reply))
+            observation, solved = reply.messages[0]["content"], reply.info.get("solved")
+            metrics = {} if solved is None else {"solved": float(solved)}
+            stop = StopReason.of_reply(reply.terminated, reply.truncated, reply.info)
+            if stop is not None:
                 break
+    if stop is None and len(turns) < max_turns:
+        stop, metrics[_NO_WAY] = StopReason.TERMINATED, 1.0
     return Trajectory(
         task=dict(task),
         environment="",
         seed=task["seed"],
         turns=tuple(turns),
         stop_reason=stop or StopReason.TURN_LIMIT,
-        metrics={} if info.get("solved") is None else {"solved": float(info["solved"])},
+        metrics=metrics,
     )
 
 
-def _reference_turn(observation: str, text: str, reward: float, info: Mapping[str, Any]) -> Turn:
+def _reference_turn(observation: str, text: str, reply: Reply) -> Turn:
     return Turn(
         prompt_ids=(),
         completion_ids=(),
         sampling_logprobs=(),
         observation=observation,
         completion=text,
-        action=str(info.get("action", text)),
-        reward=reward,
-        penalty=float(info.get("penalty", 0.0)),
+        action=str(reply.info.get("action", text)),
+        reward=reply.reward,
+        penalty=float(reply.info.get("penalty", 0.0)),
         finish_reason="stop",
     )

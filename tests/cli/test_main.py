@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 import turnppo_hf
+from tests.helpers.scripted import CountingEnvironment
 from turnppo_hf.cli import doctor
 from turnppo_hf.cli.main import COMMANDS, main
 from turnppo_hf.evaluation import learning_curve as report
@@ -150,7 +151,19 @@ def test_evaluate_prints_a_table_with_intervals(run: Path, capsys: pytest.Captur
     assert "3 episodes, seeds 1000000 to 1000002, temperature 1" in text
     assert "success (95 % interval)" in text
     assert "optimal" in text
-    assert "stop reasons: " in text
+    assert "stop reasons: " in text and "distinct opening" not in text
+
+
+def test_evaluate_tells_of_episodes_that_began_alike(capsys: pytest.CaptureFixture[str]) -> None:
+    gymnasium.register("odd/Counting-v0", CountingEnvironment)  # it has four openings
+    words = ["evaluate", "tiny", "--environment", "odd/Counting-v0", "--episodes", "16"]
+    try:
+        assert main(words) == 0
+        assert "\n16 episodes with 4 distinct openings: " in capsys.readouterr().out
+        assert main([*words, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["distinct_openings"] == 4
+    finally:
+        del gymnasium.registry["odd/Counting-v0"]
 
 
 def test_play_shows_an_episode_with_the_critics_values(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

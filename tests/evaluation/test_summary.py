@@ -15,7 +15,13 @@ from turnppo_hf.agent import TurnPPOAgent
 from turnppo_hf.cli.play import render_episode
 from turnppo_hf.environments import make_environment
 from turnppo_hf.evaluation.outcome import wilson_interval
-from turnppo_hf.evaluation.summary import comparison_table, reference_players, summarize
+from turnppo_hf.evaluation.summary import (
+    comparison_table,
+    count_openings,
+    describe_openings,
+    reference_players,
+    summarize,
+)
 from turnppo_hf.models.pretrained import find_model
 from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
@@ -111,6 +117,20 @@ def test_table_names_every_player_once_and_aligns() -> None:
     assert [line.split()[0] for line in lines[1:]] == ["before", "after"]
     assert "0.500 (0.095 to 0.905)" in lines[1]
     assert lines[1].index("0.500") == lines[0].index("success")
+
+
+def test_episodes_that_began_alike_are_told_below_the_table() -> None:
+    def opened(observation: str = "board", state: str | None = None, **task: Any) -> Trajectory:
+        first = replace(turn(), observation=observation, state=state)
+        return replace(episode(first, turn()), task={"seed": 0, **task})
+
+    others = [opened("other"), opened(state="behind a door"), opened(prompt=[{"role": "user", "content": "Go."}])]
+    assert count_openings([opened(), *others]) == 4 and describe_openings([opened(), *others]) == ""
+    failed = replace(episode(stop=StopReason.ERROR), error="ValueError: broken")
+    assert describe_openings([opened(), failed]) == ""
+    told = describe_openings([opened(), opened(), opened("other"), failed])
+    assert told.startswith("3 episodes with 2 distinct openings: where the same opening") and told.endswith("\n")
+    assert describe_openings([opened()] * 2).startswith("2 episodes with 1 distinct opening:")
 
 
 def test_optimal_player_solves_what_can_be_solved() -> None:

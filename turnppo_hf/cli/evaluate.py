@@ -70,7 +70,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from turnppo_hf.cli.train_arguments import HELD_OUT_SEED, read_json_object
     from turnppo_hf.evaluation.calibration import judge_critic
     from turnppo_hf.evaluation.json_fields import write_fields
-    from turnppo_hf.evaluation.summary import reference_players, summarize
+    from turnppo_hf.evaluation.summary import count_openings, reference_players, summarize
     from turnppo_hf.hub.agent_record import AgentRecord, resolve_environment
     from turnppo_hf.redaction import redact
 
@@ -119,6 +119,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         "environment": name,
         "environment_kwargs": redact(environment.keywords),
         **settings,
+        "distinct_openings": count_openings(trajectories),
     }
     if arguments.json:
         summaries = {who: summary.to_dict() for who, summary in players.items()}
@@ -158,13 +159,14 @@ def _print_evaluation(
     critic: CriticJudgement | None,
     trajectories: Sequence[Trajectory],
 ) -> None:
-    from turnppo_hf.evaluation.summary import comparison_table
+    from turnppo_hf.evaluation.summary import comparison_table, describe_openings
     from turnppo_hf.redaction import redact_text
 
     model = players["model"]
     print(f"{head['model']} in {head['environment']} {json.dumps(head['environment_kwargs'])}")
     print(f"{model.episodes + model.failed} episodes, {played_on}, temperature {head['temperature']:g}\n")
     print(comparison_table(players))
+    print(describe_openings(trajectories), end="")
     if critic is not None and critic.explained_variance is not None:
         print(
             f"\ncritic: explained variance {critic.explained_variance:.3f} of the returns that followed its values "

@@ -29,7 +29,7 @@ from turnppo_hf.evaluation.example import examples_of
 from turnppo_hf.evaluation.outcome import wilson_interval
 from turnppo_hf.evaluation.replay import describe_replay, shown_episode
 from turnppo_hf.evaluation.results import RESULTS_FILE, HeldOut, LearningPoint, RunResults
-from turnppo_hf.evaluation.summary import Summary, comparison_table, reference_players, summarize
+from turnppo_hf.evaluation.summary import Summary, comparison_table, describe_openings, reference_players, summarize
 from turnppo_hf.hub.files import CRITIC_FOLDER
 from turnppo_hf.hub.run_record import EPISODES_FILE, TRAIN_CONFIG, package_version
 from turnppo_hf.models.adapters import ADAPTER_CONFIG, is_adapted, number_in, trained
@@ -143,7 +143,8 @@ def _train_and_judge(
     before, references = summarize(untrained), {}
     if is_main:
         references = reference_players(held_out_environment, tasks.held_out, max_turns=args.max_turns)
-        print(f"\nHeld out, before training\n{comparison_table({'before': before, **references})}\n", flush=True)
+        table = f"{comparison_table({'before': before, **references})}\n{describe_openings(untrained)}"
+        print(f"\nHeld out, before training\n{table}", flush=True)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(args.output_dir, _internal_call=True)  # else it would push, before the results are there
     trainer.accelerator.wait_for_everyone()
@@ -157,8 +158,8 @@ def _train_and_judge(
         (folder / TRAIN_CONFIG).write_text(run.again(), encoding="utf-8")
         save_trajectories(episodes, folder / EPISODES_FILE)
         trainer.save_state()
-        table = comparison_table(results.players)
-        print(f"\nHeld out, before and after {trainer.state.global_step} steps\n{table}\n")
+        table = f"{comparison_table(results.players)}\n{describe_openings(episodes)}"
+        print(f"\nHeld out, before and after {trainer.state.global_step} steps\n{table}")
         print(
             f"trained in {duration.training:.0f} s, {duration.total:.0f} s with both evaluations; model and "
             f"{RESULTS_FILE} in {args.output_dir}"

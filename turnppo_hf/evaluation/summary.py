@@ -97,6 +97,23 @@ def reference_choices(world: gymnasium.Env, rng: np.random.Generator) -> dict[st
     return players
 
 
+def count_openings(trajectories: Sequence[Trajectory]) -> int:
+    """Return how many of the episodes that were played began differently: by prompt, observation or state."""
+    first = [(item.task.get("prompt"), item.turns[0]) for item in trajectories if item.turns]
+    return len({(repr(prompt), turn.observation, turn.state) for prompt, turn in first})
+
+
+def describe_openings(trajectories: Sequence[Trajectory]) -> str:
+    """Return what intervals of episodes that began alike leave out, as a line; nothing where no two did."""
+    played, openings = sum(bool(item.turns) for item in trajectories), count_openings(trajectories)
+    if openings == played:
+        return ""
+    return (
+        f"{played} episodes with {openings} distinct opening{'s' * (openings != 1)}: where the same opening is the "
+        "same level, the intervals are of the sampling there, not of new levels\n"
+    )
+
+
 def comparison_table(rows: Mapping[str, Summary]) -> str:
     """Return summaries as a table, one player a line."""
     header = ("", "success (95 % interval)", "return", "turns", "invalid turns", "penalty")

@@ -65,8 +65,8 @@ class TrainingLog:
         of_rewards: Mapping[str, float],
     ) -> None:
         """Add the numbers of a rollout batch: all ranks' trajectories, its times, and what reward functions log."""
-        how = {"bootstrap_truncated": self.args.bootstrap_truncated, "is_mixed": self._is_mixed}
-        self.add(rollout_metrics(trajectories, **how))
+        bootstraps = self.args.bootstrap_truncated
+        self.add(rollout_metrics(trajectories, bootstrap_truncated=bootstraps, is_mixed=self._is_mixed))
         self.add(of_rewards)
         if int(self.args.num_generations or 1) > 1:
             self.add({"groups/equal_share": equal_share(trajectories)})

@@ -15,11 +15,9 @@ from turnppo_hf.evaluation.study.pages import write_html, write_markdown
 from turnppo_hf.evaluation.study.report import Picture, Section, Table
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """The folder of a finished run, as far as a page reads it."""
-    made = tmp_path / "run"
-    made.mkdir()
+def finish(made: Path) -> Path:
+    """Write what a finished run leaves in its folder, as far as a page reads it."""
+    made.mkdir(parents=True)
     known = write_fields(result("turn", "1", 1, 0.5))
     results = {name: known[name] for name in ("before", "after", "seed")}
     (made / "results.json").write_text(json.dumps({**results, "learning_curve": known["curve"]}))
@@ -28,6 +26,11 @@ def run(tmp_path: Path) -> Path:
     (made / "training_config.json").write_text(json.dumps(sizes))
     (made / "train_config.yaml").write_text("per_device_train_batch_size: 4\n")
     return made
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return finish(tmp_path / "run")
 
 
 def test_run_that_is_named_twice_is_one(run, tmp_path):

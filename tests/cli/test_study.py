@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.cli.test_report import finish
 from tests.evaluation.study.test_report import result
 from turnppo_hf.cli import study_runs, study_starts
 from turnppo_hf.cli.main import main
 from turnppo_hf.cli.study_runs import StudyRunner
+from turnppo_hf.cli.train_arguments import parse_run
 from turnppo_hf.evaluation.study.result import read_results, weights_digest
 from turnppo_hf.evaluation.study.study_file import read_study
 
@@ -206,6 +208,52 @@ def test_run_that_another_command_trains_or_has_finished_is_left_to_it(tmp_path,
     os.close(lock)
     assert runner.run() and begun == [second.name]  # read from its file, not trained again
     assert runner.finished.of(same)
+
+
+def test_run_that_cannot_be_started_stops_no_other(tmp_path, begun, capsys):
+    file = write(tmp_path, {"good": {}, "long" * 65: {"gamma": 0.5}, "other": {"gamma": 0.7}}, [1])
+    assert main(["study", str(file), "--workers", "1"]) == 1
+    assert {"first/good/seed_1", "first/other/seed_1"} < set(begun)
+    assert len(read_results(tmp_path / "results")) == 2
+    assert "long/seed_1: it cannot be started: [Errno 36] File name too long" in capsys.readouterr().out
+
+
+def test_result_that_cannot_be_taken_over_stops_no_other(tmp_path, begun, capsys):
+    file = write(tmp_path, {"good": {}, "long" * 65: {}, "other": {"gamma": 0.7}}, [1])
+    assert main(["study", str(file), "--workers", "1"]) == 1
+    assert begun == ["first/good/seed_1", "first/other/seed_1"]
+    assert "long/seed_1: its result, that of first/good/seed_1, cannot be kept" in capsys.readouterr().out
+
+
+def test_runs_of_other_settings_have_folders_of_their_own(tmp_path):
+    folders = set()
+    for gamma in (0.5, 0.7):
+        runner = StudyRunner(read_study(write(tmp_path, {"good": {"gamma": gamma}}, [1])))
+        (run,) = runner._chosen(runner.blocks[0], {})
+        folders.add(runner._folder(run))
+    assert len(folders) == 2
+
+
+@pytest.mark.parametrize("is_of_the_run", [True, False])
+def test_folder_of_other_settings_gives_no_result(tmp_path, capsys, is_of_the_run):
+    runner = StudyRunner(read_study(write(tmp_path, {"good": {}}, [1])))
+    (run,) = runner._chosen(runner.blocks[0], {})
+    folder = finish(runner._folder(run))
+    config, record = folder.with_suffix(".yaml"), folder / "train_config.yaml"
+    runner._write_config(run, config, folder)
+    record.write_text(parse_run([str(config)]).again() if is_of_the_run else "gamma: 0.5\n")
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert runner._has_ended(study_runs._Job(run, process, folder, Path(), 0), left=0)
+    assert ("is that of other settings" in capsys.readouterr().out) is not is_of_the_run
+    assert bool(runner.finished.of(run)) is is_of_the_run
+
+
+def test_progress_counts_each_run_that_ends(tmp_path, begun, monkeypatch):
+    counts = []
+    monkeypatch.setattr(StudyRunner, "_has_ended", lambda _, job, left: counts.append(left) or True)
+    assert StudyRunner(read_study(write(tmp_path, {"good": {}}, [1, 2, 3])), workers=3).run()
+    assert counts == [2, 1, 0]
 
 
 def test_variables_of_one_cell_stay_out_of_the_others(tmp_path):

@@ -24,6 +24,7 @@ from turnppo_hf.evaluation.study.finished import FinishedRuns
 from turnppo_hf.evaluation.study.plan import Block, PlannedRun, Study, StudyError, run_name
 from turnppo_hf.evaluation.study.result import StudyResult
 from turnppo_hf.hub.processes import die_with_parent, end_process, left_by_signals
+from turnppo_hf.hub.run_record import TRAIN_CONFIG
 
 _POLL_S = 0.5
 _STOP_S = 10.0  # that a process has to end in, before it is killed
@@ -102,7 +103,7 @@ class StudyRunner:
                             self._check_run(run, file)
 
     def _check_run(self, run: PlannedRun, file: Path) -> None:
-        self._write_config(run, file, self.study.work / run.name)
+        self._write_config(run, file, self._folder(run))
         try:
             with _kept_environment():
                 parse_run([str(file)])
@@ -170,9 +171,10 @@ class StudyRunner:
                     print(f"{block.name}: {len(waiting)} runs are trained by another command now", flush=True)
                     break
                 time.sleep(_POLL_S if jobs else 0)
-                for job in [job for job in jobs if self._has_ended(job, left=len(waiting) + len(jobs) - 1)]:
-                    jobs.remove(job)
-                    os.close(job.lock)
+                for job in list(jobs):
+                    if self._has_ended(job, left=len(waiting) + len(jobs) - 1):
+                        jobs.remove(job)
+                        os.close(job.lock)
         finally:
             for job in jobs:
                 end_process(job.process, _STOP_S)
@@ -184,7 +186,7 @@ class StudyRunner:
         for folder in sorted({_start_of(run) for run in runs} - set(self.failed)):
             try:
                 prepare_start(self.study, folder, self.finished.planned())
-            except StudyError as error:
+            except (ValueError, OSError) as error:
                 self.failed[folder] = str(error)
                 print(f"{folder}: {error}", flush=True)
         return [run for run in runs if _start_of(run) not in self.failed]
@@ -193,13 +195,20 @@ class StudyRunner:
         """Start the first waiting run that neither another command trains nor a job with equal settings."""
         running = {job.run.settings_hash for job in jobs}
         for run in list(waiting):
-            if run.settings_hash in running or (lock := self._lock(run)) is None:
-                continue
+            lock = None
+            try:
+                if run.settings_hash in running or (lock := self._lock(run)) is None:
+                    continue
+                self.finished.reread()
+                if not self._take_over(run):  # another command may have finished it, or one with its settings
+                    job = self._start(run, lock)
+                    waiting.remove(run)
+                    return job
+            except (OSError, ValueError) as error:
+                self._fail(run, f"it cannot be started: {error}")
             waiting.remove(run)
-            self.finished.reread()
-            if not self._take_over(run):  # another command may have finished it, or one with its settings
-                return self._start(run, lock)
-            os.close(lock)
+            if lock is not None:
+                os.close(lock)
         return None
 
     def _lock(self, run: PlannedRun) -> int | None:
@@ -214,8 +223,12 @@ class StudyRunner:
             return None
         return opened
 
+    def _folder(self, run: PlannedRun) -> Path:
+        """Where a run is trained: whoever holds the lock of its settings is alone there."""
+        return self.study.work / f"{run.name}-{run.settings_hash}"
+
     def _start(self, run: PlannedRun, lock: int) -> _Job:
-        folder = self.study.work / run.name
+        folder = self._folder(run)
         config, log = folder.with_suffix(".yaml"), folder.with_suffix(".log")
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(folder, ignore_errors=True)  # what a run that was stopped left
@@ -243,10 +256,10 @@ class StudyRunner:
             self._fail(job.run, f"it took more than {self.study.minutes_per_run:g} minutes")
             return True
         job.process.returncode = os.waitstatus_to_exitcode(status)
-        if job.process.returncode != 0:
-            self._fail(job.run, f"{_last_line(job.log)} (exit {job.process.returncode}, {job.log})")
-            return True
         try:
+            if job.process.returncode != 0:
+                raise ValueError(f"{_last_line(job.log)} (exit {job.process.returncode}, {job.log})")
+            self._check_trained(job)
             result = StudyResult.of_run(
                 job.run, self.study.name, job.folder, wall_s=seconds, cpu_s=usage.ru_utime + usage.ru_stime
             )
@@ -263,6 +276,18 @@ class StudyRunner:
         )
         return True
 
+    def _check_trained(self, job: _Job) -> None:
+        """Check that what a run's folder holds was trained with its settings."""
+        found = (job.folder / TRAIN_CONFIG).read_text(encoding="utf-8")
+        with _kept_environment(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the run itself has warned
+            asked = parse_run([str(job.folder.with_suffix(".yaml"))]).again()
+        if found != asked:
+            raise ValueError(
+                f"{job.folder / TRAIN_CONFIG} is that of other settings, so what lies there is not this run. Train "
+                "nothing else in that folder, and start the study again."
+            )
+
     def _fail(self, run: PlannedRun, reason: str) -> None:
         self.failed[run.name] = reason
         print(f"{run.name}: failed: {reason}", flush=True)
@@ -271,7 +296,10 @@ class StudyRunner:
         """Whether a run is finished, or another one with equal settings, whose result is then kept twice."""
         found = self.finished.equal_to(run)
         if found is not None and self.finished.of(run) is None:
-            self.finished.keep(run, replace(found, block=run.block, cell=dict(run.cell)))
+            try:
+                self.finished.keep(run, replace(found, block=run.block, cell=dict(run.cell)))
+            except OSError as error:
+                self._fail(run, f"its result, that of {found.name}, cannot be kept: {error}")
         return found is not None
 
     def _write_config(self, run: PlannedRun, file: Path, folder: Path) -> None:

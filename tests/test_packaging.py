@@ -171,7 +171,7 @@ def test_wheel_does_the_main_job_by_name_without_a_checkout(bare: Path, tmp_path
 
 def test_study_in_the_wheel_writes_below_the_working_directory(bare: Path, tmp_path: Path) -> None:
     code = (
-        "from turnppo_hf.cli.config_files import find_config; "
+        "from turnppo_hf.evaluation.config_files import find_config; "
         "from turnppo_hf.evaluation.study.study_file import read_study; "
         "study = read_study(find_config('doorkey', 'studies')); print(study.results, study.work, sep='\\n')"
     )

@@ -50,14 +50,15 @@ def test_run_that_would_be_refused_is_named_before_any_starts(tmp_path, capsys):
     assert "in no run's name" in capsys.readouterr().err
 
 
-def test_example_of_the_page_is_a_study(tmp_path, capsys):
+def test_example_of_the_page_is_a_study(tmp_path, capsys, monkeypatch):
     page = (CONFIG.parents[1] / "docs" / "studies.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```yaml\n(name: .+?)```", page, re.DOTALL)
-    (tmp_path / "trainer_configs").mkdir()
-    (tmp_path / "trainer_configs" / "sokoban_cpu.yaml").write_bytes((CONFIG.parent / "sokoban_cpu.yaml").read_bytes())
-    (tmp_path / "study.yaml").write_text(example)
-    assert main(["study", str(tmp_path / "study.yaml"), "--list"]) == 0
+    monkeypatch.chdir(tmp_path)
+    Path("study.yaml").write_text(example)
+    assert main(["study", "study.yaml", "--list"]) == 0
     assert capsys.readouterr().out.count("not run") == 12
+    assert list(Path().iterdir()) == [Path("study.yaml")]
+    assert read_study("study.yaml").work == tmp_path / "runs" / "studies" / "trial"
 
 
 def test_candidate_that_may_not_be_chosen_is_not_warned_of(tmp_path, capsys):
@@ -107,7 +108,7 @@ def test_two_commands_check_one_study_at_the_same_time(tmp_path, monkeypatch):
 
     monkeypatch.setattr(study_runs, "parse_run", meanwhile_another)
     assert main(["study", str(file), "--list"]) == 0
-    assert not list((tmp_path / "work").iterdir())
+    assert list(tmp_path.iterdir()) == [file]  # and leave nothing behind
 
 
 def test_start_is_made_with_the_variables_before_its_command_where_none_is_kept(tmp_path, monkeypatch):
@@ -263,11 +264,13 @@ def test_variables_of_one_cell_stay_out_of_the_others(tmp_path):
     assert dict(os.environ) == before and "MY_FLAG" not in before
 
 
-def test_results_that_cannot_be_written_are_named_before_any_run(tmp_path, begun, capsys):
+@pytest.mark.parametrize("folder", ["results", "work"])
+def test_folder_that_cannot_be_written_is_named_before_any_run(tmp_path, begun, capsys, folder):
     file = write(tmp_path, {"good": {}}, [1])
-    (tmp_path / "results").write_text("a file")
+    (tmp_path / folder).write_text("a file")
     assert main(["study", str(file)]) == 2
-    assert "cannot be written (File exists), so no run could be kept" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "cannot be written (File exists), so no run could be kept" in error and f"`{folder}` in {file}" in error
     assert begun == []
 
 

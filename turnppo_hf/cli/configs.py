@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _all_configs() -> dict[str, Path]:
-    from turnppo_hf.cli.config_files import packaged_configs
+    from turnppo_hf.evaluation.config_files import packaged_configs
 
     return {
         f"{folder}/{name}".lstrip("/"): file for folder in _FOLDERS for name, file in packaged_configs(folder).items()

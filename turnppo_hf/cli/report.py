@@ -61,13 +61,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _is_study(name: str) -> bool:
-    from turnppo_hf.cli.config_files import find_config
+    from turnppo_hf.evaluation.config_files import find_config
 
     return not Path(name).is_dir() and find_config(name, "studies").suffix in (".yaml", ".yml")
 
 
 def _write_page(names: list[str], output: Path, *, is_study: bool) -> Path:
-    from turnppo_hf.cli.config_files import find_config
+    from turnppo_hf.evaluation.config_files import find_config
     from turnppo_hf.evaluation.study.finished import FinishedRuns
     from turnppo_hf.evaluation.study.pages import write_html, write_markdown
     from turnppo_hf.evaluation.study.report import study_sections

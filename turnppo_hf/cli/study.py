@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Return 0 where every chosen run is finished, 1 where some failed or are left, 130 after Ctrl-C."""
-    from turnppo_hf.cli.config_files import find_config, near_config
     from turnppo_hf.cli.study_runs import StudyRunner
+    from turnppo_hf.evaluation.config_files import find_config, near_config
     from turnppo_hf.evaluation.study.study_file import read_study
 
     file = find_config(arguments.file, "studies")

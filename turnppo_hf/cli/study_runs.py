@@ -57,7 +57,7 @@ class StudyRunner:
 
     Raises:
         `StudyError`: `only` names no run, `workers` is below 1, or `minutes` below 0. `run` raises it where results
-            cannot be written.
+            or work cannot be written.
     """
 
     def __init__(
@@ -86,8 +86,7 @@ class StudyRunner:
         Raises:
             `StudyError`: a run that would be refused; the message names it.
         """
-        self.study.work.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.study.work, prefix="check-") as folder:  # others may check as well
+        with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "run.yaml"
             for block in self.study.blocks:
                 best = self.finished.best(block)
@@ -133,23 +132,24 @@ class StudyRunner:
             `bool`: whether every chosen run is finished.
         """
         end = None if self.minutes is None else time.monotonic() + 60 * self.minutes
-        self._check_results_folder()
+        self._check_folders()
         with left_by_signals():
             complete = all([self._run_block(block, end) for block in self.blocks])
         for name, reason in self.failed.items():
             print(f"failed: {name}: {reason}")
         return complete and not self.failed
 
-    def _check_results_folder(self) -> None:
-        try:
-            self.study.results.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.study.results):
-                pass
-        except OSError as error:
-            raise StudyError(
-                f"The folder {self.study.results} cannot be written ({error.strerror}), so no run could be kept. Make "
-                f"it writable, or name another as `results` in {self.study.path}."
-            ) from error
+    def _check_folders(self) -> None:
+        for key, folder in (("results", self.study.results), ("work", self.study.work)):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
+            except OSError as error:
+                raise StudyError(
+                    f"The folder {folder} cannot be written ({error.strerror}), so no run could be kept. Make it "
+                    f"writable, or name another as `{key}` in {self.study.path}."
+                ) from error
 
     def _run_block(self, block: Block, end: float | None) -> bool:
         best = self.finished.best(block)

@@ -18,8 +18,8 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 import yaml
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
-from turnppo_hf.cli.config_files import find_config, near_config
 from turnppo_hf.environments.names import did_you_mean
+from turnppo_hf.evaluation.config_files import find_config, near_config
 from turnppo_hf.evaluation.yaml_file import YamlFileError, read_yaml_file
 from turnppo_hf.redaction import check_unmasked, redact, remember_secrets
 from turnppo_hf.trainer.inherited_fields import describe_lacking

@@ -35,6 +35,10 @@ def method(**values):
         ({"work": None}, r"\.work must be a text, got None"),
         ({"work": ""}, r"\.work must be a text, got ''"),
         ({"name": None}, r"\.name must be a text, got None"),
+        ({"name": "../elsewhere"}, r"name: '\.\./elsewhere' is no path below the folder of runs"),
+        ({"name": "/elsewhere"}, "is no path below the folder of runs"),
+        ({"name": "a\0b"}, r"study\.yaml\.name holds a NUL character"),
+        ({"work": "a\0b"}, r"study\.yaml\.work holds a NUL character"),
         (main_with(question=None), r"main\.question must be a text, got None"),
         (main_with(claims=[{**CLAIM, "claim": True}]), r"claims\[0\]\.claim must be a text, got True"),
         (main_with(claims=[{**CLAIM, "margin": "a lot"}]), r"margin must be a number of at least 0, got 'a lot'"),
@@ -86,6 +90,24 @@ def test_file_is_read_as_strictly_as_a_config(tmp_path, text, message):
     file = write(tmp_path)
     file.write_text(text)
     with pytest.raises(StudyError, match=message):
+        read_study(file)
+
+
+@pytest.mark.parametrize("written", ["sokoban_cpu", "trainer_configs/sokoban_cpu.yaml", "here.yaml"])
+def test_config_is_found_beside_the_study_and_as_training_finds_it(tmp_path, monkeypatch, written):
+    file = write(tmp_path, {"config": written})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.yaml").write_text("model: tiny\n")
+    assert read_study(file).settings["model"] == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("written", "near"),
+    [("bsae.yaml", r"Did you mean 'base\.yaml'"), ("sokobn_cpu", "Did you mean 'sokoban_cpu'")],
+)
+def test_config_that_is_not_there_is_named_with_the_study_and_the_nearest(tmp_path, written, near):
+    file = write(tmp_path, {"config": written})
+    with pytest.raises(StudyError, match=f"study\\.yaml\\.config: {written!r} cannot be read: No such.*{near}"):
         read_study(file)
 
 

@@ -6,11 +6,12 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from turnppo_hf.distribution import config_folder
 from turnppo_hf.environments.names import did_you_mean
+from turnppo_hf.evaluation.config_files import find_config, near_config
 from turnppo_hf.evaluation.study.plan import (
     AT,
     BEST_OF,
@@ -44,7 +45,9 @@ def read_study(path: str | Path) -> Study:
 
     Args:
         path (`str` or `Path`): YAML; the paths in it are relative to its folder. Of a study inside of the installed
-            package those of results and work are relative to the working directory, as to the repository's root.
+            package those of results and work are relative to the working directory, as to the repository's root. A
+            `config` that is not there is looked for as `turnppo train` does. Without `work` runs lie in runs/studies
+            of the working directory.
 
     Raises:
         `StudyError`: a missing, unknown or wrong entry, with the nearest match.
@@ -53,7 +56,9 @@ def read_study(path: str | Path) -> Study:
     found = _read_file(file)
     _check_keys(found, _STUDY_KEYS, ("name", "protocol", "config", "results", "blocks"), str(file))
     name, protocol = (_text(found, key, str(file)) for key in ("name", "protocol"))
-    base = _with_mappings(_read_file(file.parent / _text(found, "config", str(file))))
+    if not _is_below(name):
+        raise StudyError(f"{file}.name: {name!r} is no path below the folder of runs. Choose another name.")
+    base = _with_mappings(_read_config(_text(found, "config", str(file)), file))
     base.pop("output_dir", None)
     if _RESUME in base:
         raise StudyError(f"{found['config']} sets `{_RESUME}`, but each run of a study begins anew. Remove it.")
@@ -64,14 +69,14 @@ def read_study(path: str | Path) -> Study:
         blocks.append(_read_block(title, entry, blocks, str(file)))
     _check_names(blocks, str(file))
     outputs = _outputs_of(file)
-    work = _text({"work": f"../../runs/studies/{name}", **found}, "work", str(file))
+    work = outputs / _text(found, "work", str(file)) if "work" in found else Path("runs/studies") / name
     settings = merge(base, own)
     return Study(
         path=file,
         name=name,
         protocol=protocol,
         results=(outputs / _text(found, "results", str(file))).resolve(),
-        work=(outputs / work).resolve(),
+        work=work.resolve(),
         minutes_per_run=_number(found.get("minutes_per_run", _MINUTES), f"{file}: minutes_per_run", above=0.0),
         starts=_read_starts(found.get("starts"), f"{file}: starts", settings, blocks),
         settings=settings,
@@ -217,8 +222,13 @@ def _check_names(blocks: Sequence[Block], file: str) -> None:
     for name, times in names.items():
         if times > 1:
             raise StudyError(f"{file}: two runs would be called {name!r}, of which one would be lost. Rename a value.")
-        if {"", ".", ".."} & set(name.split("/")) or PurePosixPath(name).is_absolute() or "\0" in name:
+        if not _is_below(name):
             raise StudyError(f"{file}: {name!r} is no path below the folder of results. Rename its block or value.")
+
+
+def _is_below(path: str) -> bool:
+    """Whether a path leads to a place below the folder that it is relative to."""
+    return not {"", ".", ".."} & set(path.split("/")) and "\0" not in path
 
 
 def _check_keys(found: Mapping[str, Any], known: Sequence[str], needed: Sequence[str], at: str) -> None:
@@ -233,6 +243,8 @@ def _text(found: Mapping[str, Any], key: str, at: str) -> str:
     value = found[key]
     if not isinstance(value, str | int | float) or isinstance(value, bool) or not str(value).strip():
         raise StudyError(f"{at}.{key} must be a text, got {value!r}. Write some words.")
+    if "\0" in str(value):
+        raise StudyError(f"{at}.{key} holds a NUL character, got {value!r}, which no path may. Remove it.")
     return str(value)
 
 
@@ -270,6 +282,20 @@ def _from_json(text: str) -> Any:
     except ValueError:
         return text
     return found if isinstance(found, dict) else text
+
+
+def _read_config(written: str, file: Path) -> dict[str, Any]:
+    """Read the config that all runs begin from: beside the study's file, else where `turnppo train` finds it."""
+    beside = file.parent / written
+    try:
+        return read_yaml_file(beside if beside.is_file() else find_config(written))
+    except OSError as error:
+        raise StudyError(
+            f"{file}.config: {written!r} cannot be read: {error.strerror}, so no run has settings."
+            f"{near_config(written, within=file.parent)}"
+        ) from error
+    except YamlFileError as error:
+        raise StudyError(f"{file}.config: {error}") from error
 
 
 def _read_file(file: Path) -> dict[str, Any]:

@@ -42,10 +42,17 @@ def find_config(written: str, folder: str = "") -> Path:
     return packaged_configs(folder).get(_name(path, folder), path)
 
 
-def near_config(written: str, folder: str = "") -> str:
-    """Return what follows the message that a config cannot be read: the nearest match, and where the names are."""
+def near_config(written: str, folder: str = "", within: Path = Path()) -> str:
+    """
+    Return what follows the message that a config cannot be read: the nearest match, and where the names are.
+
+    Args:
+        written (`str`): What was asked for.
+        folder (`str`, *optional*): Of the command's packaged configs.
+        within (`Path`, *optional*): Folder that a path is relative to. Defaults to the working directory.
+    """
     path = Path(written)
-    beside = [item.name for item in _yaml_files(path.parent)]
+    beside = [item.name for item in _yaml_files(within / path.parent)]
     near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.6)
     if near:
         return f" Did you mean {str(path.parent / near[0])!r}?"

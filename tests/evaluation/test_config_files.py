@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from turnppo_hf.cli.config_files import find_config, near_config, packaged_configs
 from turnppo_hf.cli.main import main
 from turnppo_hf.cli.train_arguments import parse_run
 from turnppo_hf.distribution import config_folder
+from turnppo_hf.evaluation.config_files import find_config, near_config, packaged_configs
 
 
 @pytest.fixture(autouse=True)

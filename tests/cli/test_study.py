@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,52 @@ def test_run_that_would_be_refused_is_named_before_any_starts(tmp_path, capsys):
     assert not (tmp_path / "results").exists()
     assert main(["study", str(file), "--only", "nothing"]) == 2
     assert "in no run's name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"environment_kwargs": {"num_boxs": 2}}, "has no argument 'num_boxs'. Did you mean 'num_boxes'"),
+        ({"eval_environment_kwargs": {"splt": "test"}}, "has no argument 'splt'. Did you mean 'split'"),
+        ({"environment": "sokobn"}, "Unknown environment 'sokobn'. Did you mean 'turnppo_hf/Sokoban-v0'"),
+        ({"environment_kwargs": {"size": date(2024, 1, 1)}}, "are no JSON"),
+    ],
+)
+def test_run_that_would_end_at_once_is_named_before_any_starts(tmp_path, capsys, settings, message):
+    assert main(["study", str(write(tmp_path, {"good": {}, "bad": settings}, [1])), "--list"]) == 2
+    error = capsys.readouterr().err
+    assert "study.yaml: first/bad/seed_1 cannot run." in error and message in error
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("imitate 'minigrid", "cannot be split into words: No closing quotation"),
+        ("ONE=1 imitat minigrid", "'imitat' is no command that makes an agent to start from. Did you mean 'imitate'"),
+        ("ONE=1", "'' is no command"),
+        ("push start", "'push' is no command that makes an agent"),
+    ],
+)
+def test_start_that_no_command_makes_is_named_before_any_run(tmp_path, capsys, command, message):
+    file = write(tmp_path, {"good": {"model": "start"}}, [1])
+    study = yaml.safe_load(file.read_text()) | {"starts": {"start": command}}
+    file.write_text(yaml.safe_dump(study, sort_keys=False))
+    assert main(["study", str(file), "--list"]) == 2
+    assert f"{file}: starts.start: " in (error := capsys.readouterr().err) and message in error
+
+
+def test_claim_about_equal_runs_is_refused_as_soon_as_it_is_known(tmp_path, begun, capsys):
+    file = write(tmp_path, {"tuned": {"gamma": 0.5}}, [1, 2, 3, 4, 5, 6])
+    study = yaml.safe_load(file.read_text())
+    axes = {"method": {"best": {"best_of": "first"}, "same": {"gamma": 0.5}}}
+    claims = [{"claim": "It pays", "axis": "method", "better": "best", "than": "same"}]
+    second = {"question": "And then?", "seeds": [1, 2, 3, 4, 5, 6], "axes": axes, "claims": claims}
+    file.write_text(yaml.safe_dump(study | {"blocks": study["blocks"] | {"second": second}}, sort_keys=False))
+    message = "the claim 'It pays' of the block 'second' compares 'best' with 'same', whose runs have equal settings"
+    assert main(["study", str(file)]) == 1  # the best cell was not known when the study was checked
+    assert message in capsys.readouterr().out and {name.split("/")[0] for name in begun} == {"first"}
+    assert main(["study", str(file), "--list"]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_example_of_the_page_is_a_study(tmp_path, capsys, monkeypatch):

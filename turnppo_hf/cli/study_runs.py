@@ -18,10 +18,11 @@ from statistics import fmean
 
 import yaml
 
-from turnppo_hf.cli.study_starts import prepare_start
+from turnppo_hf.cli.study_starts import check_starts, prepare_start
 from turnppo_hf.cli.train_arguments import parse_run
+from turnppo_hf.environments import find_environment
 from turnppo_hf.evaluation.study.finished import FinishedRuns
-from turnppo_hf.evaluation.study.plan import Block, PlannedRun, Study, StudyError, run_name
+from turnppo_hf.evaluation.study.plan import Block, PlannedRun, Study, StudyError, check_claims, run_name
 from turnppo_hf.evaluation.study.result import StudyResult
 from turnppo_hf.hub.processes import die_with_parent, end_process, left_by_signals
 from turnppo_hf.hub.run_record import TRAIN_CONFIG
@@ -84,8 +85,10 @@ class StudyRunner:
         Read every run's settings as `turnppo train` would, before any is started.
 
         Raises:
-            `StudyError`: a run that would be refused; the message names it.
+            `StudyError`: a run that would be refused, a claim that compares equal runs, or a start that no command
+                makes; the message names it.
         """
+        check_starts(self.study)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "run.yaml"
             for block in self.study.blocks:
@@ -100,13 +103,17 @@ class StudyRunner:
                     for run in self.study.runs(block, candidates):
                         if run.seed == block.seeds[0]:
                             self._check_run(run, file)
+                if best is not None:
+                    check_claims(self.study, block, best)
 
     def _check_run(self, run: PlannedRun, file: Path) -> None:
-        self._write_config(run, file, self._folder(run))
         try:
+            self._write_config(run, file, self._folder(run))
             with _kept_environment():
-                parse_run([str(file)])
-        except (ValueError, TypeError) as error:
+                task = parse_run([str(file)]).task
+            assert isinstance(task.environment_kwargs, dict) and isinstance(task.eval_environment_kwargs, dict)
+            find_environment(task.environment, {**task.environment_kwargs, **task.eval_environment_kwargs})
+        except (ValueError, TypeError, ImportError) as error:
             reason = str(error).replace(f"{file}: ", "")
             raise StudyError(f"{self.study.path}: {run.name} cannot run. {reason}") from error
 
@@ -155,6 +162,12 @@ class StudyRunner:
         best = self.finished.best(block)
         if best is None:
             print(f"{block.name}: left out, the block that its settings come from is not finished", flush=True)
+            return False
+        try:
+            check_claims(self.study, block, best)  # of a best cell that was not known when the study was checked
+        except StudyError as error:
+            self.failed[block.name] = str(error)
+            print(f"{block.name}: left out, {error}", flush=True)
             return False
         wanted = self._chosen(block, best)
         waiting = [run for run in wanted if not self._take_over(run)]

@@ -14,12 +14,35 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from turnppo_hf.environments.names import did_you_mean
 from turnppo_hf.evaluation.study.plan import Study, StudyError
 from turnppo_hf.evaluation.study.result import StudyResult, weights_digest
 from turnppo_hf.hub.agent_record import RECORD_FILE
 from turnppo_hf.hub.processes import die_with_parent
 
+_MAKERS = ("imitate", "train")  # commands that write an agent's folder
 _VARIABLE = re.compile(r"[A-Za-z_]\w*=")
+
+
+def check_starts(study: Study) -> None:
+    """
+    Check the commands of a study's starts, before any is needed.
+
+    Raises:
+        `StudyError`: one that cannot be read, or that makes no agent.
+    """
+    for folder, words in study.starts.items():
+        at = f"{study.path}: starts.{folder}"
+        try:
+            _, command = _variables_and_command(words)
+        except ValueError as error:
+            raise StudyError(f"{at}: {words!r} cannot be split into words: {error}. Correct its quotes.") from error
+        first = command[0] if command else ""
+        if first not in _MAKERS:
+            raise StudyError(
+                f"{at}: {first!r} is no command that makes an agent to start from.{did_you_mean(first, _MAKERS)} "
+                f"Write one of {', '.join(_MAKERS)}, with its arguments."
+            )
 
 
 def prepare_start(study: Study, folder: str, finished: Iterable[StudyResult]) -> None:

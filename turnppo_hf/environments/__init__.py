@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -80,6 +80,21 @@ def make_environment(name: str, **kwargs: Any) -> gymnasium.Env[str, str]:
     """
     check_unmasked(kwargs, "--environment_kwargs, or the arguments of make_environment")
     remember_secrets(kwargs)
+    spec = find_environment(name, kwargs)
+    with failures_as_errors(f"The environment {name!r}"):
+        environment = gymnasium.make(spec, disable_env_checker=True, **kwargs)
+        check_text_environment(environment, name)
+    return environment
+
+
+def find_environment(name: str, arguments: Iterable[str]) -> EnvSpec:
+    """
+    Find an environment's registration and check that it takes some arguments, without making it.
+
+    Args:
+        name (`str`): As of `make_environment`, which raises the same of a name and of an argument.
+        arguments (`Iterable[str]`): Their names.
+    """
     module, _, environment_id = full_id(name).rpartition(":")
     if module:
         try:
@@ -103,10 +118,10 @@ def make_environment(name: str, **kwargs: Any) -> gymnasium.Env[str, str]:
             f"{', '.join(own)}; write 'module:id' for one that a module of yours registers."
         )
     with failures_as_errors(f"The environment {name!r}"):
-        _check_arguments(spec, kwargs)
-        environment = gymnasium.make(spec, disable_env_checker=True, **kwargs)
-        check_text_environment(environment, name)
-    return environment
+        creator = _creator(spec)
+    if creator is not None:
+        check_arguments(spec.id, creator, arguments)
+    return spec
 
 
 def _own_ids() -> list[str]:
@@ -115,8 +130,3 @@ def _own_ids() -> list[str]:
 
 def _creator(spec: EnvSpec) -> Callable[..., Any] | None:
     return load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
-
-
-def _check_arguments(spec: EnvSpec, kwargs: Mapping[str, Any]) -> None:
-    if (creator := _creator(spec)) is not None:
-        check_arguments(spec.id, creator, kwargs)

@@ -1,11 +1,13 @@
 """A study's file becomes the runs that it asks for; a mistake in it is one sentence."""
 
+import json
+from datetime import date
 from pathlib import Path
 
 import pytest
 import yaml
 
-from turnppo_hf.evaluation.study.plan import StudyError, merge
+from turnppo_hf.evaluation.study.plan import StudyError, check_claims, hash_of, merge
 from turnppo_hf.evaluation.study.study_file import read_study
 
 STUDIES = Path(__file__).parents[3] / "trainer_configs" / "studies"
@@ -121,6 +123,75 @@ def test_claim_that_compares_no_two_cells_is_refused(tmp_path, changes, message)
     claims = [{**STUDY["blocks"]["main"]["claims"][0], **changes}]
     with pytest.raises(StudyError, match=message):
         read_study(write(tmp_path, {"blocks": {"main": {"claims": claims}}}))
+
+
+RATES = {"low": {"learning_rate": 1e-4}, "high": {"learning_rate": 1e-3}}
+
+
+@pytest.mark.parametrize(
+    ("axes", "claim", "message"),
+    [
+        (
+            {"rate": RATES, "method": {"turn": {}, "token": {"learning_rate": 3e-4}}},
+            {"axis": "rate", "better": "high", "than": "low", "at": {"method": "token"}},
+            "'token' of the axis 'method' sets `learning_rate` after them",
+        ),
+        (
+            {"rate": RATES, "method": {"turn": {}, "tuned": {"best_of": "tuning"}}},
+            {"axis": "rate", "better": "high", "than": "low", "at": {"method": "tuned"}},
+            "'tuned' of the axis 'method' sets `learning_rate` after them",
+        ),
+        (
+            {"method": {"turn": {}, "grpo": {}}},
+            {"axis": "method", "better": "turn", "than": "grpo"},
+            "whose runs have equal settings. The values set the same",
+        ),
+        (
+            {"method": {"high": {"learning_rate": 1e-3}, "tuned": {"best_of": "tuning", "at": {"method": "token"}}}},
+            {"axis": "method", "better": "high", "than": "tuned"},
+            None,  # another algorithm
+        ),
+        (
+            {"rate": RATES, "moves": {"1": {}, "2": {}}},
+            {"axis": "rate", "better": "high", "than": "low", "at": {"moves": 1}, "more_than_at": {"moves": 2}},
+            "compares a lead with itself",
+        ),
+        (
+            {"rate": RATES, "moves": {"1": {}, "2": {"learning_rate": 0.5}}},
+            {"axis": "rate", "better": "high", "than": "low", "at": {"moves": 1}, "more_than_at": {"moves": 2}},
+            "'2' of the axis 'moves' sets `learning_rate` after them",
+        ),
+    ],
+)
+def test_claim_about_runs_of_equal_settings_is_refused(tmp_path, axes, claim, message):
+    file = write(tmp_path)
+    text = yaml.safe_load(file.read_text())
+    text["blocks"]["main"] |= {"axes": axes, "claims": [{"claim": "X is better", **claim}]}
+    file.write_text(yaml.safe_dump(text, sort_keys=False))
+    study = read_study(file)
+    block = study.block("main")
+    best = {key: {"method": "token", "rate": "high"} for key in study.best_requests(block)}
+    if message is None:
+        check_claims(study, block, best)
+        return
+    with pytest.raises(StudyError, match="'X is better' of the block 'main'") as caught:
+        check_claims(study, block, best)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value", [{"a day": date(2024, 1, 1)}, {"of": {"a", "b"}}, {"bytes": b"a"}, {"text": "\ud800"}]
+)
+def test_settings_that_are_no_json_are_named_with_their_run(tmp_path, value):
+    study = read_study(write(tmp_path, {"settings": {"environment_kwargs": value}}))
+    run, *_ = study.runs(study.blocks[0], {})
+    with pytest.raises(StudyError, match="The settings of tuning/turn/low/seed_100 are no JSON"):
+        _ = run.settings_hash
+
+
+def test_hash_is_that_of_the_settings_as_a_file_keeps_them():
+    settings = {"environment_kwargs": {10: 1, 2: 1, "a": [1.0, None]}}
+    assert hash_of(settings) == hash_of(json.loads(json.dumps(settings)))
 
 
 @pytest.mark.parametrize("empty", ["blocks", "axes", "method"])

@@ -70,9 +70,19 @@ class PlannedRun:
 
     @property
     def settings_hash(self) -> str:
-        """Sixteen hex digits of the settings, the seed among them: equal for equal runs only."""
-        text = json.dumps(self.settings, sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        """
+        Sixteen hex digits of the settings, the seed among them: equal for equal runs only.
+
+        Raises:
+            `StudyError`: the settings are no JSON.
+        """
+        try:
+            return hash_of(self.settings)
+        except (TypeError, ValueError) as error:
+            raise StudyError(
+                f"The settings of {self.name} are no JSON ({error}), so its result could not be kept. Write in quotes "
+                "what YAML takes for a date or the like."
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -118,12 +128,18 @@ class Study:
     ) -> PlannedRun:
         settings = merge(self.settings, block.settings)
         for axis, value in cell.items():
-            chosen = block.axes[axis][value]
-            if BEST_OF in chosen:
-                key, of, _ = best_request(chosen)
-                chosen = self.cell_settings(self.block(of), best[key])
-            settings = merge(settings, chosen)
+            settings = merge(settings, self.value_settings(block, axis, value, best))
         return PlannedRun(block.name, cell, seed, {**settings, "seed": seed})
+
+    def value_settings(
+        self, block: Block, axis: str, value: str, best: Mapping[str, Mapping[str, str]]
+    ) -> Mapping[str, Any]:
+        """Return what a value of an axis sets; of a `best_of` what its best cell sets, arguments as in `runs`."""
+        chosen = block.axes[axis][value]
+        if BEST_OF not in chosen:
+            return chosen
+        key, of, _ = best_request(chosen)
+        return self.cell_settings(self.block(of), best[key])
 
     @staticmethod
     def cell_settings(block: Block, cell: Mapping[str, str]) -> dict[str, Any]:
@@ -132,6 +148,59 @@ class Study:
         for axis, value in cell.items():
             settings = merge(settings, block.axes[axis][value])
         return settings
+
+
+def hash_of(settings: Mapping[str, Any]) -> str:
+    """Return sixteen hex digits of settings, the same of those that were written as JSON and read again."""
+    text = json.dumps(json.loads(json.dumps(settings)), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check_claims(study: Study, block: Block, best: Mapping[str, Mapping[str, str]]) -> None:
+    """
+    Check that the claims of a block compare runs of different settings.
+
+    Args:
+        study ([`Study`]): What is asked for.
+        block ([`Block`]): One of its blocks.
+        best (`Mapping`): As in `Study.runs`.
+
+    Raises:
+        `StudyError`: two cells that a claim compares have equal settings.
+    """
+    hashes = {
+        frozenset(run.cell.items()): run.settings_hash for run in study.runs(block, best) if run.seed == block.seeds[0]
+    }
+    for claim in block.claims:
+        which, pairs = f"{study.path}: the claim {claim.claim!r} of the block {block.name!r}", []
+        for at in (claim.at, claim.more_than_at) if claim.more_than_at else (claim.at,):
+            cells = [frozenset({**at, claim.axis: value}.items()) for value in (claim.better, claim.than)]
+            pair = [hashes[cell] for cell in cells]
+            if pair[0] == pair[1]:
+                raise StudyError(
+                    f"{which} compares {claim.better!r} with {claim.than!r}, whose runs have equal settings. "
+                    f"{_why_equal(study, block, claim, at, best)}"
+                )
+            if pair in pairs:
+                raise StudyError(
+                    f"{which} compares a lead with itself: the runs of `at` and those of `more_than_at` have equal "
+                    "settings. Let the values of their axes set something."
+                )
+            pairs.append(pair)
+
+
+def _why_equal(
+    study: Study, block: Block, claim: Claim, at: Mapping[str, str], best: Mapping[str, Mapping[str, str]]
+) -> str:
+    """Say which axis sets again what two values of another one differ in."""
+    better, than = (study.value_settings(block, claim.axis, value, best) for value in (claim.better, claim.than))
+    differing = [key for key in {**better, **than} if better.get(key) != than.get(key)]
+    axes = list(block.axes)
+    for axis in axes[axes.index(claim.axis) + 1 :]:
+        for key in study.value_settings(block, axis, at[axis], best):
+            if key in differing:
+                return f"{at[axis]!r} of the axis {axis!r} sets `{key}` after them. Set it in one of the axes only."
+    return "The values set the same, or what the runs have without them. Give one of them a setting of its own."
 
 
 def run_name(block: str, cell: Mapping[str, str], seed: int) -> str:

@@ -13,6 +13,7 @@ from turnppo_hf.cli.main import main
 from turnppo_hf.evaluation.json_fields import write_fields
 from turnppo_hf.evaluation.study.pages import write_html, write_markdown
 from turnppo_hf.evaluation.study.report import Picture, Section, Table
+from turnppo_hf.evaluation.study.result import StudyResult
 
 
 def finish(made: Path) -> Path:
@@ -56,6 +57,19 @@ def test_episodes_are_those_that_the_run_played(run):
         ("trainer_state.json", None, "trainer_state.json cannot be read"),
         ("trainer_state.json", "[1", "trainer_state.json cannot be read"),
         ("training_config.json", "[]", "training_config.json holds no JSON object"),
+        ("training_config.json", '{"generation_batch_size": "many"}', "`generation_batch_size` is 'many', it must be"),
+        ("training_config.json", '{"generation_batch_size": [8]}', "`generation_batch_size` is [8], it must be"),
+        ("training_config.json", '{"num_iterations": -1}', "`num_iterations` is -1, it must be"),
+        ("trainer_state.json", '{"log_history": [1, 2]}', "`log_history` must be a list of objects"),
+        ("trainer_state.json", '{"log_history": null}', "`log_history` must be a list of objects"),
+        ("trainer_state.json", '{"log_history": [{"reward": 1, "step": "y"}]}', "`step` of step 1 is 'y', no number"),
+        ("trainer_state.json", '{"log_history": [{"reward": []}]}', "`reward` of step 1 is [], no number"),
+        (
+            "trainer_state.json",
+            '{"log_history": [{"reward": 1, "stop/overlong": null}]}',
+            "`stop/overlong` of step 1 is None, no number",
+        ),
+        ("trainer_state.json", "[" * 100_000, "trainer_state.json cannot be read"),
     ],
 )
 def test_damaged_run_is_named_with_its_file(run, tmp_path, capsys, name, text, message):
@@ -91,6 +105,38 @@ def test_run_without_scores_has_a_page(run, tmp_path):
     (run / "results.json").write_text(json.dumps(results))
     assert main(["report", str(run), "--output", str(tmp_path / "PAGE.HTML")]) == 0
     assert "<td>0 of 0</td>" in (tmp_path / "PAGE.HTML").read_text()
+
+
+def test_run_without_a_curve_stands_beside_one_with_a_curve(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    bare = finish(tmp_path / "bare")
+    results = json.loads((bare / "results.json").read_text())
+    (bare / "results.json").write_text(json.dumps({**results, "learning_curve": []}))
+    for runs, drawn in (([run, bare], True), ([bare], False)):
+        assert main(["report", *map(str, runs), "--output", str(tmp_path / "page.md")]) == 0
+        text = (tmp_path / "page.md").read_text()
+        assert "/bare | 1 of 1 | 0.250 |" in text and ("![" in text) is drawn
+
+
+def test_time_of_a_run_is_that_on_the_clock(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    results = json.loads((run / "results.json").read_text())
+    for duration, shown in (({"duration_s": {"training": 60.0, "total": 90.0}}, "1.5"), ({}, "-")):
+        (run / "results.json").write_text(json.dumps({**results, **duration}))
+        assert main(["report", str(run), "--output", str(tmp_path / "page.md")]) == 0
+        header, _, row = [line for line in (tmp_path / "page.md").read_text().splitlines() if line.startswith("|")]
+        assert header.endswith("| wall min |") and row.endswith(f"| {shown} |")
+
+
+def test_number_of_the_log_that_is_not_finite_is_kept_as_unknown(run, tmp_path):
+    from turnppo_hf.cli.report import _read_runs
+
+    steps = '{"log_history": [{"reward": 1, "explained_variance": NaN}, {"reward": 1, "explained_variance": 0.5}]}'
+    (run / "trainer_state.json").write_text(steps)
+    _, (read,) = _read_runs([str(run)])
+    assert read.log["explained_variance"] == [None, 0.5]
+    read.save(tmp_path / "seed_1.json")
+    assert StudyResult.from_file(tmp_path / "seed_1.json") == read
 
 
 def test_pictures_of_a_markdown_page_are_found_and_apart(tmp_path):

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.cli.test_report import finish
-from tests.evaluation.study.test_report import result
+from tests.evaluation.study.test_report import result_of
 from turnppo_hf.cli import study_runs, study_starts
 from turnppo_hf.cli.main import main
 from turnppo_hf.cli.study_runs import StudyRunner
@@ -136,8 +136,7 @@ def test_blocks_without_a_chosen_run_are_not_spoken_of(tmp_path, capsys):
     file.write_text(yaml.safe_dump(study | {"blocks": study["blocks"] | {"second": waits}}, sort_keys=False))
     runner = StudyRunner(read_study(file), only="first/good")
     (run,) = runner._chosen(runner.blocks[0], {})
-    kept = replace(result("good", "1", 1, 0.5), block="first", cell=run.cell, settings_hash=run.settings_hash)
-    kept.save(tmp_path / "results" / "first" / "good" / "seed_1.json")
+    result_of(run, 0.5).save(tmp_path / "results" / "first" / "good" / "seed_1.json")
     assert main(["study", str(file), "--only", "first/good"]) == 0  # every chosen run is finished
     assert "second" not in capsys.readouterr().out
     assert main(["study", str(file), "--list"]) == 0
@@ -196,10 +195,8 @@ def test_start_with_other_weights_than_finished_runs_had_is_refused(tmp_path, ca
     start.mkdir()
     (start / "model.safetensors").write_bytes(b"weights")
     file = write(tmp_path, {"good": {"model": str(start)}, "other": {"model": str(start), "gamma": 0.5}}, [1])
-    settings = {"model": str(start)}
     study = read_study(file)
-    hashes = {"settings": settings, "settings_hash": study.runs(study.blocks[0], {})[0].settings_hash}
-    finished = replace(result("good", "1", 1, 0.5), block="first", cell={"method": "good"}, **hashes)
+    finished = result_of(study.runs(study.blocks[0], {})[0], 0.5)
     digest = weights_digest(start)
     assert digest and not weights_digest("tiny") and not weights_digest(None)
     for known, refused in ((digest, False), ("", False), ("another", True)):
@@ -226,8 +223,7 @@ def begun(monkeypatch):
 
     def start(runner, run, lock):
         names.append(run.name)
-        made = replace(result("good", "1", run.seed, 0.5), block=run.block, cell=dict(run.cell))
-        runner.finished.keep(run, replace(made, settings_hash=run.settings_hash))
+        runner.finished.keep(run, result_of(run, 0.5))
         return study_runs._Job(run, None, Path(), Path(), lock)
 
     monkeypatch.setattr(StudyRunner, "_start", start)
@@ -252,7 +248,7 @@ def test_run_that_another_command_trains_or_has_finished_is_left_to_it(tmp_path,
     assert not runner.run()
     assert begun == [second.name]
     assert "first: 2 runs are trained by another command now" in capsys.readouterr().out  # the equal one, too
-    other.finished.keep(first, replace(runner.finished.of(second), seed=1, settings_hash=first.settings_hash))
+    other.finished.keep(first, result_of(first, 0.5))
     os.close(lock)
     assert runner.run() and begun == [second.name]  # read from its file, not trained again
     assert runner.finished.of(same)

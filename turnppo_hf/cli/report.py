@@ -108,8 +108,8 @@ def _read_runs(names: list[str]) -> tuple[tuple[Block, ...], list[StudyResult]]:
         found, config = known[str(folder)], folder / TRAIN_CONFIG
         settings = read_yaml_file(config) if config.exists() else {}
         run = PlannedRun("runs", {"run": str(folder)}, found.seed or 0, settings)
-        seconds = 0.0 if found.duration_s is None else found.duration_s.total
-        results.append(StudyResult.of_run(run, "runs", folder, wall_s=seconds, cpu_s=seconds))
+        seconds = None if found.duration_s is None else found.duration_s.total
+        results.append(StudyResult.of_run(run, "runs", folder, wall_s=seconds))
     axes: dict[str, dict[str, dict[str, object]]] = {"run": {str(result.cell["run"]): {} for result in results}}
     seeds = tuple(dict.fromkeys(result.seed for result in results))
     return (Block("runs", "Held-out scores of the runs named.", axes, seeds, {}),), results

@@ -277,7 +277,7 @@ class StudyRunner:
                 job.run, self.study.name, job.folder, wall_s=seconds, cpu_s=usage.ru_utime + usage.ru_stime
             )
             self.finished.keep(job.run, result)
-        except (ValueError, OSError) as error:
+        except (ValueError, TypeError, OSError) as error:
             self._fail(job.run, str(error))
             return True
         self._seconds.append(seconds)
@@ -310,7 +310,7 @@ class StudyRunner:
         found = self.finished.equal_to(run)
         if found is not None and self.finished.of(run) is None:
             try:
-                self.finished.keep(run, replace(found, block=run.block, cell=dict(run.cell)))
+                self.finished.keep(run, replace(found, study=self.study.name, block=run.block, cell=dict(run.cell)))
             except OSError as error:
                 self._fail(run, f"its result, that of {found.name}, cannot be kept: {error}")
         return found is not None

@@ -4,18 +4,22 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tests.evaluation.study.test_plan import write
-from tests.evaluation.study.test_report import result, summary
+from tests.evaluation.study.test_report import result, result_of, summary
 from turnppo_hf.cli.main import main
+from turnppo_hf.cli.study_runs import StudyRunner
 from turnppo_hf.evaluation.json_fields import write_fields
 from turnppo_hf.evaluation.study.finished import FinishedRuns
+from turnppo_hf.evaluation.study.plan import hash_of
 from turnppo_hf.evaluation.study.report import claims_table
 from turnppo_hf.evaluation.study.result import StudyResult
 from turnppo_hf.evaluation.study.study_file import read_study
 
+POINT = write_fields(result("turn", "1", 1, 0.5).curve[0])
 ENDS = {"turn": 0.75, "other": 0.5}
 
 
@@ -34,8 +38,7 @@ def finish(study):
     """Keep a result of every run."""
     for run in study.runs(study.blocks[0], {}):
         end = ENDS[run.cell["method"]] + 0.01 * run.seed
-        made = replace(result(run.cell["method"], "1", run.seed, end), settings_hash=run.settings_hash, cell=run.cell)
-        made.save(study.results / f"{run.name}.json")
+        result_of(run, end).save(study.results / f"{run.name}.json")
 
 
 def verdict(study):
@@ -70,13 +73,43 @@ def test_renamed_axis_takes_its_results_along(tmp_path):
     assert verdict(renamed) == ("6 of 6", "**holds**")
 
 
+def test_results_of_another_study_count_nowhere_until_they_are_taken_over(tmp_path):
+    finish(study_of(tmp_path, name="trial"))
+    study = study_of(tmp_path, name="renamed")
+    assert verdict(study) == ("0 of 6", "**not decided**") and len(FinishedRuns(study).left_out()) == 12
+    runner = StudyRunner(study, minutes=0.0)
+    assert runner.run() and verdict(study) == ("6 of 6", "**holds**")
+
+
+def test_result_with_a_masked_secret_is_read(tmp_path):
+    settings = {"hub_token": "hf_abcdefghijklmnopqrstuvwxyz"}
+    made = replace(result("turn", "1", 1, 0.5), settings=settings, settings_hash=hash_of(settings))
+    made.save(tmp_path / "seed_1.json")
+    assert StudyResult.from_file(tmp_path / "seed_1.json").settings_hash == hash_of(settings)
+
+
+def test_two_commands_keep_one_result_at_the_same_time(tmp_path, monkeypatch):
+    file, made = tmp_path / "seed_1.json", result("turn", "1", 1, 0.5)
+    replace_file = Path.replace
+
+    def meanwhile_another(beside, target):
+        monkeypatch.setattr(Path, "replace", replace_file)
+        made.save(target)
+        return replace_file(beside, target)
+
+    monkeypatch.setattr(Path, "replace", meanwhile_another)
+    made.save(file)
+    assert StudyResult.from_file(file) == made and list(tmp_path.iterdir()) == [file]
+
+
 def test_file_in_two_places_counts_once(tmp_path):
     study = study_of(tmp_path)
     finish(study)
     for place in ("a_backup", "old"):  # before and after the file itself
         shutil.copytree(study.results / "main", study.results / place)
     stale = study.results / "old" / "1" / "turn" / "seed_1.json"
-    stale.write_text(stale.read_text().replace('"settings_hash": "', '"settings_hash": "f'))
+    other = {"max_steps": 500}
+    replace(StudyResult.from_file(stale), settings=other, settings_hash=hash_of(other)).save(stale)
     assert verdict(study) == ("6 of 6", "**holds**") and len(FinishedRuns(study).planned()) == 12
     assert {name.split("/")[0] for name in FinishedRuns(study).left_out()} == {"a_backup", "old"}
 
@@ -107,6 +140,18 @@ def test_secrets_stay_out_of_results(tmp_path):
         ({"after": {**write_fields(summary(0.5)), "success_rate": 7.5}}, r"`after\.success_rate` is 7\.5"),
         ({"log": {"step": 3}}, r"`log\.step` is 3, it must be a list of numbers"),
         ({"log": {"step": ["a"]}}, "it must be a list of numbers"),
+        ({"log": {"step": [math.inf]}}, "it must be a list of numbers"),
+        ({"log": {"step": [True]}}, "it must be a list of numbers"),
+        ({"log": {"step": [10**400]}}, "it must be a list of numbers"),
+        ({"cpu_s": -5}, r"`cpu_s` is -5, it must be a number of at least 0"),
+        ({"wall_s": math.inf}, r"`wall_s` is inf"),
+        ({"cut_share": math.nan}, r"`cut_share` is nan"),
+        ({"episodes_per_step": None}, r"`episodes_per_step` is nan"),
+        ({"advantages_by_turn": [0.5, math.inf]}, r"`advantages_by_turn\[1\]` is inf"),
+        ({"settings": {"max_steps": 7}}, r"`settings_hash` is '44136fa355b3678a', it must be [0-9a-f]{16}, that of"),
+        ({"curve": [{**POINT, "success_rate": 7.5}]}, r"`curve\[0\]` is .*of a success between 0 and 1"),
+        ({"curve": [{**POINT, "mean_return": math.inf}]}, r"`curve\[0\]` is .*and a finite return"),
+        ({"curve": [{**POINT, "step": -1}]}, r"`curve\[0\]\.step` is -1"),
     ],
 )
 def test_damaged_result_is_named(tmp_path, changes, message):

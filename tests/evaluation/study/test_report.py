@@ -11,6 +11,7 @@ from turnppo_hf.evaluation.calibration import CriticJudgement, Group
 from turnppo_hf.evaluation.example import Example
 from turnppo_hf.evaluation.results import LearningPoint
 from turnppo_hf.evaluation.study.pages import write_html, write_markdown
+from turnppo_hf.evaluation.study.plan import hash_of
 from turnppo_hf.evaluation.study.report import (
     Section,
     Table,
@@ -39,7 +40,7 @@ def result(method, moves, seed, end):
         block="main",
         cell={"moves": moves, "method": method},
         seed=seed,
-        settings_hash="0",
+        settings_hash=hash_of({}),
         settings={},
         wall_s=90.0,
         cpu_s=60.0,
@@ -57,6 +58,12 @@ def result(method, moves, seed, end):
             "time/update_s": [2.0, 2.0],
         },
     )
+
+
+def result_of(run, end):
+    made = result("turn", "1", run.seed, end)
+    of = {"block": run.block, "cell": dict(run.cell), "settings": dict(run.settings)}
+    return replace(made, **of, settings_hash=run.settings_hash)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ Scale = Literal["episodes", "tokens", "seconds"]
 SCALES: dict[Scale, str] = {
     "episodes": "episodes trained on",
     "tokens": "tokens trained on, prompts included",
-    "seconds": "CPU seconds of rollouts and updates, one thread",
+    "seconds": "seconds of rollouts and updates",
 }
 _WIDTH, _HEIGHT = 7.6, 4.2
 
@@ -37,7 +37,8 @@ def draw_curves(
     Draw held-out scores over training: each run thin, the mean of a group's runs thick, with its bootstrap interval.
 
     Args:
-        groups (`Mapping[str, Sequence[StudyResult]]`): Name of a line -> its runs, one a seed.
+        groups (`Mapping[str, Sequence[StudyResult]]`): Name of a line -> its runs, one a seed; those without a curve
+            are left out.
         output (`str`): Picture to write.
         title (`str`): Of the picture.
         scale (`str`, *optional*, defaults to `"episodes"`): What the horizontal axis counts, a key of `SCALES`.
@@ -49,7 +50,9 @@ def draw_curves(
     colors = read_theme(theme)
     figure, axes = new_chart(colors, (_WIDTH, _HEIGHT))
     for (name, results), color in zip(groups.items(), itertools.cycle(colors.series), strict=False):
-        drawn = [(_positions(result, scale), result.curve_scores) for result in results]
+        drawn = [(_positions(result, scale), result.curve_scores) for result in results if result.curve]
+        if not drawn:
+            continue
         for x, y in drawn:
             axes.plot(x, y, color=color, linewidth=0.8, alpha=0.35)
         length = min(len(y) for _, y in drawn)

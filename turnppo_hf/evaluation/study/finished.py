@@ -13,8 +13,8 @@ class FinishedRuns:
     """
     The finished runs of a study.
 
-    A run is finished when a result has its name, its cell and the hash of its settings: one of other settings is none
-    of this study any more, and is counted nowhere.
+    A run is finished when a result has the study's name, and the run's name, cell and hash of settings: one of other
+    settings is none of this study any more, and is counted nowhere.
 
     Args:
         study ([`~turnppo_hf.evaluation.study.plan.Study`]): What is asked for; the files of its results are read.
@@ -38,9 +38,9 @@ class FinishedRuns:
     def of(self, run: PlannedRun) -> StudyResult | None:
         """Return the result of a run, None where it is not finished."""
         result = self.results.get(run.name)
-        if result is None or result.settings_hash != run.settings_hash or dict(result.cell) != dict(run.cell):
+        if result is None or result.study != self.study.name or dict(result.cell) != dict(run.cell):
             return None
-        return result
+        return result if result.settings_hash == run.settings_hash else None
 
     def equal_to(self, run: PlannedRun) -> StudyResult | None:
         """Return the result of any run that has the settings of this one, None where there is none."""

@@ -82,15 +82,15 @@ def study_sections(
         results (`Sequence[StudyResult]`): What was finished, in any order.
         protocol (`str`, *optional*): How its claims are judged; without one there are none.
         left_out (`Sequence[str]`, *optional*): Names of results that are those of none of the runs.
-        every_scale (`bool`, *optional*, defaults to `False`): Whether curves are drawn over episodes, tokens and CPU
+        every_scale (`bool`, *optional*, defaults to `False`): Whether curves are drawn over episodes, tokens and
             seconds, not over episodes alone.
     """
     sections = []
     if protocol:
         sections.append(Section("Claims", (protocol.strip(),), (claims_table(blocks, results),)))
     if left_out:
-        text = "Of other settings than the study has now, or of runs that it does not ask for, or whose settings come "
-        text += f"from a block that is not finished; counted nowhere: {', '.join(left_out)}."
+        text = "Of another study, of other settings than the study has now, or of runs that it does not ask for, or "
+        text += f"whose settings come from a block that is not finished; counted nowhere: {', '.join(left_out)}."
         sections.append(Section("Results left out", (text,)))
     if cut := cut_runs(results):
         names = ", ".join(sorted({f"{run.block} {' '.join(map(str, run.cell.values()))}" for run in cut}))
@@ -119,7 +119,7 @@ def cells_of(block: Block, results: Sequence[StudyResult]) -> dict[Cell, list[St
     found: dict[Cell, list[StudyResult]] = {}
     for cell in block.cells():
         runs = [item for item in results if item.block == block.name and dict(item.cell) == cell]
-        runs = [item for item in runs if item.seed in block.seeds and item.curve]
+        runs = [item for item in runs if item.seed in block.seeds]
         if runs:
             found[tuple(cell.items())] = sorted(runs, key=lambda item: item.seed)
     return found
@@ -173,6 +173,8 @@ def _lead(
 
 def cells_table(block: Block, cells: Mapping[Cell, Sequence[StudyResult]]) -> Table:
     """Return one row a cell: scores before and after with their interval, every seed, and how training looked."""
+    is_cpu_known = any(run.cpu_s is not None for runs in cells.values() for run in runs)
+    time = "CPU min" if is_cpu_known else "wall min"
     header = (
         *block.axes,
         "seeds",
@@ -181,12 +183,14 @@ def cells_table(block: Block, cells: Mapping[Cell, Sequence[StudyResult]]) -> Ta
         "each seed",
         "below start",
         *_SHOWN,
-        "CPU min",
+        time,
     )
     rows = []
     for cell, runs in cells.items():
         scores = [run.score for run in runs if run.score is not None]
         starts = [run.start for run in runs if run.start is not None]
+        spent = [run.cpu_s if is_cpu_known else run.wall_s for run in runs]
+        seconds = [each for each in spent if each is not None]
         below = sum(run.score < run.start for run in runs if run.score is not None and run.start is not None)
         rows.append(
             (
@@ -197,7 +201,7 @@ def cells_table(block: Block, cells: Mapping[Cell, Sequence[StudyResult]]) -> Ta
                 " ".join(f"{score:.2f}" for score in scores),
                 f"{below} of {len(scores)}",
                 *(_last_mean(runs, name) for name in _SHOWN.values()),
-                f"{fmean(run.cpu_s for run in runs) / 60:.1f}",
+                f"{fmean(seconds) / 60:.1f}" if seconds else "-",
             )
         )
     return Table(header, tuple(rows))
@@ -319,9 +323,9 @@ def _pictures(block: Block, cells: Mapping[Cell, Sequence[StudyResult]], scales:
         for panel, lines in panels.items():
             title = ", ".join([_heading(block.name), *(f"{axis} {value}" for axis, value in panel)])
             runs = [run for line in lines.values() for run in line]
-            charts: list[tuple[Callable[..., Path], str, str]] = [
-                (partial(draw_curves, scale=scale), scale, f"score over {scale}") for scale in scales
-            ]
+            charts: list[tuple[Callable[..., Path], str, str]] = []
+            if any(run.curve for run in runs):
+                charts += [(partial(draw_curves, scale=scale), scale, f"score over {scale}") for scale in scales]
             if any(run.calibration for run in runs):
                 charts.append((draw_calibration, "calibration", "calibration"))
             if any(run.advantages_by_turn for run in runs):

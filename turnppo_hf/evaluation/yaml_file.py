@@ -28,7 +28,9 @@ def read_yaml_file(file: Path, shown: str = "") -> dict[str, Any]:
     name = shown or str(file)
     try:
         content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise YamlFileError(f"{name} is nested too deeply to be read. Write it with fewer levels.") from error
+    except (yaml.YAMLError, *_OF_ODD_VALUES) as error:
         raise YamlFileError(f"{name} is no YAML: {' '.join(str(error).split())}.") from error
     except _SetTwice as error:
         raise YamlFileError(f"{name} sets {error}") from error
@@ -40,24 +42,31 @@ def read_yaml_file(file: Path, shown: str = "") -> dict[str, Any]:
     return content
 
 
+# what PyYAML lets through: of bytes that are no UTF-8, dates that are none, 5,000 digits, a tag on another kind
+_OF_ODD_VALUES = (ValueError, TypeError, LookupError, AttributeError)
+
+
 class _SetTwice(Exception):
     """A key of one mapping that stands in it twice."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads `1e-7` as a number, as YAML 1.2 does, and refuses a key that is set twice."""
+    """Reads `1e-7` as a number, as YAML 1.2 does, and refuses a key that is set twice and what holds itself."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        return super().construct_object(node, deep=True)  # else an alias inside of its own anchor is let through
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[Any, int] = {}
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                name, line = key.value, key.start_mark.line + 1
-                if name in lines:
+                line, names = key.start_mark.line + 1, {key.value, self.construct_object(key)}  # 1e-3 is 0.001
+                if known := names & lines.keys():
                     raise _SetTwice(
-                        f"`{name}` twice, in lines {lines[name]} and {line}, and only one of them would have an "
-                        "effect. Keep one of them."
+                        f"`{key.value}` twice, in lines {lines[known.pop()]} and {line}, and only one of them would "
+                        "have an effect. Keep one of them."
                     )
-                lines[name] = line
+                lines |= dict.fromkeys(names, line)
         return dict(super().construct_mapping(node, deep=deep))
 
 

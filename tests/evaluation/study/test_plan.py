@@ -36,7 +36,7 @@ STUDY = {
                     "tuned": {"best_of": "tuning", "at": {"method": "token"}},
                 },
             },
-            "seeds": [1, 2],
+            "seeds": [1, 2, 3, 4, 5, 6],
             "claims": [
                 {"claim": "turns beat tokens", "axis": "method", "better": "turn", "than": "tuned", "at": {"moves": 1}}
             ],
@@ -65,7 +65,7 @@ def test_runs_hold_the_settings_of_config_study_block_and_cell(tmp_path):
         "main/2/turn/seed_1",
         "main/2/tuned/seed_1",
     ]
-    assert len(runs) == 8 and runs[4].seed == 2  # whole seeds come first
+    assert len(runs) == 24 and runs[4].seed == 2  # whole seeds come first
     assert runs[1].settings == {
         "model": "tiny",
         "seed": 1,
@@ -95,7 +95,10 @@ def test_hash_is_that_of_the_settings_alone(tmp_path):
         ({"blocks": {"main": {"seeds": 3}}}, r"must be a list of integers such as \[0, 1, 2\], got 3"),
         ({"blocks": {"main": {"settings": {"seed": 3}}}}, "sets `seed`, which the study chooses"),
         ({"blocks": {"main": {"axes": {"method": {"tuned": {"best_of": "tunning"}}}}}}, "Did you mean 'tuning'"),
-        ({"blocks": {"main": {"axes": {"method": {"tuned": {"at": {"method": "tokn"}}}}}}}, "'tokn' is in no cell"),
+        (
+            {"blocks": {"main": {"axes": {"method": {"tuned": {"at": {"method": "tokn"}}}}}}},
+            "'tokn' is no value of the axis 'method'. Did you m.*'token'",
+        ),
         ({"blocks": {"main": {"axes": {"method": "turn"}}}}, "main.axes.method must be a mapping, got 'turn'"),
         ({"config": "nowhere.yaml"}, "nowhere.yaml' cannot be read"),
     ],
@@ -111,8 +114,12 @@ def test_mistake_in_a_study_is_one_sentence_with_its_place(tmp_path, changes, me
         ({"axis": "metod"}, "'metod' is no axis of the block. Did you mean 'method'"),
         ({"better": "trun"}, "'trun' is no value of the axis 'method'. Did you mean 'turn'"),
         ({"at": {}}, "leaves 'moves' open"),
-        ({"at": {"moves": 3}}, "'3' is no value of the axis 'moves'"),
-        ({"more_than_at": {"moves": 3}}, "'3' is no value of the axis 'moves'"),
+        ({"at": {"moves": "3"}}, r"at: '3' is no value of the axis 'moves'\. There are '1', '2'\."),
+        ({"more_than_at": {"moves": "3"}}, "more_than_at: '3' is no value of the axis 'moves'"),
+        ({"at": {"moves": 1e-3}}, r"0\.001 is no value of .* Write it in quotes\. There are '1', '2'\."),
+        ({"better": True}, r"True is no value of .* Write it in quotes\. There are 'turn', 'tuned'\."),
+        ({"better": None}, r"None is no value of .* Write it in quotes\."),
+        ({"than": ["turn"]}, r"\['turn'\] is no value of the axis 'method'"),
         ({"more_than_at": {"move": 2}}, "'move' is no axis of the block. Did you mean 'moves'"),
         ({"more_than_at": {"moves": 1}}, "`more_than_at` is `at`"),
         ({"measure": "fal"}, "`measure` is 'fal', so nothing is compared. Did you mean 'fall'"),

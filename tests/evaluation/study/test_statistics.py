@@ -36,7 +36,8 @@ def test_bootstrap_interval_is_narrower_than_it_says_for_few_numbers(number, sha
     found = [bootstrap_interval(rng.normal(1.0, 2.0, number).tolist()) for _ in range(500)]
     covered = sum(low <= 1.0 <= high for low, high in found) / len(found)
     assert covered == pytest.approx(share, abs=0.03)
-    assert bootstrap_interval([0.5, 0.5]) == (0.5, 0.5)
+    assert bootstrap_interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
+    assert all(math.isnan(bound) for few in ([0.5], [0.1, 0.9]) for bound in bootstrap_interval(few))
     assert bootstrap_interval([0.1, 0.9, 0.4]) == bootstrap_interval([0.1, 0.9, 0.4])
 
 

@@ -1,6 +1,7 @@
 """What is silently lost, merged or never judged in a study's file is refused, with its place."""
 
 import math
+from datetime import date
 
 import pytest
 
@@ -50,7 +51,18 @@ def method(**values):
         ({"minutes_per_run": 0}, "minutes_per_run must be a number above 0, got 0"),
         ({"minutes_per_run": None}, "minutes_per_run must be a number above 0, got None"),
         (main_with(seeds=[1, -1]), "seeds holds -1, but generators are seeded with 0 to 4294967295"),
-        (main_with(seeds=list(range(21))), "has 21 seeds, but the exact test of a claim takes 20 pairs at most"),
+        (main_with(seeds=list(range(21))), "has 21 seeds, but the exact test of a claim decides with 6 to 20"),
+        (main_with(seeds=[1, 2, 3, 4, 5]), "has 5 seeds, but the exact test of a claim decides with 6 to 20"),
+        (main_with(claims={}), r"claims must be a list, got \{\}"),
+        (main_with(claims=False), "claims must be a list, got False"),
+        (main_with(claims=[CLAIM, None]), r"claims\[1\] is empty, so there is nothing to run or to compare"),
+        (main_with(claims=[CLAIM, {**CLAIM, "claim": "Again"}]), r"claims\[1\] compares what claims\[0\] compares"),
+        ({"minutes_per_run": 10**400}, "minutes_per_run must be a number above 0, got inf"),
+        (method(tuned={"best_of": "tuning", "at": {"rate": 1e-3}}), r"0\.001 is no value of the axis 'rate'\. YAML"),
+        (method(tuned={"best_of": "tuning", "at": {"rat": "low"}}), r"block 'tuning': 'rat' is no axis .*'rate'"),
+        (main_with(axes={"method": {"turn": {}, True: {}}}), r"axes\.method has the name True, which is no text"),
+        (main_with(axes={None: {"a": {}}}), r"axes has the name None, which is no text"),
+        ({"blocks": {date(2024, 1, 1): STUDY["blocks"]["tuning"]}}, r"blocks has the name datetime\.date"),
         ({"settings": {"seed": 3}}, "settings sets `seed`, which the study chooses"),
         ({"settings": {"resume_from_checkpoint": True}}, "settings sets `resume_from_checkpoint`"),
         ({"starts": {"runs/start": "imitate X"}}, "no run has 'runs/start' as its `model`"),
@@ -84,6 +96,15 @@ def test_what_would_be_lost_is_refused(tmp_path, changes, message):
         ('axes: {1: {}, "1": {}}', "sets `1` twice"),
         ("- a list", "study.yaml must be a mapping of field names to values, got list"),
         ("a: [", "study.yaml is no YAML"),
+        ("a: {1e-3: x, 0.001: y}", "study.yaml sets `0.001` twice"),
+        ("a: {on: x, true: y}", "study.yaml sets `true` twice"),
+        ("a: &a {b: *a}", "study.yaml is no YAML: found unconstructable recursive node"),
+        ("a: &a [*a]", "study.yaml is no YAML: found unconstructable recursive node"),
+        ("a: " + "[" * 2000 + "]" * 2000, "study.yaml is nested too deeply"),
+        ("a: 2024-13-45", "study.yaml is no YAML: month must be in 1..12"),
+        ("a: " + "9" * 5000, "study.yaml is no YAML: Exceeds the limit"),
+        ("a: !!bool x", "study.yaml is no YAML"),
+        ("a: !!timestamp x", "study.yaml is no YAML"),
     ],
 )
 def test_file_is_read_as_strictly_as_a_config(tmp_path, text, message):

@@ -283,7 +283,8 @@ def _score(runs: Sequence[StudyResult]) -> str:
 
 def _mean_of(scores: Sequence[float]) -> str:
     low, high = bootstrap_interval(scores)
-    return f"**{fmean(scores):.3f}** ({low:.3f} to {high:.3f})"
+    bounds = "" if math.isnan(low) else f" ({low:.3f} to {high:.3f})"
+    return f"**{fmean(scores):.3f}**{bounds}"
 
 
 def cut_runs(results: Sequence[StudyResult]) -> list[StudyResult]:

@@ -265,5 +265,6 @@ def _columns(history: Sequence[Mapping[str, Any]]) -> dict[str, list[float | Non
     for name in LOGGED:
         values = [entry.get(name) for entry in history]
         if any(value is not None for value in values):
-            columns[name] = [round(float(value), _DIGITS) if _is_number(value) else None for value in values]
+            known = (value if _is_number(value) else None for value in values)
+            columns[name] = [None if value is None else round(float(value), _DIGITS) for value in known]
     return columns

@@ -12,7 +12,9 @@ import numpy as np
 Verdict = Literal["holds", "does not hold", "not decided"]
 
 ALPHA = 0.05
-MAX_PAIRS = 20  # of an exact test: all signs are enumerated
+MIN_PAIRS = 6  # of an exact test: fewer never reach `ALPHA` and have no interval
+MAX_PAIRS = 20  # of it: all signs are enumerated
+_LEAST = 3  # numbers of a bootstrap interval: of fewer its bounds are these numbers
 _DRAWS = 10_000
 
 
@@ -32,15 +34,18 @@ def bootstrap_interval(numbers: Sequence[float], confidence: float = 0.95) -> tu
     """
     Return the percentile bootstrap interval of a mean; equal numbers always give equal bounds.
 
-    It shows how far seeds lie apart and decides nothing: of 95 % it covers 82 to 90 with five to eight numbers.
+    It shows how far seeds lie apart and decides nothing: of 95 % it covers 82 to 90 with five to eight numbers. With
+    less than three numbers, of which it would show these alone, its bounds are NaN.
 
     Args:
-        numbers (`Sequence[float]`): At least one.
+        numbers (`Sequence[float]`): Scores, say.
         confidence (`float`, *optional*, defaults to 0.95): Of the interval.
 
     Source: Efron 1979, "Bootstrap methods: another look at the jackknife".
     """
     values = np.asarray(numbers, dtype=np.float64)
+    if len(values) < _LEAST:
+        return math.nan, math.nan
     drawn = np.random.default_rng(0).integers(len(values), size=(_DRAWS, len(values)))
     low, high = np.quantile(values[drawn].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)

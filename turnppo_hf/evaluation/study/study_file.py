@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from turnppo_hf.evaluation.study.plan import (
     merge,
     run_name,
 )
-from turnppo_hf.evaluation.study.statistics import MAX_PAIRS
+from turnppo_hf.evaluation.study.statistics import MAX_PAIRS, MIN_PAIRS
 from turnppo_hf.evaluation.yaml_file import YamlFileError, read_yaml_file
 
 _STUDY_KEYS = ("name", "protocol", "config", "results", "work", "settings", "minutes_per_run", "starts", "blocks")
@@ -35,6 +36,7 @@ _RESUME = "resume_from_checkpoint"
 _OF_THE_STUDY = ("seed", "output_dir", _RESUME)  # settings that it chooses for each run
 _MINUTES = 20.0  # that a run may take
 _MAX_SEED = 2**32 - 1
+_QUOTE = "YAML made it of what was written, as it does of 1e-3, on, off, ~ and dates. Write it in quotes."
 
 _Axes = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
@@ -122,16 +124,29 @@ def _read_block(name: str, entry: Any, before: Sequence[Block], file: str) -> Bl
     settings = _mapping(block.get("settings"), f"{at}.settings")
     _check_settings(settings, f"{at}.settings")
     seeds = _read_seeds(block["seeds"], f"{at}.seeds")
-    entries = block.get("claims") or []
-    if not isinstance(entries, list):
-        raise StudyError(f"{at}.claims must be a list, got {entries!r}.")
-    if entries and len(seeds) > MAX_PAIRS:
-        raise StudyError(
-            f"{at} has {len(seeds)} seeds, but the exact test of a claim takes {MAX_PAIRS} pairs at most, so its "
-            "claims could not be judged. Name fewer seeds."
-        )
-    claims = tuple(_read_claim(item, axes, f"{at}.claims[{number}]") for number, item in enumerate(entries))
+    claims = _read_claims(block.get("claims"), axes, seeds, at)
     return Block(name, _text(block, "question", at), axes, seeds, settings, claims)
+
+
+def _read_claims(entries: Any, axes: _Axes, seeds: Sequence[int], at: str) -> tuple[Claim, ...]:
+    if not isinstance(entries, list | None):
+        raise StudyError(f"{at}.claims must be a list, got {entries!r}. Write a dash before each claim.")
+    if entries and not MIN_PAIRS <= len(seeds) <= MAX_PAIRS:
+        raise StudyError(
+            f"{at} has {len(seeds)} seeds, but the exact test of a claim decides with {MIN_PAIRS} to {MAX_PAIRS} "
+            "pairs, so its claims would stay open. Name as many seeds, or leave the claims out."
+        )
+    claims: list[Claim] = []
+    for number, entry in enumerate(entries or ()):
+        claim = _read_claim(entry, axes, f"{at}.claims[{number}]")
+        for earlier, known in enumerate(claims):
+            if replace(known, claim=claim.claim) == claim:
+                raise StudyError(
+                    f"{at}.claims[{number}] compares what claims[{earlier}] compares, so it would be counted twice. "
+                    "Remove one of them."
+                )
+        claims.append(claim)
+    return tuple(claims)
 
 
 def _read_seeds(seeds: Any, at: str) -> tuple[int, ...]:
@@ -145,10 +160,10 @@ def _read_seeds(seeds: Any, at: str) -> tuple[int, ...]:
 
 
 def _read_claim(entry: Any, axes: _Axes, at: str) -> Claim:
-    found = _mapping(entry, at)
+    found = _filled(entry, at)
     _check_keys(found, _CLAIM_KEYS, ("claim", "axis", "better", "than"), at)
     axis, better, than = (str(found[name]) for name in ("axis", "better", "than"))
-    _check_values([(axis, better), (axis, than)], axes, at)
+    _check_values([(axis, found["better"]), (axis, found["than"])], axes, at)
     if better == than:
         raise StudyError(f"{at}: `better` and `than` are both {better!r}, so it is compared with itself. Correct one.")
     held, elsewhere = (_read_cell(found, key, axes, axis, at) for key in ("at", "more_than_at"))
@@ -164,8 +179,9 @@ def _read_claim(entry: Any, axes: _Axes, at: str) -> Claim:
 
 def _read_cell(claim: Mapping[str, Any], key: str, axes: _Axes, axis: str, at: str) -> dict[str, str]:
     """Read a value of each axis but the compared one; nothing at all where the claim names no other cell."""
-    cell = {name: str(value) for name, value in _mapping(claim.get(key), f"{at}.{key}").items()}
-    _check_values(cell.items(), axes, at)
+    found = _mapping(claim.get(key), f"{at}.{key}")
+    _check_values(found.items(), axes, f"{at}.{key}")
+    cell = {name: str(value) for name, value in found.items()}
     if axis in cell:
         raise StudyError(f"{at}: `{key}` holds {axis!r}, the axis that is compared, which has two values. Remove it.")
     missing = set(axes) - {axis} - set(cell)
@@ -176,12 +192,15 @@ def _read_cell(claim: Mapping[str, Any], key: str, axes: _Axes, axis: str, at: s
     return cell
 
 
-def _check_values(pairs: Iterable[tuple[str, str]], axes: _Axes, at: str) -> None:
+def _check_values(pairs: Iterable[tuple[str, Any]], axes: _Axes, at: str) -> None:
     for axis, value in pairs:
         if axis not in axes:
-            raise StudyError(f"{at}: {axis!r} is no axis of the block.{did_you_mean(axis, axes)}")
-        if value not in axes[axis]:
-            raise StudyError(f"{at}: {value!r} is no value of the axis {axis!r}.{did_you_mean(value, axes[axis])}")
+            hint = did_you_mean(axis, axes)
+            raise StudyError(f"{at}: {axis!r} is no axis of the block.{hint} There are {', '.join(axes)}.")
+        if not _is_name(value) or str(value) not in axes[axis]:
+            hint = did_you_mean(value, axes[axis]) if isinstance(value, str) else f" {_QUOTE}"
+            known = ", ".join(map(repr, axes[axis]))
+            raise StudyError(f"{at}: {value!r} is no value of the axis {axis!r}.{hint} There are {known}.")
 
 
 def _check_settings(settings: Mapping[str, Any], at: str, before: Sequence[Block] | None = None) -> None:
@@ -201,17 +220,15 @@ def _check_settings(settings: Mapping[str, Any], at: str, before: Sequence[Block
     if before is None:
         raise StudyError(f"{at} holds `{BEST_OF}`, which the values of an axis have alone. Move it there.")
     _check_keys(settings, (BEST_OF, AT), (BEST_OF,), at)
-    _mapping(settings.get(AT), f"{at}.{AT}")
-    _, of, held = best_request(settings)
+    held = _mapping(settings.get(AT), f"{at}.{AT}")
+    _, of, _ = best_request(settings)
     block = next((block for block in before if block.name == of), None)
     if block is None:
         hint = did_you_mean(of, [block.name for block in before])
         raise StudyError(f"{at}: `{BEST_OF}` names {of!r}, which is no block before this one.{hint}")
     if any(BEST_OF in chosen for values in block.axes.values() for chosen in values.values()):
         raise StudyError(f"{at}: the block {of!r} takes settings from another block itself. Name that one.")
-    for name, value in held.items():
-        if value not in block.axes.get(name, {}):
-            raise StudyError(f"{at}: {name}={value!r} is in no cell of the block {of!r}.")
+    _check_values(held.items(), block.axes, f"{at}.{AT}, of the block {of!r}")
 
 
 def _check_names(blocks: Sequence[Block], file: str) -> None:
@@ -236,7 +253,7 @@ def _check_keys(found: Mapping[str, Any], known: Sequence[str], needed: Sequence
         if name not in known:
             raise StudyError(f"{at}: {name!r} is no key.{did_you_mean(name, known)} Known are {', '.join(known)}.")
     if missing := [name for name in needed if name not in found]:
-        raise StudyError(f"{at} lacks `{missing[0]}`, so it is not known what is run. Add it.")
+        raise StudyError(f"{at} lacks `{missing[0]}`, so it is open what is meant. Add it.")
 
 
 def _text(found: Mapping[str, Any], key: str, at: str) -> str:
@@ -249,25 +266,35 @@ def _text(found: Mapping[str, Any], key: str, at: str) -> str:
 
 
 def _number(value: Any, at: str, *, least: float = -math.inf, above: float = -math.inf) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or value < least or value <= above:
+    try:
+        number = float(value) if type(value) in (int, float) else math.nan
+    except OverflowError:  # of an integer
+        number = value = math.inf
+    if not math.isfinite(number) or number < least or number <= above:
         bound = f" of at least {least:g}" if least > -math.inf else f" above {above:g}"
         raise StudyError(f"{at} must be a number{bound}, got {value!r}. Correct it.")
-    return float(value)
+    return number
 
 
 def _mapping(value: Any, at: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise StudyError(f"{at} must be a mapping, got {value!r}.")
+        raise StudyError(f"{at} must be a mapping, got {value!r}. Write one `name: value` a line.")
+    if wrong := [name for name in value if not _is_name(name)]:
+        raise StudyError(f"{at} has the name {wrong[0]!r}, which is no text. {_QUOTE}")
     return {str(name): entry for name, entry in value.items()}
+
+
+def _is_name(value: Any) -> bool:
+    """Whether a value of YAML is a text, or a number, which is called as Python writes it."""
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
 def _filled(value: Any, at: str) -> dict[str, Any]:
     found = _mapping(value, at)
     if not found:
-        raise StudyError(f"{at} is empty, so there is nothing to run. Name at least one.")
+        raise StudyError(f"{at} is empty, so there is nothing to run or to compare. Fill it, or remove it.")
     return found
 
 

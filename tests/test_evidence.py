@@ -69,7 +69,7 @@ def headline_rows() -> list[str]:
             name += f" ({len(scores)} of {planned} seeds)"
         if method != "turn_ppo":
             *_, difference, p, verdict = verdicts[f"headline: turn_ppo against {method}, turns 16"]
-            words = [f"{difference}, p = {p}", verdict.strip("*")]
+            words = [f"{difference}, p = {p}", verdict.bold]
         rows.append(
             f"| {name} | {fmean(scores):.2f} | {' '.join(f'{score:.2f}' for score in scores)} | {' | '.join(words)} |"
         )
@@ -159,7 +159,9 @@ def choice_rows() -> list[str]:
     """The table of docs/studies.md of what the paper says of its own choices."""
     study = read_study(ROOT / STUDY)
     rows = claims_table([study.block("paper")], results_of(study)).rows
-    return [f"| {claim} | {seeds} | {found}, p = {p} | {verdict} |" for claim, _, seeds, found, p, verdict in rows]
+    return [
+        f"| {claim} | {seeds} | {found}, p = {p} | **{verdict.bold}** |" for claim, _, seeds, found, p, verdict in rows
+    ]
 
 
 def lead_with_32_turns() -> str:

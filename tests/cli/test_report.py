@@ -107,6 +107,33 @@ def test_run_without_scores_has_a_page(run, tmp_path):
     assert "<td>0 of 0</td>" in (tmp_path / "PAGE.HTML").read_text()
 
 
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("dorkey", "Did you mean 'doorkey'"),
+        ("nope.yaml", "The package has doorkey, sokoban"),
+        ("rnu", "Did you mean 'run'"),
+        ("no/such/run", "The package has doorkey, sokoban"),
+        ("run/trainer_state.json", "The package has"),
+        ("run/train_config.yml", "Did you mean 'run/train_config.yaml'"),
+    ],
+)
+@pytest.mark.parametrize("output", ["page.md", "curve.png"])
+def test_what_is_no_run_and_no_study_is_named_with_the_nearest(run, monkeypatch, capsys, name, near, output):
+    monkeypatch.chdir(run.parent)
+    assert main(["report", name, "--output", output]) == 2
+    error = capsys.readouterr().err
+    assert f"{name!r} is no folder of a run, no results.json and no study" in error and near in error
+
+
+def test_file_in_the_place_of_the_pictures_is_named(tmp_path):
+    (tmp_path / "page").write_text("a file")
+    pictures = (Picture("a.png", "a", b""),)
+    with pytest.raises(ValueError, match="is a file, but the pictures of"):
+        write_markdown("T", [Section("S", (), (), pictures)], tmp_path / "page.md", "command")
+    assert write_markdown("T", [Section("S")], tmp_path / "page.md", "command").exists()  # it has none
+
+
 def test_run_without_a_curve_stands_beside_one_with_a_curve(run, tmp_path):
     pytest.importorskip("matplotlib")
     bare = finish(tmp_path / "bare")

@@ -61,9 +61,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _is_study(name: str) -> bool:
-    from turnppo_hf.evaluation.config_files import find_config
+    """Whether a study is named, not a run's folder or its results."""
+    from turnppo_hf.environments.names import did_you_mean
+    from turnppo_hf.evaluation.config_files import find_config, near_config
+    from turnppo_hf.evaluation.results import RESULTS_FILE
 
-    return not Path(name).is_dir() and find_config(name, "studies").suffix in (".yaml", ".yml")
+    path, file = Path(name), find_config(name, "studies")
+    if path.is_dir() or path.name == RESULTS_FILE:
+        return False
+    if file.is_file() and file.suffix in (".yaml", ".yml"):
+        return True
+    runs = [str(found.parent) for found in path.parent.glob(f"*/{RESULTS_FILE}")]
+    raise ValueError(
+        f"{name!r} is no folder of a run, no {RESULTS_FILE} and no study, so there is nothing to report."
+        f"{did_you_mean(path, runs) or near_config(name, 'studies')}"
+    )
 
 
 def _write_page(names: list[str], output: Path, *, is_study: bool) -> Path:

@@ -15,7 +15,7 @@ from turnppo_hf.cli.study_runs import StudyRunner
 from turnppo_hf.evaluation.json_fields import write_fields
 from turnppo_hf.evaluation.study.finished import FinishedRuns
 from turnppo_hf.evaluation.study.plan import hash_of
-from turnppo_hf.evaluation.study.report import claims_table
+from turnppo_hf.evaluation.study.report import Bold, claims_table
 from turnppo_hf.evaluation.study.result import StudyResult
 from turnppo_hf.evaluation.study.study_file import read_study
 
@@ -49,9 +49,9 @@ def verdict(study):
 def test_results_of_other_settings_count_nowhere(tmp_path, capsys):
     study = study_of(tmp_path)
     finish(study)
-    assert verdict(study) == ("6 of 6", "**holds**") and FinishedRuns(study).left_out() == []
+    assert verdict(study) == ("6 of 6", Bold("holds")) and FinishedRuns(study).left_out() == []
     other = study_of(tmp_path, settings={"max_steps": 500})
-    assert verdict(other) == ("0 of 6", "**not decided**")
+    assert verdict(other) == ("0 of 6", Bold("not decided"))
     assert len(FinishedRuns(other).left_out()) == 12
     pytest.importorskip("matplotlib")
     assert main(["report", str(other.path), "--output", str(tmp_path / "page.md")]) == 0
@@ -70,15 +70,15 @@ def test_renamed_axis_takes_its_results_along(tmp_path):
     assert all(finished.equal_to(run) for run in runs)  # so that `turnppo study` takes them over
     for run in runs:
         finished.keep(run, replace(finished.equal_to(run), cell=dict(run.cell)))
-    assert verdict(renamed) == ("6 of 6", "**holds**")
+    assert verdict(renamed) == ("6 of 6", Bold("holds"))
 
 
 def test_results_of_another_study_count_nowhere_until_they_are_taken_over(tmp_path):
     finish(study_of(tmp_path, name="trial"))
     study = study_of(tmp_path, name="renamed")
-    assert verdict(study) == ("0 of 6", "**not decided**") and len(FinishedRuns(study).left_out()) == 12
+    assert verdict(study) == ("0 of 6", Bold("not decided")) and len(FinishedRuns(study).left_out()) == 12
     runner = StudyRunner(study, minutes=0.0)
-    assert runner.run() and verdict(study) == ("6 of 6", "**holds**")
+    assert runner.run() and verdict(study) == ("6 of 6", Bold("holds"))
 
 
 def test_result_with_a_masked_secret_is_read(tmp_path):
@@ -110,7 +110,7 @@ def test_file_in_two_places_counts_once(tmp_path):
     stale = study.results / "old" / "1" / "turn" / "seed_1.json"
     other = {"max_steps": 500}
     replace(StudyResult.from_file(stale), settings=other, settings_hash=hash_of(other)).save(stale)
-    assert verdict(study) == ("6 of 6", "**holds**") and len(FinishedRuns(study).planned()) == 12
+    assert verdict(study) == ("6 of 6", Bold("holds")) and len(FinishedRuns(study).planned()) == 12
     assert {name.split("/")[0] for name in FinishedRuns(study).left_out()} == {"a_backup", "old"}
 
 
@@ -122,7 +122,7 @@ def test_score_that_is_no_number_is_no_pair(tmp_path):
     nothing = replace(summary(0.5), **unknown, mean_return=math.nan)
     replace(StudyResult.from_file(file), after=nothing).save(file)
     assert StudyResult.from_file(file).score is None
-    assert verdict(study) == ("5 of 6", "**not decided**")
+    assert verdict(study) == ("5 of 6", Bold("not decided"))
 
 
 def test_secrets_stay_out_of_results(tmp_path):

@@ -13,6 +13,8 @@ from turnppo_hf.evaluation.results import LearningPoint
 from turnppo_hf.evaluation.study.pages import write_html, write_markdown
 from turnppo_hf.evaluation.study.plan import hash_of
 from turnppo_hf.evaluation.study.report import (
+    Bold,
+    Picture,
     Section,
     Table,
     cells_of,
@@ -86,7 +88,7 @@ def test_table_of_cells_holds_means_over_seeds(study, results):
     row = dict(zip(table.header, table.rows[0], strict=True))
     assert row["seeds"] == "6 of 6" and row["start"] == "0.250" and row["below start"] == "1 of 6"
     ends = [0.1, 0.77, 0.78, 0.79, 0.8, 0.81]
-    assert row["end (bootstrap interval)"].startswith(f"**{sum(ends) / 6:.3f}**")
+    assert row["end (bootstrap interval)"].bold == f"{sum(ends) / 6:.3f}"
     assert row["each seed"] == "0.10 0.77 0.78 0.79 0.80 0.81"
     assert row["explained variance"] == "0.200" and row["entropy"] == "0.500" and row["turns"] == "-"
     assert row["CPU min"] == "1.0"
@@ -105,16 +107,18 @@ def test_examples_stand_with_the_critics_values(study, results):
 
 
 def test_texts_of_others_are_no_markup_on_a_page(tmp_path):
-    text = "a|b `c` *d* <b>e</b> [f](g) & \\ **h**"
-    table = Table(("mean", "said"), (("**1**", text),), quoted=("said",))
-    section = Section("Examples", (), (table,))
-    page = write_markdown("Trial", [section], tmp_path / "page.md", "command").read_text()
-    (row,) = [line for line in page.splitlines() if line.startswith("| **1**")]
-    markdown = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable("table")
-    cells = re.findall(r"<td>(.*?)</td>", markdown.render(f"| mean | said |\n|---|---|\n{row}"))
-    assert cells == ["<strong>1</strong>", escape(text, quote=False).replace('"', "&quot;")]
+    text = "a|b `c` *d* <b>e</b> [f](g) & \\ **h** _i_ j_k ![l](m)"
+    table = Table((text, "mean"), ((text, Bold(text, f" {text}")),))
+    section = Section(text, (text,), (table,), (Picture("a.png", text, b""),), prose="*Written* by the author.")
+    page = write_markdown(text, [section], tmp_path / "page.md", "command").read_text()
+    shown = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable("table").render(page)
+    cell = escape(text, quote=False)
+    assert re.findall(r"<h\d>(.*?)</h\d>", shown) == [cell, cell]
+    assert re.findall(r"<t[hd]>(.*?)</t[hd]>", shown) == [cell, "mean", cell, f"<strong>{cell}</strong> {cell}"]
+    assert f"<p>{cell}</p>" in shown and "<p><em>Written</em> by the author.</p>" in shown
+    assert f'alt="{cell}"' in shown and "j_k" in page
     page = write_html("Trial", [section], tmp_path / "page.html", "command").read_text()
-    assert f"<td><strong>1</strong></td><td>{escape(text)}</td>" in page
+    assert f"<td><strong>{escape(text)}</strong> {escape(text)}</td>" in page
 
 
 def test_critic_that_discounts_tokens_is_in_no_calibration(study, results):
@@ -127,11 +131,11 @@ def test_critic_that_discounts_tokens_is_in_no_calibration(study, results):
 
 def test_claims_are_judged_by_pairs_of_seeds(study, results):
     (row,) = claims_table(study.blocks, results).rows
-    assert row[2:] == ("6 of 6", "+0.250 (+0.250 to +0.250)", "0.031", "**holds**")
+    assert row[2:] == ("6 of 6", "+0.250 (+0.250 to +0.250)", "0.031", Bold("holds"))
     (row,) = claims_table(study.blocks, results[:-1]).rows  # one run is missing
-    assert row[2] == "5 of 6" and row[-1] == "**not decided**"
+    assert row[2] == "5 of 6" and row[-1] == Bold("not decided")
     (row,) = claims_table(study.blocks, []).rows
-    assert row[2:] == ("0 of 6", "-", "-", "**not decided**")
+    assert row[2:] == ("0 of 6", "-", "-", Bold("not decided"))
 
 
 @pytest.mark.slow
@@ -182,7 +186,7 @@ def test_runs_from_unlike_starts_are_not_compared_and_are_named(study, results):
     of = {"turn": ("a", 0.25), "tuned": ("b", 0.25)}
     unlike = [starting(run, *of[run.cell["method"]]) for run in results]
     (row, *_) = claims_table(study.blocks, unlike).rows
-    assert row[2] == "0 of 6" and row[-1] == "**not decided**"
+    assert row[2] == "0 of 6" and row[-1] == Bold("not decided")
     titles = {section.title: section for section in study_sections(study.blocks, unlike, "Protocol.")}
     assert titles["Runs from unlike starts"].paragraphs[0].endswith("start (6 runs from 0.250, 6 runs from 0.250).")
     # a result of before digests were kept is known by what it scored first
@@ -228,9 +232,9 @@ def test_lead_is_compared_with_the_lead_elsewhere(tmp_path):
     ]
     (row,) = claims_table(study.blocks, results).rows
     assert row[1] == "main: turn against tuned, moves 1 more than moves 2"
-    assert row[2:] == ("6 of 6", "+0.375 (+0.375 to +0.375)", "0.031", "**holds**")
+    assert row[2:] == ("6 of 6", "+0.375 (+0.375 to +0.375)", "0.031", Bold("holds"))
     (row,) = claims_table(study.blocks, results[:-1]).rows  # one run of the other lead is missing
-    assert row[2] == "5 of 6" and row[-1] == "**not decided**"
+    assert row[2] == "5 of 6" and row[-1] == Bold("not decided")
 
 
 def test_levels_of_blocks_that_are_alike_stand_together_in_rising_order(tmp_path):
@@ -267,7 +271,7 @@ def test_page_has_the_scores_by_level(study, results):
     assert section.tables[0].header == ("moves", "turn", "tuned")
     assert section.tables[0].rows[1] == (
         "2",
-        "**0.750**, n = 1",
-        "**0.500**, n = 1",
+        Bold("0.750", ", n = 1"),
+        Bold("0.500", ", n = 1"),
     )
     assert [picture.name for picture in section.pictures] == ["main_levels.png"]

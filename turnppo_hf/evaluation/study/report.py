@@ -39,12 +39,19 @@ _SHOWN = {
 
 
 @dataclass(frozen=True)
+class Bold:
+    """A text whose beginning is bold."""
+
+    bold: str
+    rest: str = ""
+
+
+@dataclass(frozen=True)
 class Table:
-    """A header and rows of cells, all text."""
+    """A header and rows of cells, all text in which no sign is markup."""
 
     header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    quoted: tuple[str, ...] = ()  # columns of texts from elsewhere, in which no sign is markup
+    rows: tuple[tuple[str | Bold, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -61,9 +68,10 @@ class Section:
     """A heading with what stands below it."""
 
     title: str
-    paragraphs: tuple[str, ...] = ()
+    paragraphs: tuple[str, ...] = ()  # in which no sign is markup
     tables: tuple[Table, ...] = ()
     pictures: tuple[Picture, ...] = ()
+    prose: str = ""  # stands first, as the study's author wrote it, who may have written Markdown
 
 
 def study_sections(
@@ -87,7 +95,7 @@ def study_sections(
     """
     sections = []
     if protocol:
-        sections.append(Section("Claims", (protocol.strip(),), (claims_table(blocks, results),)))
+        sections.append(Section("Claims", (), (claims_table(blocks, results),), prose=protocol.strip()))
     if left_out:
         text = "Of another study, of other settings than the study has now, or of runs that it does not ask for, or "
         text += f"whose settings come from a block that is not finished; counted nowhere: {', '.join(left_out)}."
@@ -104,13 +112,13 @@ def study_sections(
     for block in blocks:
         cells = cells_of(block, results)
         if not cells:
-            sections.append(Section(_heading(block.name), (block.question, "No run of it is finished.")))
+            sections.append(Section(_heading(block.name), ("No run of it is finished.",), prose=block.question))
             continue
         scales: list[Scale] = list(SCALES) if every_scale else ["episodes"]
         tables = [cells_table(block, cells), examples_table(block, cells)]
         tables = [table for table in tables if table.rows]
         pictures = tuple(_pictures(block, cells, scales))
-        sections.append(Section(_heading(block.name), (block.question,), tuple(tables), pictures))
+        sections.append(Section(_heading(block.name), (), tuple(tables), pictures, block.question))
     return sections
 
 
@@ -142,7 +150,7 @@ def claims_table(blocks: Sequence[Block], results: Sequence[StudyResult]) -> Tab
                 difference = f"{found.difference:+.3f}{bounds}"
                 p_value = f"{found.p_value:.3f}"
             pairs = f"{found.pairs} of {len(block.seeds)}"
-            rows.append((claim.claim, f"{block.name}: {setting}", pairs, difference, p_value, f"**{found.verdict}**"))
+            rows.append((claim.claim, f"{block.name}: {setting}", pairs, difference, p_value, Bold(found.verdict)))
     header = ("claim", "setting", "seeds", "difference (95 % interval)", "p, paired", "verdict")
     return Table(header, tuple(rows))
 
@@ -221,7 +229,7 @@ def examples_table(block: Block, cells: Mapping[Cell, Sequence[StudyResult]]) ->
             end = f"{example.stop_reason} after {example.turns}"
             rows.append((*(value for _, value in cell), str(run.seed), end, f"{example.total_reward:.2f}", *shown))
     header = ("seed", "ended, turns", "return", "first observation", "responses (the critic's value before)")
-    return Table((*block.axes, *header), tuple(rows), quoted=header[-2:])
+    return Table((*block.axes, *header), tuple(rows))
 
 
 @dataclass(frozen=True)
@@ -276,15 +284,15 @@ def _level_sections(blocks: Sequence[Block], results: Sequence[StudyResult]) -> 
     return sections
 
 
-def _score(runs: Sequence[StudyResult]) -> str:
+def _score(runs: Sequence[StudyResult]) -> str | Bold:
     scores = [run.score for run in runs if run.score is not None]
-    return f"{_mean_of(scores)}, n = {len(scores)}" if scores else "-"
+    return _mean_of(scores, f", n = {len(scores)}") if scores else "-"
 
 
-def _mean_of(scores: Sequence[float]) -> str:
+def _mean_of(scores: Sequence[float], then: str = "") -> Bold:
     low, high = bootstrap_interval(scores)
     bounds = "" if math.isnan(low) else f" ({low:.3f} to {high:.3f})"
-    return f"**{fmean(scores):.3f}**{bounds}"
+    return Bold(f"{fmean(scores):.3f}", f"{bounds}{then}")
 
 
 def cut_runs(results: Sequence[StudyResult]) -> list[StudyResult]:

@@ -198,7 +198,8 @@ def _check_values(pairs: Iterable[tuple[str, Any]], axes: _Axes, at: str) -> Non
             hint = did_you_mean(axis, axes)
             raise StudyError(f"{at}: {axis!r} is no axis of the block.{hint} There are {', '.join(axes)}.")
         if not _is_name(value) or str(value) not in axes[axis]:
-            hint = did_you_mean(value, axes[axis]) if isinstance(value, str) else f" {_QUOTE}"
+            hint = "" if isinstance(value, str | list | dict) else f" {_QUOTE}"
+            hint = did_you_mean(value, axes[axis]) or hint
             known = ", ".join(map(repr, axes[axis]))
             raise StudyError(f"{at}: {value!r} is no value of the axis {axis!r}.{hint} There are {known}.")
 

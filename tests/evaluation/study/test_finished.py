@@ -75,7 +75,7 @@ def test_renamed_axis_takes_its_results_along(tmp_path):
 
 def test_results_of_another_study_count_nowhere_until_they_are_taken_over(tmp_path):
     finish(study_of(tmp_path, name="trial"))
-    study = study_of(tmp_path, name="renamed")
+    study = study_of(tmp_path, name="renamed", work="work")
     assert verdict(study) == ("0 of 6", Bold("not decided")) and len(FinishedRuns(study).left_out()) == 12
     runner = StudyRunner(study, minutes=0.0)
     assert runner.run() and verdict(study) == ("6 of 6", Bold("holds"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -131,10 +132,16 @@ def _read_block(name: str, entry: Any, before: Sequence[Block], file: str) -> Bl
 def _read_claims(entries: Any, axes: _Axes, seeds: Sequence[int], at: str) -> tuple[Claim, ...]:
     if not isinstance(entries, list | None):
         raise StudyError(f"{at}.claims must be a list, got {entries!r}. Write a dash before each claim.")
-    if entries and not MIN_PAIRS <= len(seeds) <= MAX_PAIRS:
+    if entries and len(seeds) > MAX_PAIRS:
         raise StudyError(
-            f"{at} has {len(seeds)} seeds, but the exact test of a claim decides with {MIN_PAIRS} to {MAX_PAIRS} "
-            "pairs, so its claims would stay open. Name as many seeds, or leave the claims out."
+            f"{at} has {len(seeds)} seeds, but the exact test of a claim takes {MAX_PAIRS} pairs at most, so its "
+            "claims could not be judged. Name fewer seeds."
+        )
+    if entries and len(seeds) < MIN_PAIRS:
+        warnings.warn(
+            f"{at} has {len(seeds)} of the {MIN_PAIRS} seeds from which on the exact test of a claim decides "
+            "anything, so its claims will stay not decided. Name more seeds.",
+            stacklevel=2,
         )
     claims: list[Claim] = []
     for number, entry in enumerate(entries or ()):
@@ -198,8 +205,7 @@ def _check_values(pairs: Iterable[tuple[str, Any]], axes: _Axes, at: str) -> Non
             hint = did_you_mean(axis, axes)
             raise StudyError(f"{at}: {axis!r} is no axis of the block.{hint} There are {', '.join(axes)}.")
         if not _is_name(value) or str(value) not in axes[axis]:
-            hint = "" if isinstance(value, str | list | dict) else f" {_QUOTE}"
-            hint = did_you_mean(value, axes[axis]) or hint
+            hint = did_you_mean(value, axes[axis]) if isinstance(value, str | list | dict) else f" {_QUOTE}"
             known = ", ".join(map(repr, axes[axis]))
             raise StudyError(f"{at}: {value!r} is no value of the axis {axis!r}.{hint} There are {known}.")
 

@@ -165,7 +165,7 @@ def choice_rows() -> list[str]:
 
 
 def lead_with_32_turns() -> str:
-    """The README's sentence about the row that has too few seeds for a claim."""
+    """The sentence of docs/studies.md about the row that has too few seeds for a claim."""
     study = read_study(ROOT / STUDY)
     cells = cells_of(study.block("horizons"), results_of(study))
     scores = {method: [run.score or 0.0 for run in cells[("turns", "32"), ("method", method)]] for method in NAMES}
@@ -192,6 +192,22 @@ def lead_with_50_turns() -> str:
         leads.append(f"over {name} {lead.difference:+.3f} {interval}")
     assert "holds" not in growths  # the page says that none grows
     return f"With 50 turns it leads {'; '.join(leads)}; no claim that one grew from 16 turns holds"
+
+
+def lead_over_grpo_at_one_rate() -> str:
+    """What the README says of the lead over GRPO with 50 turns where both have Turn-PPO's rate."""
+    study = read_study(ROOT / STUDY)
+    block, results = study.block("rates"), results_of(study)
+    (claim,) = [
+        claim
+        for claim in block.claims
+        if (claim.better, claim.than, claim.at["turns"]) == ("turn_ppo_1e-3", "grpo_1e-3", "50")
+        and not claim.more_than_at
+    ]
+    lead = judge_claim(block, claim, results)
+    assert lead.pairs == len(block.seeds)
+    interval = f"({lead.low:+.3f} to {lead.high:+.3f}), p = {lead.p_value:.3f}: {lead.verdict}"
+    return f"with GRPO at 1e-3, too, {lead.difference:+.3f} {interval}"
 
 
 def told_of_50_turns() -> list[str]:
@@ -250,7 +266,8 @@ def test_readme_states_the_headline() -> None:
         assert row in (ROOT / "docs" / "paper_index.md").read_text(encoding="utf-8")
     assert verdicts_at_one_rate() in " ".join(text.split())
     assert runs_below_their_start() in " ".join(text.split())
-    assert lead_with_32_turns() in " ".join(text.split())
+    assert lead_with_32_turns() in " ".join(studies.split())
+    assert lead_over_grpo_at_one_rate() in " ".join(text.split())
     assert lead_with_50_turns() in " ".join(text.split())
     assert verdicts_that_a_lead_grows("rates") == {"not decided", "does not hold"}
     assert "o claim that a lead grows from 4 to 16 turns holds at one rate" in " ".join(text.split())

@@ -310,9 +310,10 @@ def _head_only_at(
 def _unrounded_head(critic: nn.Module) -> Iterator[None]:
     """Compute a critic's head in the dtype of its weights: autocast would round values, which advantages subtract."""
     head = head_of(unadapted(critic))
-    plain, dtype = head.forward, next(head.parameters()).dtype
+    plain = head.forward
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
+        dtype = next(head.parameters()).dtype  # here, since FSDP2 may cast weights for the forward alone
         with torch.autocast(hidden.device.type, enabled=False):
             return plain(hidden.to(dtype) if dtype.is_floating_point else hidden)
 

@@ -223,7 +223,11 @@ def told_of_50_turns() -> list[str]:
     means = [fmean(scores) for scores in zip(*pairs, strict=True)]
     tuned = [run.score or 0.0 for run in cells[("turns", "50"), ("method", "token_ppo_tuned")]]
     behind = sum(mine > other for (mine, _), other in zip(pairs, tuned, strict=True))
+    rates = cells_of(study.block("rates"), results_of(study))
+    faster = [run.score or 0.0 for run in rates[("turns", "50"), ("method_and_rate", "grpo_1e-3")]]
+    ahead = sum(mine > other for (mine, _), other in zip(pairs, faster, strict=True))
     return [
+        f"At 1e-3, too, GRPO ends at {fmean(faster):.3f}, behind Turn-PPO in {ahead} of {len(faster)} seeds",
         f"Token PPO, tuned, ends at {fmean(tuned):.3f}, behind Turn-PPO in {behind} of {len(tuned)} seeds",
         f"Turn-PPO ends at {means[0]:.3f} in the mean, GRPO at {means[1]:.3f}; in {sum(lead > 0 for lead in leads)} "
         f"of {len(leads)} seeds Turn-PPO is ahead and in {leads.count(0.0)} they are equal",

@@ -73,7 +73,8 @@ def _is_study(name: str) -> bool:
         return True
     runs = [str(found.parent) for found in path.parent.glob(f"*/{RESULTS_FILE}")]
     raise ValueError(
-        f"{name!r} is no folder of a run, no {RESULTS_FILE} and no study, so there is nothing to report."
+        f"{name!r} is no folder of a run, no {RESULTS_FILE} and no study, so there is nothing to report. `turnppo "
+        f"train` writes {RESULTS_FILE} at its end."
         f"{did_you_mean(path, runs) or near_config(name, 'studies')}"
     )
 

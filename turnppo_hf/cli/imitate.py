@@ -22,6 +22,7 @@ from turnppo_hf.cli.train_arguments import (
     HELD_OUT_SEED,
     FieldParser,
     RunConfigError,
+    check_range,
     check_seed_start,
     parse_words,
     read_json_object,
@@ -131,7 +132,8 @@ class ImitationArguments:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise RunConfigError(f"`{name}` must be between 0 and 1, got {value}: it is a share. Correct it.")
-        check_sizes("new_model", _mapping(self.new_model))
+        if self.new_model:
+            check_sizes("new_model", _mapping(self.new_model))
         for name, (value, other) in _ONLY_WITH.items():
             given, chosen = getattr(self, other), getattr(self, name)
             if given not in (None, {}) and chosen != value:
@@ -211,10 +213,7 @@ def _check_training(training: SFTConfig) -> None:
             f"`learning_rate` must be a finite number above 0, got {training.learning_rate}: weights are moved by it. "
             "Correct it."
         )
-    if not 0 <= training.seed < 2**32:
-        raise RunConfigError(
-            f"`seed` must be between 0 and {2**32 - 1}, got {training.seed}: NumPy takes no other. Correct it."
-        )
+    check_range("seed", training.seed, 0, 2**32 - 1, "NumPy takes no other")
     if training.max_steps == 0:
         raise RunConfigError(
             "`max_steps` is 0, and whole epochs would be trained, as with -1. Set a number of steps, or leave it out."

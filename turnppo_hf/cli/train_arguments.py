@@ -83,7 +83,7 @@ class TaskArguments:
             ("num_tasks", 1, MAX_TASKS, "each task is a row in memory, and without one no episode would be played"),
             ("eval_episodes", 1, MAX_TASKS, "each is a row in memory, and without one no episode would be played"),
         ):
-            _check_range(name, getattr(self, name), low, high, why)
+            check_range(name, getattr(self, name), low, high, why)
         check_seed_start(self.eval_seed_start)
         seeds_overlap = self.eval_seed_start < self.num_tasks and self.eval_seed_start + self.eval_episodes > 0
         if self.dataset is None and not self.eval_environment_kwargs and seeds_overlap:
@@ -100,10 +100,11 @@ def check_seed_start(seed: int) -> None:
     Raises:
         `RunConfigError`: no environment can be seeded with it.
     """
-    _check_range("eval_seed_start", seed, 0, 2**32 - 1, "environments are seeded with it")
+    check_range("eval_seed_start", seed, 0, 2**32 - 1, "environments are seeded with it")
 
 
-def _check_range(name: str, value: int, low: int, high: int, why: str) -> None:
+def check_range(name: str, value: int, low: int, high: int, why: str) -> None:
+    """Raise `RunConfigError` where a number is out of range; `why` says what for."""
     if not low <= value <= high:
         raise RunConfigError(
             f"`{name}` must be between {low} and {high}, got {value}: {why}. Set `{name}` to such a number."

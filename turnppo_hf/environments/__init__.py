@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
-from gymnasium.envs.registration import EnvSpec, load_env_creator
+from gymnasium.envs.registration import EnvSpec
 
 from turnppo_hf.environments.checker import check_environment
 from turnppo_hf.environments.exits import failures_as_errors
 from turnppo_hf.environments.integrations.adapt import adapt, check_text_environment
 from turnppo_hf.environments.names import did_you_mean
-from turnppo_hf.environments.reading import check_arguments
+from turnppo_hf.environments.reading import check_arguments, creator_of
 from turnppo_hf.redaction import check_unmasked, remember_secrets
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def full_id(name: str) -> str:
 def default_arguments(name: str) -> dict[str, Any]:
     """Return the arguments of one of our environments, with what they are where nothing is passed; {} of no id."""
     spec = gymnasium.registry.get(full_id(name))
-    creator = None if spec is None else _creator(spec)
+    creator = None if spec is None else creator_of(spec.entry_point)
     if spec is None or creator is None:
         return {}
     return {**{name: item.default for name, item in inspect.signature(creator).parameters.items()}, **spec.kwargs}
@@ -118,15 +118,9 @@ def find_environment(name: str, arguments: Iterable[str]) -> EnvSpec:
             f"{', '.join(own)}; write 'module:id' for one that a module of yours registers."
         )
     with failures_as_errors(f"The environment {name!r}"):
-        creator = _creator(spec)
-    if creator is not None:
-        check_arguments(spec.id, creator, arguments)
+        check_arguments(spec.id, spec.entry_point, arguments)
     return spec
 
 
 def _own_ids() -> list[str]:
     return [known for known in gymnasium.registry if known.startswith("turnppo_hf/")]
-
-
-def _creator(spec: EnvSpec) -> Callable[..., Any] | None:
-    return load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point

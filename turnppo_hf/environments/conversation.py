@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import gymnasium
 
 from turnppo_hf.environments.messages import Message, open_conversation
-from turnppo_hf.environments.reading import is_flag
+from turnppo_hf.environments.reading import is_flag, read_end
 
 TRUNCATIONS = ("task_budget", "time_limit")  # why an episode was cut: what the prompt shows, or what it does not
 # key of the record -> attribute by which an environment describes itself
@@ -196,12 +196,10 @@ def _checked_step(reply: Any) -> Reply:
             f"{_shape(reply)}. Gymnasium's five values separate a true end from a cut; one `done` flag cannot."
         )
     observation, reward, terminated, truncated, info = reply
-    for name, flag in (("terminated", terminated), ("truncated", truncated)):
-        if not is_flag(flag):
-            raise TypeError(
-                f"step() returned {name} as {flag!r:.40}, of type {type(flag).__name__}. A text such as 'False' would "
-                "count as true and end the episode. Return True or False."
-            )
+    is_over, is_cut = (
+        read_end(f"step() returned {name} as", flag, "Return True or False.")
+        for name, flag in (("terminated", terminated), ("truncated", truncated))
+    )
     if not _is_number(reward):
         raise TypeError(
             f"step() returned the reward {reward!r:.40}, of type {type(reward).__name__}. Nothing can be learned from "
@@ -218,9 +216,9 @@ def _checked_step(reply: Any) -> Reply:
             f'info["penalty"] is {penalty!r:.40}. A format penalty lowers the reward of a turn: it is finite and at '
             "most 0. Put positive amounts into the reward."
         )
-    _check_ending(bool(truncated), info)
+    _check_ending(is_cut, info)
     shown = {"role": "user", "content": observation}
-    return Reply([shown], float(reward), bool(terminated), bool(truncated), info)
+    return Reply([shown], float(reward), is_over, is_cut, info)
 
 
 def _check_ending(truncated: bool, info: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
+from gymnasium.envs.registration import load_env_creator
 from gymnasium.error import ResetNeeded
 
 from turnppo_hf.environments.names import did_you_mean
@@ -125,6 +126,26 @@ def is_flag(value: Any) -> bool:
     return isinstance(value, int | float) and value in (0, 1)
 
 
+def read_end(told: str, value: Any, advice: str) -> bool:
+    """
+    Return whether an environment says that the episode is over.
+
+    Args:
+        told (`str`): Begins the message, such as "step() returned terminated as".
+        value (`Any`): What it said.
+        advice (`str`): Ends the message.
+
+    Raises:
+        `TypeError`: it is neither true nor false.
+    """
+    if not is_flag(value):
+        raise TypeError(
+            f"{told} {value!r:.40}, of type {type(value).__name__}. A text such as 'False' would count as true and "
+            f"end the episode. {advice}"
+        )
+    return bool(value)
+
+
 def read_flag(name: str, value: object) -> bool:
     """
     Return a switch.
@@ -155,23 +176,29 @@ def read_penalty(value: object) -> float:
     return number
 
 
+def creator_of(entry_point: str | Callable[..., Any] | None) -> Callable[..., Any] | None:
+    """Return what makes a registered environment; a text names its module and class."""
+    return load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+
+
 def check_arguments(
-    owner: str, creator: Callable[..., Any], given: Iterable[str], further: Sequence[str] = ()
+    owner: str, entry_point: str | Callable[..., Any] | None, given: Iterable[str], further: Sequence[str] = ()
 ) -> None:
     """
     Check that what makes an environment takes some arguments.
 
     Args:
         owner (`str`): The environment's id.
-        creator (`Callable`): Its class, or a function.
+        entry_point (`str` or `Callable`, *optional*): Of its registration; what has none takes anything.
         given (`Iterable[str]`): Names of arguments.
         further (`Sequence[str]`, *optional*): Arguments that another one takes.
 
     Raises:
         `ValueError`: it does not take one of them; the message names the nearest one.
     """
-    parameters = inspect.signature(creator).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+    creator = creator_of(entry_point)
+    parameters = {} if creator is None else inspect.signature(creator).parameters
+    if creator is None or any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
     known = (*parameters, *further)
     for argument in given:

@@ -17,6 +17,7 @@ from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrate
 from transformers.training_args import OptimizerNames, trainer_log_levels
 
 from turnppo_hf.environments.names import did_you_mean
+from turnppo_hf.environments.reading import as_number
 from turnppo_hf.ppo.algorithms import ALGORITHMS
 from turnppo_hf.ppo.credit import WHITENING
 from turnppo_hf.ppo.losses import IMPORTANCE_SAMPLING_LEVELS, KL_ESTIMATORS, LOSS_AGGREGATIONS
@@ -368,7 +369,7 @@ def check_vllm(config: Any) -> None:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    return math.isfinite(as_number(value))
 
 
 def _describe(low: float, high: float) -> str:

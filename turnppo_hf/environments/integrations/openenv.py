@@ -15,7 +15,7 @@ import httpx2
 from gymnasium.error import ResetNeeded
 
 from turnppo_hf.environments.conversation import TRUNCATIONS
-from turnppo_hf.environments.reading import is_flag
+from turnppo_hf.environments.reading import read_end
 
 try:
     from openenv.core import EnvClient, GenericEnvClient, SyncEnvClient
@@ -161,12 +161,8 @@ class OpenEnvSession(gymnasium.Env[str, str]):
         self._client.close()
 
     def _is_over(self, result: Any) -> bool:
-        if not is_flag(result.done):
-            raise TypeError(
-                f"The OpenEnv server {self._client.base_url} returned `done` as {result.done!r:.40}. A text such as "
-                "'False' would count as true and end the episode. Let it return true or false."
-            )
-        return bool(result.done)
+        told = f"The OpenEnv server {self._client.base_url} returned `done` as"
+        return read_end(told, result.done, "Let it return true or false.")
 
     def _open(self, given: Mapping[str, Any]) -> Any:
         self._end_session()

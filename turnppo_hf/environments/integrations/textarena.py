@@ -11,7 +11,6 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.envs.registration import load_env_creator
 
 from turnppo_hf.environments.names import did_you_mean
 from turnppo_hf.environments.reading import check_arguments, check_turn
@@ -192,7 +191,5 @@ def _make(name: str, options: Mapping[str, Any]) -> Any:
             f"TextArena has no game {name!r}.{hint} Nothing else can be played. Its ids stand in "
             "textarena.envs.registration.ENV_REGISTRY."
         )
-    entry_point = ENV_REGISTRY[name].entry_point
-    creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
-    check_arguments(name, creator, options, further=["opponent"])
+    check_arguments(name, ENV_REGISTRY[name].entry_point, options, further=["opponent"])
     return make(name, **options)

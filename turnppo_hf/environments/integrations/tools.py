@@ -15,7 +15,7 @@ import numpy as np
 from turnppo_hf.environments.conversation import Conversation, Opening, Reply
 from turnppo_hf.environments.exits import describe_error
 from turnppo_hf.environments.messages import Message, open_conversation, text_of
-from turnppo_hf.environments.reading import is_flag
+from turnppo_hf.environments.reading import read_end
 from turnppo_hf.environments.time_limit import TimeIsUp
 
 _ENDS = ("done", "finished", "terminated")  # attributes, one of which is true once an episode is over
@@ -203,13 +203,8 @@ class ToolEnvironment(Conversation):
     def _is_over(self) -> bool:
         said = {name: getattr(self.environment, name, None) for name in _ENDS}
         ends = {name: end for name, end in said.items() if end is not None and not callable(end)}
-        for name, end in ends.items():
-            if not is_flag(end):
-                raise TypeError(
-                    f"`{name}` of {self.name} is {end!r:.40}, of type {type(end).__name__}. A text such as 'False' "
-                    "would count as true and end the episode. Set it to True or False."
-                )
-        return any(map(bool, ends.values()))
+        over = [read_end(f"`{name}` of {self.name} is", end, "Set it to True or False.") for name, end in ends.items()]
+        return any(over)
 
 
 def is_tool_environment(thing: object) -> bool:

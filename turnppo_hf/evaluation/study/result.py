@@ -6,13 +6,13 @@ import hashlib
 import itertools
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from turnppo_hf.environments.reading import as_number
 from turnppo_hf.evaluation.calibration import CriticJudgement, Group
 from turnppo_hf.evaluation.example import Example
 from turnppo_hf.evaluation.json_fields import NULLABLE, FieldError, read_fields, write_fields
@@ -213,8 +213,9 @@ def read_results(folder: Path) -> dict[str, StudyResult]:
     return {name: StudyResult.from_file(file) for name, file in files.items()}
 
 
-def _is_number(value: Any, least: float = -sys.float_info.max) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= sys.float_info.max
+def _is_number(value: Any, least: float = -math.inf) -> bool:
+    number = as_number(value)
+    return math.isfinite(number) and number >= least
 
 
 def _read_history(file: Path) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ notebooks:
 quickstart:
 	turnppo train trainer_configs/sokoban_cpu.yaml
 
-# writes benchmarks/README.md; takes an hour
+# writes benchmarks/README.md; a quarter of an hour on an idle machine
 bench:
 	for name in startup gae environments flops memory critics depths step threads; do python benchmarks/$$name.py --save > /dev/null || exit 1; done
 	python benchmarks/step.py --threads 2 --save > /dev/null

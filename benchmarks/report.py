@@ -256,7 +256,10 @@ def page(results: dict[str, Any]) -> str:
     blocks += [flops(results["flops"]), memory(results["memory"])]
     blocks += [critics(results["critics"], results["depths"]), rest(results)]
     blocks += [threads(results["threads"])]
-    other = "`generation.py` (vLLM), `reliability.py`, `webshop.py` and `space.py` have pages of their own in `docs/`."
+    other = (
+        "Figures of `generation.py` and `reliability.py` stand in `docs/`; `webshop.py` (a shop's times and parity), "
+        "`space.py` (the demo Space under many visitors) and `short_rows.py` (thousands of short turns) print theirs."
+    )
     return HEAD + "".join("\n" + "\n".join(block) + "\n" for block in [*blocks, [other]])
 
 

@@ -16,9 +16,11 @@ from safetensors.torch import load
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from turnppo_hf import TurnPPOAgent
+from turnppo_hf.cli import publish
 from turnppo_hf.cli.main import main
 from turnppo_hf.hub.run_record import read_run
 from turnppo_hf.models import imitation
+from turnppo_hf.trainer.checkpoints import _seal, verify
 
 pytestmark = pytest.mark.slow  # a run of training
 
@@ -179,6 +181,13 @@ def test_evaluation_is_pushed_by_its_owner_as_commit_by_a_stranger_as_pull_reque
     assert "model.safetensors" in files and "README.md" in files
 
 
+def test_token_that_may_not_write_is_told_before_the_evaluation(hub, monkeypatch):
+    run_command("push", "tiny", "alice/agent")
+    monkeypatch.setenv("HF_TOKEN", hub.tokens["alice-read"])
+    status, printed, said = run_command("evaluate", "alice/agent", "--push", "--episodes", "4")
+    assert status == 2 and "may read and not write" in said and "success" not in printed
+
+
 def test_evaluation_of_an_older_commit_is_not_pushed(hub):
     for agent in ("tiny-trained", "tiny"):
         assert run_command("push", agent, "alice/agent")[0] == 0
@@ -196,6 +205,18 @@ def test_episodes_that_cannot_be_pushed_stop_the_agent_or_are_told(hub):
     assert status == 2 and "not as a pull request" in said and ("dataset", "alice/eps") not in hub.repos
     assert run_command("push", "tiny-trained", "agent", "--episodes", "eps", "--revision", "v2")[0] == 0
     assert "README.md" in hub.files("alice/eps", repo_type="dataset", revision="v2")
+
+
+def test_secret_in_an_episode_stops_the_agent_too(hub, run, monkeypatch):
+    monkeypatch.setattr(publish, "write_dataset", lambda _, folder, **kwargs: spoil(folder, hub.token))
+    status, _, said = run_command("push", run, "alice/agent", "--episodes", "alice/eps")
+    assert status == 2 and "holds what looks like a secret" in said and hub.token not in said
+    assert not {("model", "alice/agent"), ("dataset", "alice/eps")} & set(hub.repos)
+
+
+def spoil(folder, secret):
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text(json.dumps({"observation": secret}))
 
 
 @pytest.mark.parametrize(
@@ -271,8 +292,27 @@ def test_push_takes_only_what_belongs_to_a_release(hub, run):
     (run / "secrets.env").write_text(f"HF_TOKEN={hub.token}")
     (run / "notes.txt").write_text(hub.token)
     (run / "mine.png").write_bytes(b"a picture of a section of mine")
+    private = ["notes/a.json", "ablation/model.safetensors", "wandb/run-1/files/config.yaml", "critic/old/a.json"]
+    for name in private:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_bytes(b"{}")
     assert run_command("push", run, "alice/agent")[0] == 0
-    assert hub.saw_token(hub.token) == [] and "mine.png" in hub.files("alice/agent")
+    published = set(hub.files("alice/agent"))
+    assert hub.saw_token(hub.token) == [] and "mine.png" in published and not published & set(private)
+    assert {"model.safetensors", "critic/model.safetensors", ".eval_results/turnppo.yaml"} <= published
+
+
+def test_card_and_push_of_a_checkpoint_leave_it_resumable(hub, run):
+    checkpoint = run / "checkpoint-2"
+    state = checkpoint / "trainer_state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "best_model_checkpoint": str(checkpoint)}))
+    (checkpoint / "checkpoint.json").unlink()
+    _seal(checkpoint, 2, {}, {})
+    before = state.read_bytes()
+    assert run_command("card", checkpoint)[0] == run_command("push", checkpoint, "alice/agent")[0] == 0
+    assert state.read_bytes() == before and verify(checkpoint).step == 2
+    assert json.loads(hub.files("alice/agent")["trainer_state.json"])["best_model_checkpoint"] == "checkpoint-2"
+    assert "checkpoint.json" not in hub.files("alice/agent")
 
 
 @pytest.mark.parametrize("card", [b"", b"---\nlicense: mit\n---", b"# Hello"])

@@ -260,7 +260,7 @@ def test_server_marks_what_is_a_cut_and_refuses_a_wrong_environment(tmp_path, ca
     assert main(["openenv-serve", "sokobann"]) == 2
     assert "Did you mean" in capsys.readouterr().err
     assert main(["openenv-serve", "sokoban", "--environment_kwargs", "[6]"]) == 2
-    assert "no JSON object" in capsys.readouterr().err
+    assert "must be a JSON object" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("done", "is_over"), [(True, True), (False, False), (1, True), ("False", None), (None, None)])

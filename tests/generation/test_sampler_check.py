@@ -41,6 +41,7 @@ def make(kind, dtype=torch.float32, attention=None, **changes):
 
 EXACT = [
     *(("llama", {}), ("gpt2", {}), ("opt", {}), ("gpt_neox", {}), ("falcon", {}), ("mpt", {}), ("qwen3_moe", {})),
+    ("qwen3_moe", {"output_router_logits": True}),
     ("gpt_neo", {**LOCAL, "attention_types": [[["global"], 2]]}),
     ("mistral", {"sliding_window": 8}),
     ("mistral", {"sliding_window": 64}),

@@ -7,6 +7,7 @@ import torch
 
 from tests.helpers.generators import END, PROMPTS, drain, logprobs_by_full_forward, make_model, play_turns
 from turnppo_hf.generation.transformers_generator import TransformersGenerator, _inverse_cdf
+from turnppo_hf.trajectory import GenerationError
 
 
 def make_generator(model, **changes):
@@ -29,6 +30,13 @@ def test_sampling_logprobs_over_turns_equal_a_full_forward(kind, changes):
     for prompt, completion in play_turns(make_generator(model, temperature=0.7)):
         expected = logprobs_by_full_forward(model, prompt, completion.completion_ids, 0.7)
         torch.testing.assert_close(torch.tensor(completion.sampling_logprobs), expected, atol=2e-5, rtol=1e-5)
+
+
+def test_token_beyond_the_embedding_is_named_with_what_to_do():
+    generator = make_generator(model := make_model())
+    generator.submit(0, [1, model.config.vocab_size - 1], max_new_tokens=1, seed=0)
+    with pytest.raises(GenerationError, match=r"the token \d+, and .* has \d+ rows.*resize_token_embeddings"):
+        generator.submit(1, [1, model.config.vocab_size], max_new_tokens=1, seed=0)
 
 
 def test_each_token_is_processed_once():

@@ -39,7 +39,7 @@ def results(model: str, share: float, *, checksum: str = CHECKSUM, **changes: An
         player={"kind": "agent", "batch_size": 8},
         made_with={"turnppo-hf": "0.1.0"},
         summary=summarize_outcomes(played),
-        reference={"random": summarize_outcomes(outcomes(0.1)).to_dict()},
+        reference={"random": summarize_outcomes(outcomes(0.1, tasks=len(played))).to_dict()},
         outcomes=played,
     )
     return made if not changes else PanelResults(**{**vars(made), **changes})

@@ -315,6 +315,21 @@ def test_places_of_this_machine_are_not_published(run, caplog):
     assert "`levels` is '/home/me/levels.txt', a path of this machine" in caplog.text
 
 
+def test_what_an_earlier_release_left_odd_is_told_or_passed_over(run):
+    prepare_release(run, "alice/agent")
+    card = (run / "README.md").read_text()
+    (run / "README.md").write_text(card.replace("---\n", "---\nreleased: 2025-02-30\n", 1))
+    (run / ".eval_results" / "turnppo.yaml").write_text("- date: 2025-02-30\n")
+    prepare_release(run, "alice/agent")
+    (run / "README.md").write_text(
+        re.sub(r"(?m)^datasets:\n(- .*\n)*", "", card).replace("---\n", "---\ndatasets: 5\n", 1)
+    )
+    prepare_release(run, "alice/agent")
+    (run / "README.md").write_bytes(card.encode() + "## Caf\u00e9\n".encode("latin-1"))
+    with pytest.raises(ReleaseError, match=r"README\.md is no text in UTF-8 .* Save it as UTF-8"):
+        prepare_release(run, "alice/agent")
+
+
 def test_rollout_batch_under_way_is_no_part_of_the_actor(run):
     size = read_run(run).sizes["actor"]
     shutil.copy(run / "model.safetensors", run / "rollout_0_of_1.safetensors")

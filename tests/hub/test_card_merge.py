@@ -114,3 +114,12 @@ def test_keys_of_the_user_stay_and_stale_results_go():
 def test_windows_line_ends_double_nothing():
     merged = merge_cards(NEW.replace("\n", "\r\n"), NEW)
     assert merged == merge_cards(NEW, NEW)
+
+
+def test_line_of_inline_code_hides_no_section():
+    old = NEW.replace("Ours.", "Old.").replace(
+        "## Citation", "## Notes\n\n```turnppo evaluate``` prints this.\n\n## Citation"
+    )
+    merged = merge_cards(merge_cards(old + "\n```\ncode\n```\n", NEW), NEW)
+    assert headings(merged) == ["Quick start", "Results", "Notes", "Citation"]
+    assert "Old." not in merged and "```turnppo evaluate``` prints this." in merged

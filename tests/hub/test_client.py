@@ -30,7 +30,6 @@ from turnppo_hf.hub.client import (
     with_retries,
 )
 from turnppo_hf.hub.exceptions import PushError, ReleaseError
-from turnppo_hf.hub.files import PRIVATE_FILES
 from turnppo_hf.hub.http_errors import explain, redact
 
 every_mode = pytest.mark.parametrize("hub", ["lfs", "multipart", "xet"], indirect=True)
@@ -145,6 +144,12 @@ def released(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in PUBLIC}
 
 
+def files_in(folder: Path) -> list[str]:
+    """What `upload_folder` would take of a folder by itself."""
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    return [name for name in names if not name.startswith(".cache/")]
+
+
 def push(folder: Path, repo_id: str = "alice/agent", **options: Any) -> Any:
     return push_folder(folder, repo_id, message="release", **options)
 
@@ -155,7 +160,7 @@ def test_folder_pushed_is_a_commit_without_pickles_or_private_files(hub: Hub, fo
     assert hub.files("alice/agent") == released(folder)
     newest = hub.commits("alice/agent")[0]
     assert (newest.oid, newest.title, newest.author) == (commit.oid, "release", "alice")
-    push(folder, "guild/agent", ignore_patterns=())  # the control: these files are kept back by their patterns
+    push(folder, "guild/agent", names=files_in(folder))  # the control: these files are kept back by their patterns
     assert {"training_args.bin", "optimizer.pt", "_push-2/model.safetensors"} <= set(hub.files("guild/agent"))
 
 
@@ -308,13 +313,14 @@ def test_commit_whose_answer_is_lost_is_not_made_twice(hub: Hub, folder: Path, m
 def test_checkpoint_is_pushed_in_place_of_what_was_there(hub: Hub, folder: Path) -> None:
     push(folder)
     for name in ("last", "other"):
-        push_checkpoint(folder, "alice/agent", name, message="checkpoint", ignore_patterns=PRIVATE_FILES)
+        push_checkpoint(folder, "alice/agent", name, message="checkpoint")
+    whole = {f"other/{name}" for name in files_in(folder)}
     (folder / "turnppo.json").unlink()
     push(folder)
-    push_checkpoint(folder, "alice/agent", "last", message="checkpoint", ignore_patterns=PRIVATE_FILES)
+    push_checkpoint(folder, "alice/agent", "last", message="checkpoint")
+    last = {f"last/{name}" for name in files_in(folder)}
     names = set(hub.files("alice/agent"))
-    last = {f"last/{name}" for name in PUBLIC - {"turnppo.json"}}
-    assert names == PUBLIC | {f"other/{name}" for name in PUBLIC} | last, "the control: `push_folder` deletes nothing"
+    assert names == PUBLIC | whole | last, "the control: `push_folder` deletes nothing"
 
 
 def test_offline_mode_makes_no_request(hub: Hub, folder: Path, monkeypatch: Any, waits: list[float]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 
 from tests.fake_hub.fixture import Hub
-from tests.hub.test_client import CARD, LARGE, PUBLIC, push, released, write_release
+from tests.hub.test_client import CARD, LARGE, PUBLIC, files_in, push, released, write_release
 from turnppo_hf.hub.background import stage
 from turnppo_hf.hub.client import create_repository, fetch, is_writable, read_published
 from turnppo_hf.hub.exceptions import PushError, ReleaseError
@@ -42,7 +42,7 @@ def test_fetch_takes_one_commit_by_branch_tag_and_id(hub: Hub, folder: Path) -> 
 
 
 def test_fetch_leaves_what_no_agent_needs(hub: Hub, folder: Path) -> None:
-    push(folder, ignore_patterns=())
+    push(folder, names=files_in(folder))
     names = {path.relative_to(place).as_posix() for place in [fetch("alice/agent")] for path in place.rglob("*")}
     assert names >= PUBLIC and not {name for name in names if name.endswith((".bin", ".pt", ".pth", ".parquet"))}
     assert not {name for name in names if name.startswith("checkpoint-2/")}
@@ -106,7 +106,7 @@ def test_fetch_refuses_names_that_leave_the_folder_before_a_download(hub: Hub, f
 
 def test_fetch_refuses_weights_that_are_pickles_alone(hub: Hub, folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    push(folder, ignore_patterns=("checkpoint-*", "_*", "rollout_*"))
+    push(folder, names=[name for name in files_in(folder) if "/" not in name and "rollout" not in name])
     with pytest.raises(ReleaseError, match="a pickle, which can run code"):
         fetch("alice/agent")
     assert hub.requests("/resolve/") == []
@@ -127,9 +127,12 @@ def test_read_published_tells_no_card_from_one_that_cannot_be_read(hub: Hub, fol
         read_published("alice/agent")
 
 
-def test_is_writable_for_the_owner_and_its_organisation(hub: Hub) -> None:
+def test_is_writable_where_the_hub_says_so(hub: Hub) -> None:
+    for owner, token in (("alice", hub.token), ("guild", hub.token), ("bob", hub.tokens["bob"])):
+        create_repository(f"{owner}/agent", token=token)
     assert [is_writable(f"{owner}/agent") for owner in ("alice", "guild", "bob")] == [True, True, False]
     assert is_writable("bob/agent", token=hub.tokens["bob"])
+    assert not is_writable("alice/agent", token=hub.tokens["alice-read"])
     hub.inject("whoami", status=500, times=None)
     with pytest.raises(PushError, match=r"The Hub was not asked who pushes.*the Hub fails"):
         is_writable("alice/agent")

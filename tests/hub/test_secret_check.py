@@ -83,6 +83,17 @@ def test_folder_with_a_secret_is_refused_by_file_and_key(tmp_path: Path, name: s
     check_no_secrets(tmp_path)
 
 
+def test_settings_without_values_in_a_line_of_json_are_no_secret(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"observation": "HF_TOKEN=\nWANDB_API_KEY=\nPORT=80"}) + "\n{cut")
+    check_no_secrets(tmp_path)
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"observation": f"HF_TOKEN={TOKEN}\n"}))
+    with pytest.raises(PushError, match="`observation` of line 1"):
+        check_no_secrets(tmp_path)
+    (tmp_path / "rows.jsonl").write_text(f'{{}}\n{{"token": "{TOKEN}"')  # cut
+    with pytest.raises(PushError, match="at line 2"):
+        check_no_secrets(tmp_path)
+
+
 def test_packages_models_pages_and_configs_pass(tmp_path: Path) -> None:
     for part in ("docs", "trainer_configs", "spaces_demo", "turnppo_hf"):
         check_no_secrets(ROOT / part, ignore_patterns=["*__pycache__*"])

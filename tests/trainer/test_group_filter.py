@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -23,15 +24,32 @@ def failed(group):
     return Trajectory({}, "made-up", 0, (), StopReason.ERROR, group=group, error="no")
 
 
+def never(_):
+    """Whether an episode is masked: none is."""
+    return False
+
+
 def rewards(trajectories):
     return [(item.group, item.total_reward) for item in trajectories]
 
 
 def test_difference_counts_penalties_and_leaves_failures_out():
     played = [episode(0, 1.0), episode(0, 1.0, -0.1), episode(1, 2.0), failed(1), failed(2), failed(2)]
-    assert groups_that_differ(played) == {0: True, 1: False}
-    assert equal_share(played) == 0.5
-    assert equal_share([failed(0)]) == 0.0
+    assert groups_that_differ(played, never) == {0: True, 1: False}
+    assert equal_share(played, never) == 0.5
+    assert equal_share([failed(0)], never) == 0.0
+
+
+def test_episodes_that_are_masked_make_no_difference():
+    cut = Trajectory({}, "made-up", 0, (make_turn((1,), (2,), 0.0),), StopReason.CUT_RESPONSE, group=0)
+    also_cut = Trajectory({}, "made-up", 0, (make_turn((1,), (2,), 5.0),), StopReason.CUT_RESPONSE, group=1)
+    played = [episode(0, 1.0), episode(0, 1.0), cut, also_cut, cut_of(also_cut)]
+    assert groups_that_differ(played, never) == {0: True, 1: True}
+    assert groups_that_differ(played, lambda item: item.stop_reason.is_out_of_tokens) == {0: False, 1: False}
+
+
+def cut_of(trajectory):
+    return dataclasses.replace(trajectory, turns=(make_turn((1,), (2,), 1.0),))
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 33.3, 1e4])
@@ -42,9 +60,9 @@ def test_equal_returns_on_any_scale_are_equal_to_the_log_and_to_the_credit(size)
     swinging = make_trajectory([make_turn((1,), (2,), reward) for reward in (1e3 * size, -997.0 * size)])
     better = make_trajectory([make_turn((1,), (2,), 3.1 * size)])
     equal = group_credit(stack([third, whole, swinging]), baseline="group_mean")
-    assert not equal.advantages.any() and equal_share([third, whole, swinging]) == 1.0
+    assert not equal.advantages.any() and equal_share([third, whole, swinging], never) == 1.0
     differs = group_credit(stack([third, better]), baseline="group_mean")
-    assert differs.advantages.any() and equal_share([third, better]) == 0.0
+    assert differs.advantages.any() and equal_share([third, better], never) == 0.0
 
 
 def test_equal_groups_are_replaced_in_their_place_by_groups_with_a_spread():
@@ -57,18 +75,18 @@ def test_equal_groups_are_replaced_in_their_place_by_groups_with_a_spread():
         dull = [episode(base, 5.0), episode(base, 5.0)]
         return [*dull, episode(base + 1, 0.0), episode(base + 1, attempt + 1.0)][: 2 * count]
 
-    current, replaced = replace_equal_groups(batch, play, attempts=1)
+    current, replaced = replace_equal_groups(batch, play, 1, never)
     assert asked == [(0, 2)] and replaced == 1
     assert rewards(current) == [(11, 0.0), (11, 1.0), (1, 0.0), (1, 1.0), (2, 0.0), (2, 0.0)]
     asked.clear()
-    current, replaced = replace_equal_groups(batch, play, attempts=3)
+    current, replaced = replace_equal_groups(batch, play, 3, never)
     assert asked == [(0, 2), (1, 1), (2, 1)] and replaced == 1  # bounded, where what is played is equal again
     assert len(current) == len(batch)
 
 
 def test_nothing_further_is_played_where_every_group_teaches():
     batch = [episode(0, 1.0), episode(0, 0.0)]
-    assert replace_equal_groups(batch, lambda *_: pytest.fail("played"), attempts=5) == (batch, 0)
+    assert replace_equal_groups(batch, lambda *_: pytest.fail("played"), 5, never) == (batch, 0)
 
 
 class Sorted(CountingEnvironment):

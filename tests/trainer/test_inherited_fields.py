@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import os
 from collections.abc import Callable
 from dataclasses import fields
@@ -82,6 +83,8 @@ def test_values_that_ask_for_what_happens_anyway_are_taken() -> None:
     made = config(accelerator_config={}, neftune_noise_alpha=0, include_num_input_tokens_seen=False)
     again = TurnPPOConfig(**{item.name: getattr(made, item.name) for item in fields(made) if item.init})
     assert again.to_dict() == made.to_dict()
+    saved = json.loads(made.to_json_string())  # training_config.json
+    assert TurnPPOConfig(**saved).to_dict() == made.to_dict()
 
 
 @pytest.mark.parametrize("name", sorted(LACKING))

@@ -9,6 +9,7 @@ import pytest
 
 from tests.helpers.tiny import config_for, make_trajectory, make_turn
 from turnppo_hf.rollout.worker import RolloutTiming
+from turnppo_hf.trainer.metrics import checked_names
 from turnppo_hf.trainer.training_log import TrainingLog
 
 
@@ -35,3 +36,14 @@ def test_environments_are_told_apart_in_batches_that_hold_one_of_them():
         log.add_rollout(played, RolloutTiming(), 1.0, {})
     entry = log.take()
     assert (entry["reward/a"], entry["reward/b"]) == (1.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    "name", ["reward", "loss", "num_tokens", "epoch", "value/turn_3", "stop/solved", "rewards/f/mean"]
+)
+def test_reward_function_that_logs_a_figure_of_the_run_is_refused(name):
+    with pytest.raises(ValueError, match=f"logs '{name}'.* such as \"mine/{name}\""):
+        TrainingLog(config_for()).add_rollout(
+            [make_trajectory([make_turn((1,), (2,))])], RolloutTiming(), 1.0, {name: 1.0}
+        )
+    assert checked_names({"judged": 1.0, f"mine/{name}": 2.0}) == {"judged": 1.0, f"mine/{name}": 2.0}

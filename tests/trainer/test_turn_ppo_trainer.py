@@ -6,7 +6,7 @@ import inspect
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForTokenClassification
+from transformers import AutoModelForTokenClassification, TrainerCallback
 from trl import GRPOTrainer
 
 from tests.helpers.scripted import CountingEnvironment
@@ -245,9 +245,25 @@ def test_truncation_is_bootstrapped_by_stop_reason(make_trainer):
         reasons = {trajectory.stop_reason for trajectory in trainer._last_trajectories}
         assert (StopReason.TURN_LIMIT in reasons) is bootstraps
         assert bool(trainer._rollout.batch.bootstrap_mask.any()) is bootstraps
-    trainer = make_trainer(max_turns=1, max_steps=1, bootstrap_truncated=False)
-    trainer.train()
-    assert not trainer._rollout.batch.bootstrap_mask.any()
+    without_critic = {"algorithm": "grpo", "num_generations": 4, "context": "last"}
+    for changes in ({"bootstrap_truncated": False}, without_critic):
+        trainer = make_trainer(max_turns=1, max_steps=1, **changes)
+        trainer.train()
+        assert not trainer._rollout.batch.bootstrap_mask.any()
+        assert trainer.state.log_history[0]["episodes/bootstrapped_share"] == 0.0
+        assert trainer._rollout.batch.completion_mask.any(1).all(), "no row is computed for nothing"
+
+
+def test_sampler_that_a_callback_changes_is_refused(make_trainer):
+    class Anneal(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            args.temperature = 0.5
+
+    trainer = make_trainer()
+    trainer.add_callback(Anneal())
+    with pytest.raises(ValueError, match=r"`temperature` was 1\.0 when the trainer was made and is 0\.5 now"):
+        trainer.train()
+    assert trainer.state.global_step == 1
 
 
 def test_value_model_is_used_and_checked(make_trainer, tiny_actor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ MODEL_HELP = (
 )
 
 _DECIDE_THE_SPLIT = {"split_by", "num_products"}  # arguments of our worlds, beside `split`
+
+
+class RunConfigError(ValueError):
+    """A config file or a flag that cannot be understood."""
 
 
 @dataclass(frozen=True)
@@ -84,15 +89,15 @@ def warn_of_seen_levels(environment: str, kwargs: Mapping[str, Any], held_out: M
         )
 
 
-def check_seed(flag: str, seed: int) -> None:
+def check_seed(seed: int) -> None:
     """
-    Check the seed of an environment.
+    Check `--seed`, of an environment.
 
     Raises:
         `ValueError`: Gymnasium refuses it.
     """
     if seed < 0:
-        raise ValueError(f"{flag} must be at least 0, got {seed}: environments take no other seed. Correct it.")
+        raise ValueError(f"--seed must be at least 0, got {seed}: environments take no other seed. Correct it.")
 
 
 def check_port(port: int) -> None:
@@ -106,10 +111,28 @@ def check_port(port: int) -> None:
         raise ValueError(f"--port must be from 1 to 65535, got {port}: nothing could be served there. Name another.")
 
 
+def read_json_object(name: str, value: Mapping[str, Any] | str | None) -> dict[str, Any]:
+    """
+    Read a dictionary that may be written as JSON.
+
+    Raises:
+        `RunConfigError`: it is no JSON object.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise RunConfigError(
+                f"`{name}` is no JSON: {error}. It is read as a JSON object. Write for example "
+                f"--{name} '{{\"size\": 5}}', in single quotes."
+            ) from error
+    if not isinstance(value, Mapping | None):
+        raise RunConfigError(f'`{name}` must be a JSON object such as {{"size": 5}}, got {value!r}.')
+    return dict(value or {})
+
+
 def environment_of(agent: TurnPPOAgent, arguments: argparse.Namespace) -> tuple[str, partial[gymnasium.Env]]:
     """Take the environment from the flags, else from the model's record."""
-    from turnppo_hf.cli.train_arguments import read_json_object
-
     return agent.environment(
         arguments.environment, **read_json_object("environment_kwargs", arguments.environment_kwargs)
     )

@@ -6,13 +6,12 @@ import argparse
 import importlib
 import os
 import platform
-from importlib import metadata
 
 from packaging.markers import Marker
 from packaging.requirements import Requirement
 
 from turnppo_hf.cli.common import Diagnosis, columns
-from turnppo_hf.distribution import DISTRIBUTION, declared, is_tried, range_of
+from turnppo_hf.distribution import DISTRIBUTION, declared, installed_version, is_tried, range_of
 
 _EXTRAS = {  # extra -> what it is for
     "vllm": "sampling with vLLM (use_vllm: true)",
@@ -79,9 +78,8 @@ def diagnose() -> Diagnosis:
 def _state(requirement: Requirement) -> tuple[tuple[str, str, str], bool]:
     name, tried = requirement.name, f"tried with {range_of(requirement)}"
     install = f'pip install "{name}{range_of(requirement)}"'
-    try:
-        installed = metadata.version(name)
-    except metadata.PackageNotFoundError:
+    installed = installed_version(name)
+    if installed is None:
         return (name, "missing", f"{tried}: {install}"), False
     if is_tried(requirement, installed):
         return (name, installed, tried), True
@@ -108,13 +106,7 @@ def _belongs(marker: Marker, extra: str) -> bool:
 
 def _installed(name: str) -> bool:
     # vLLM's CPU build is a distribution of its own
-    for candidate in (name, f"{name}-cpu"):
-        try:
-            metadata.version(candidate)
-        except metadata.PackageNotFoundError:
-            continue
-        return True
-    return False
+    return any(installed_version(candidate) is not None for candidate in (name, f"{name}-cpu"))
 
 
 def _devices() -> list[tuple[str, str, str]]:

@@ -9,7 +9,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from turnppo_hf.cli.common import MODEL_HELP, add_environment, check_seed, environment_of, hide_loading_bars
+from turnppo_hf.cli.common import (
+    MODEL_HELP,
+    add_environment,
+    check_seed,
+    environment_of,
+    hide_loading_bars,
+    read_json_object,
+)
 from turnppo_hf.cli.players import AgentPlayer, EndpointPlayer, add_player, check_player
 
 if TYPE_CHECKING:
@@ -40,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     hide_loading_bars()
     check_player(arguments)
     if arguments.seed is not None:
-        check_seed("--seed", arguments.seed)
+        check_seed(arguments.seed)
     if arguments.temperature is not None and not 0 <= arguments.temperature < math.inf:
         raise ValueError(
             f"--temperature must be 0 (greedy) or positive and finite, got {arguments.temperature}: nothing could be "
@@ -67,7 +74,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     """Play episodes of seeds, or of a run's own held-out tasks."""
     from tqdm import tqdm
 
-    from turnppo_hf.cli.train_arguments import HELD_OUT_SEED, read_json_object
+    from turnppo_hf.cli.train_arguments import HELD_OUT_SEED
     from turnppo_hf.evaluation.calibration import judge_critic
     from turnppo_hf.evaluation.json_fields import write_fields
     from turnppo_hf.evaluation.summary import count_openings, reference_players, summarize

@@ -17,15 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, s
 from trl import SFTConfig
 
 from turnppo_hf.agent import TurnPPOAgent
-from turnppo_hf.cli.common import hide_loading_bars, warn_of_seen_levels
+from turnppo_hf.cli.common import RunConfigError, hide_loading_bars, read_json_object, warn_of_seen_levels
 from turnppo_hf.cli.train_arguments import (
     HELD_OUT_SEED,
     FieldParser,
-    RunConfigError,
     check_range,
     check_seed_start,
     parse_words,
-    read_json_object,
 )
 from turnppo_hf.environments import full_id, make_environment
 from turnppo_hf.environments.conversation import TextEnvironment, warn_of_lost_rules

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from functools import partial
 
-from turnppo_hf.cli.common import check_port
+from turnppo_hf.cli.common import check_port, read_json_object
 from turnppo_hf.environments import make_environment
 from turnppo_hf.environments.exits import close_unused
 from turnppo_hf.environments.reading import read_count
@@ -34,16 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     most = read_count("max_sessions", arguments.max_sessions)
     from turnppo_hf.environments.integrations.openenv_server import serve
 
-    text = arguments.environment_kwargs or "{}"
-    try:
-        kwargs = json.loads(text)
-    except json.JSONDecodeError as error:
-        kwargs = error
-    if not isinstance(kwargs, dict):
-        raise ValueError(
-            f"--environment_kwargs is {text!r}, which is no JSON object, so no argument can be read from it. Write "
-            "for example '{\"size\": 6}'."
-        )
+    kwargs = read_json_object("environment_kwargs", arguments.environment_kwargs)
     make = partial(make_environment, arguments.environment, **kwargs)
     close_unused(make())  # a wrong id or argument fails here, not at the first client
     serve(arguments.environment, make, arguments.host, arguments.port, most)

@@ -6,7 +6,14 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from turnppo_hf.cli.common import MODEL_HELP, add_environment, check_seed, environment_of, hide_loading_bars
+from turnppo_hf.cli.common import (
+    MODEL_HELP,
+    add_environment,
+    check_seed,
+    environment_of,
+    hide_loading_bars,
+    read_json_object,
+)
 from turnppo_hf.trajectory import StopReason, Trajectory
 
 if TYPE_CHECKING:
@@ -25,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Play one episode: the agent, or the person where no model is named. Return 1 where the environment failed."""
-    check_seed("--seed", arguments.seed)
+    check_seed(arguments.seed)
     if arguments.model is None:
         if arguments.temperature is not None:
             raise ValueError(
@@ -114,7 +121,6 @@ def play_by_hand(
 
 
 def _play_by_hand(arguments: argparse.Namespace) -> int:
-    from turnppo_hf.cli.train_arguments import read_json_object
     from turnppo_hf.environments import full_id, make_environment
     from turnppo_hf.environments.exits import failures_as_errors
 

@@ -23,8 +23,9 @@ from turnppo_hf.hub.client import (
     with_retries,
 )
 from turnppo_hf.hub.exceptions import PushError, ReleaseError
-from turnppo_hf.hub.files import check_folder
+from turnppo_hf.hub.files import CHECKPOINT_FILE, check_folder
 from turnppo_hf.hub.run_record import RunRecord, add_comparison, read_run
+from turnppo_hf.hub.secret_check import check_no_secrets
 from turnppo_hf.hub.trajectory_dataset import push_dataset, write_dataset
 from turnppo_hf.models.pretrained import EMBEDDED_MODELS, find_model
 
@@ -104,20 +105,23 @@ def push_run(
     commits = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = source
-        if model in EMBEDDED_MODELS:  # the installed package stays as it is
+        if model in EMBEDDED_MODELS or (source / CHECKPOINT_FILE).exists():  # which stay as they are
             folder = Path(scratch, "agent")
             stage(source, folder)
+            (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+        data = Path(scratch, "episodes")
+        if episodes is not None:
+            kwargs = run.record.evaluation.environment_kwargs or {}
+            write_dataset(run.episodes, data, agent=repo_id, repo_id=episodes, environment_kwargs=kwargs)
+            check_no_secrets(data, called=f"{model}, whose episodes come from it,")
         published = Published.read(repo_id, revision=revision)
         if episodes is not None:  # before a card names it
             create_repository(episodes, private=private, repo_type="dataset")
         prepare_release(folder, repo_id, dataset=episodes, published=published)
         where: dict[str, Any] = {"private": private, "revision": revision, "create_pr": create_pr}
         where["is_other_agent"] = published.is_of_other_figures(run)
-        commits.append(push_release(folder, repo_id, message=message, **where))
+        commits.append(push_release(folder, repo_id, message=message, called=str(model), **where))
         if episodes is not None:
-            data = Path(scratch, "episodes")
-            kwargs = run.record.evaluation.environment_kwargs or {}
-            write_dataset(run.episodes, data, agent=repo_id, repo_id=episodes, environment_kwargs=kwargs)
             try:
                 commits.append(push_dataset(data, episodes, private=private, revision=revision))
             except PushError as error:
@@ -139,14 +143,19 @@ def check_pushable(repo_id: str, revision: str | None = None) -> None:
 
     Raises:
         `ReleaseError`: it is no repository on the Hub, or the revision is not what its main branch shows.
-        `PushError`: there is no token, or the Hub does not accept it.
+        `PushError`: there is no token, the Hub does not accept it, or it may only read.
     """
     if Path(repo_id).is_dir() or repo_id in EMBEDDED_MODELS:
         raise ReleaseError(
             f"{repo_id!r} is no repository on the Hub, so there is nothing to add an evaluation to. Push the agent "
             "first: turnppo push FOLDER NAME."
         )
-    read_account()
+    if read_account().get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise PushError(
+            "The token may read and not write, so no result could be pushed after the evaluation. Make a token with "
+            "write permission at https://huggingface.co/settings/tokens, or leave --push out.",
+            is_transient=False,
+        )
     if revision is not None:
         api, what_failed = HfApi(), f"{repo_id!r} was not asked which commit {revision!r} is"
         shown, judged = (
@@ -183,7 +192,11 @@ def push_evaluation(repo_id: str, summary: Summary, *, protocol: str) -> CommitI
         file.parent.mkdir()
         file.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), encoding="utf-8")
         return push_folder(
-            folder, repo_id, message=f"Evaluation by {account['name']}", create_pr=not is_writable(repo_id)
+            folder,
+            repo_id,
+            message=f"Evaluation by {account['name']}",
+            create_pr=not is_writable(repo_id),
+            called="The evaluation",
         )
 
 

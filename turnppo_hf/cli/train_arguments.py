@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import re
 import shlex
@@ -18,6 +17,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 import yaml
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
+from turnppo_hf.cli.common import RunConfigError, read_json_object
 from turnppo_hf.environments.names import did_you_mean
 from turnppo_hf.evaluation.config_files import find_config, near_config
 from turnppo_hf.evaluation.yaml_file import YamlFileError, read_yaml_file
@@ -32,10 +32,6 @@ _EXAMPLES = {"turnppo train": "sokoban_cpu.yaml", "turnppo imitate": "imitate/mi
 _FOLDERS = {"turnppo train": "", "turnppo imitate": "imitate"}  # of their packaged configs
 _FOLDED = "gradient_accumulation_steps"
 _ALIASES = {"lambda": "lam"}  # a keyword of Python, so the field has TRL's name
-
-
-class RunConfigError(ValueError):
-    """A config file or a flag that cannot be understood."""
 
 
 @describe_fields
@@ -167,26 +163,6 @@ class RunConfig:
         return yaml.safe_dump(
             {**kept, "output_dir": f"runs/{Path(str(self.training.output_dir)).name}"}, sort_keys=False
         )
-
-
-def read_json_object(name: str, value: Mapping[str, Any] | str | None) -> dict[str, Any]:
-    """
-    Read a dictionary that may be written as JSON.
-
-    Raises:
-        `RunConfigError`: it is no JSON object.
-    """
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise RunConfigError(
-                f"`{name}` is no JSON: {error}. It is read as a JSON object. Write for example "
-                f"--{name} '{{\"size\": 5}}', in single quotes."
-            ) from error
-    if not isinstance(value, Mapping | None):
-        raise RunConfigError(f'`{name}` must be a JSON object such as {{"size": 5}}, got {value!r}.')
-    return dict(value or {})
 
 
 def read_yaml(path: str, folder: str = "") -> dict[str, Any]:

@@ -149,7 +149,7 @@ def _check_turns(trajectories: Sequence[Trajectory]) -> None:
     if missing := sum(turn.value is None for turn in turns):
         raise ValueError(
             f"{missing} of {len(turns)} turns have no critic's value. Nothing stands against their returns; agents of "
-            "GRPO and RLOO have no critic at all. Pass episodes that an agent with a critic has scored "
+            "GRPO, RLOO and GiGPO have no critic at all. Pass episodes that an agent with a critic has scored "
             "(TurnPPOAgent.score)."
         )
     wrong = [turn for turn in turns if not all(map(math.isfinite, (turn.value or 0.0, turn.reward, turn.penalty)))]

@@ -27,7 +27,7 @@ def travels_alone(model: nn.Module) -> bool:
     if not isinstance(configs, dict) or not hasattr(plain, "merge_adapter"):
         return False
     config = configs[_TRAINED]
-    if str(getattr(config.peft_type, "value", config.peft_type)).upper() != "LORA" or config.bias != "none":
+    if config.peft_type != "LORA" or config.bias != "none":
         return False
     ends = (plain.get_input_embeddings(), plain.get_output_embeddings())
     return (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -91,8 +90,8 @@ def sampler_gaps(
                 prompts[completion.episode] = [*whole, *random.choice(ids, _OBSERVATION).tolist()]
     gaps = [torch.cat(parts) for parts in by_prompt.values()]
     return SamplerGaps(
-        worst=_largest([float(gap.max()) for gap in gaps]),
-        mean=_largest([float(gap.mean()) for gap in gaps]),
+        worst=float(np.max([float(gap.max()) for gap in gaps])),
+        mean=float(np.max([float(gap.mean()) for gap in gaps])),
         longest=longest,
         window=windows[-1] if windows and windows[-1] >= longest else None,
     )
@@ -226,8 +225,3 @@ def _plain_ids(config: Any) -> np.ndarray:
     special = {value for name, value in _settings(config.to_dict()) if "token" in name and isinstance(value, int)}
     plain = np.setdiff1d(np.arange(config.vocab_size), list(special))
     return plain if len(plain) else np.arange(config.vocab_size)
-
-
-def _largest(values: list[float]) -> float:
-    """The largest number; NaN where one of them is."""
-    return math.nan if any(value != value for value in values) else max(values)

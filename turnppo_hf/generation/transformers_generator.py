@@ -21,6 +21,7 @@ from transformers import (
 
 from turnppo_hf.generation.base import Completion, end_of_turn_ids
 from turnppo_hf.generation.slot_cache import SlotCache, cache_argument
+from turnppo_hf.trajectory import GenerationError
 
 # not cuDNN's: it builds a plan for every new shape, 90 ms on an H100 (torch 2.11), and every token is a new shape
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -111,6 +112,10 @@ class TransformersGenerator:
         self._mask_per_kind = getattr(config, "layer_types", None) is not None
         self._num_layers = config.num_hidden_layers
         self._cache_argument = cache_argument(model)
+        # a router's loss, which a configuration may ask for in every forward, takes a mask of another shape
+        routed = getattr(model.config, "output_router_logits", False)
+        self._options = {"output_router_logits": False} if routed else {}
+        self._num_embeddings = getattr(model.get_input_embeddings(), "num_embeddings", None)
         self.reset()
 
     @classmethod
@@ -136,7 +141,19 @@ class TransformersGenerator:
         self._running: list[_Request] = []
 
     def submit(self, episode: int, prompt_ids: Sequence[int], *, max_new_tokens: int, seed: int) -> None:
-        """Queue a prompt; see [`~turnppo_hf.generation.base.Generator.submit`]."""
+        """
+        Queue a prompt; see [`~turnppo_hf.generation.base.Generator.submit`].
+
+        Raises:
+            [`~turnppo_hf.trajectory.GenerationError`]: a token of it has no row in the model's embedding.
+        """
+        largest = max(prompt_ids, default=0)
+        if self._num_embeddings is not None and largest >= self._num_embeddings:
+            raise GenerationError(
+                f"A prompt holds the token {largest}, and the model's embedding has {self._num_embeddings} rows, so "
+                "the tokenizer has tokens that the model does not know. After adding tokens, call "
+                "`model.resize_token_embeddings(len(tokenizer))`, or take the model's own tokenizer."
+            )
         uniforms = np.random.default_rng(seed).random(max_new_tokens)
         self._queue.append(_Request(episode, list(prompt_ids), max_new_tokens, uniforms))
 
@@ -254,6 +271,7 @@ class TransformersGenerator:
             use_cache=True,
             logits_to_keep=1,
             **{self._cache_argument: self._cache},
+            **self._options,
         )
         logits: torch.Tensor = output.logits
         return logits[:, -1].float()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ from turnppo_hf.hub.files import (
     OWNED_FILES,
     PRIVATE_FILES,
     PUBLIC_FILES,
-    PUBLISHED_FILES,
     UNREAD_FOLDERS,
     check_names,
+    published_files,
+    read_text,
 )
 from turnppo_hf.hub.http_errors import (
     HUB_ERRORS,
@@ -109,7 +111,8 @@ def push_folder(
     token: str | None = None,
     revision: str | None = None,
     create_pr: bool = False,
-    ignore_patterns: tuple[str, ...] = PRIVATE_FILES,
+    names: Sequence[str] | None = None,
+    called: str | None = None,
     **space: Any,
 ) -> CommitInfo:
     """
@@ -128,7 +131,9 @@ def push_folder(
         revision (`str`, *optional*): Branch, created where it is missing; or a pull request, `"refs/pr/1"`.
         create_pr (`bool`, *optional*): Open a pull request instead. A broken connection is not tried again then,
             because the request may have been opened.
-        ignore_patterns (`tuple[str, ...]`, *optional*): What stays here; by default pickles and the trainer's state.
+        names (`Sequence[str]`, *optional*): Relative paths of what is uploaded; by default all but pickles and the
+            trainer's state.
+        called (`str`, *optional*): What is pushed, in messages, where the folder is a copy; its path by default.
         space: Further arguments of `HfApi.create_repo`.
 
     Returns:
@@ -138,8 +143,17 @@ def push_folder(
         `PushError`: nothing was committed; the message names the reason and what to do.
     """
     create = {"repo_type": repo_type, "private": private, **space}
-    upload = {"commit_message": message, "revision": revision, "ignore_patterns": list(ignore_patterns)}
-    return _upload(Path(folder), repo_id, create, {**upload, "create_pr": create_pr}, token=token)
+    upload: dict[str, Any] = {"commit_message": message, "revision": revision, "create_pr": create_pr}
+    if names is None:
+        upload["ignore_patterns"] = list(PRIVATE_FILES)
+    else:
+        upload["allow_patterns"] = names_as_patterns(names)
+    return _upload(Path(folder), repo_id, create, upload, token=token, called=called)
+
+
+def names_as_patterns(names: Iterable[str]) -> list[str]:
+    """Return patterns that match these file names and no others; the Hub's client takes names for patterns."""
+    return [glob.escape(name) for name in names]
 
 
 def push_release(
@@ -161,15 +175,14 @@ def push_release(
         folder, repo_id, message, private, token, revision, create_pr: As in `push_folder`.
         is_other_agent (`bool`, *optional*, defaults to `False`): Whether evaluations that others added are of other
             weights than these, and go.
-        called (`str`, *optional*): The folder's name in messages, where it is a copy; its path by default.
+        called: As in `push_folder`.
 
     Raises:
         `PushError`: nothing was committed; the message names the reason and what to do.
     """
     upload: dict[str, Any] = {"commit_message": message, "revision": revision, "create_pr": create_pr}
     deleted = (*OWNED_FILES, ADDED_RESULTS) if is_other_agent else OWNED_FILES
-    patterns = {"ignore_patterns": PRIVATE_FILES, "allow_patterns": PUBLISHED_FILES, "delete_patterns": deleted}
-    upload |= {name: list(value) for name, value in patterns.items()}
+    upload |= {"allow_patterns": names_as_patterns(published_files(Path(folder))), "delete_patterns": list(deleted)}
     return _upload(Path(folder), repo_id, {"private": private}, upload, token=token, called=called)
 
 
@@ -179,7 +192,6 @@ def push_checkpoint(
     path_in_repo: str,
     *,
     message: str,
-    ignore_patterns: tuple[str, ...] = (),
     private: bool | None = None,
     token: str | None = None,
     revision: str | None = None,
@@ -191,14 +203,14 @@ def push_checkpoint(
 
     Args:
         path_in_repo (`str`): The folder in the repository.
-        folder, repo_id, message, ignore_patterns, private, token, revision: As in `push_folder`.
+        folder, repo_id, message, private, token, revision: As in `push_folder`.
         called: As in `push_release`.
 
     Raises:
         `PushError`: nothing was committed; the message names the reason and what to do.
     """
     upload: dict[str, Any] = {"commit_message": message, "revision": revision, "path_in_repo": path_in_repo}
-    upload |= {"ignore_patterns": list(ignore_patterns), "delete_patterns": "*"}
+    upload["delete_patterns"] = "*"
     return _upload(Path(folder), repo_id, {"private": private}, upload, token=token, called=called)
 
 
@@ -355,6 +367,7 @@ def read_published(
 
     Raises:
         `PushError`: it cannot be read, so that a push might overwrite it.
+        `ReleaseError`: it is not in UTF-8.
     """
 
     def read() -> str | None:
@@ -363,7 +376,7 @@ def read_published(
             for at in dict.fromkeys((revision, None)):
                 try:
                     path = hf_hub_download(repo_id, name, token=token, revision=at, cache_dir=scratch)
-                    return Path(path).read_text(encoding="utf-8")
+                    return read_text(Path(path), f"{name} of {repo_id!r}")
                 except RevisionNotFoundError:
                     continue
                 except (RepositoryNotFoundError, EntryNotFoundError) as error:
@@ -389,14 +402,19 @@ def read_account(token: str | None = None) -> dict[str, Any]:
 
 def is_writable(repo_id: str, *, token: str | None = None) -> bool:
     """
-    Whether the token's user, or an organisation of theirs, owns a repository.
+    Whether a token may write to a repository, as the Hub says.
 
     Raises:
-        `PushError`: there is no token, or the Hub does not accept it.
+        `PushError`: there is no token, or the Hub does not accept it or does not answer.
     """
-    account = read_account(token)
-    namespaces = {account["name"], *(org["name"] for org in account.get("orgs", ()))}
-    return repo_id.partition("/")[0] in namespaces
+    read_account(token)
+    try:
+        check_write_access(repo_id, token=token)
+    except PushError as error:
+        if error.is_transient:
+            raise
+        return False
+    return True
 
 
 def _check_listing(repo_id: str, revision: str | None, token: str | bool | None, cache_dir: str | Path | None) -> str:

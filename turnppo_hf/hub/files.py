@@ -30,12 +30,17 @@ EVIDENCE_FILES = (
     *("README.md", "LICENSE", "results.json", "trainer_state.json", "training_config.json", "train_config.yaml"),
     *("*.webp", "assets/*.png", ".eval_results/*.yaml"),
 )
-# what a push uploads of a run's folder, pictures that a user's section may show among it
-PUBLISHED_FILES = (
-    *PUBLIC_FILES,
-    *(".eval_results/*.yaml", "wheels/*.whl", "runs/*"),
-    *("*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.mp4"),
-)
+_PICTURES = ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.mp4")  # that a user's section may show
+# folder -> what a push uploads of it; "" is the run's own
+_PUBLISHED = {
+    "": (*PUBLIC_FILES, *_PICTURES),
+    CRITIC_FOLDER: PUBLIC_FILES,
+    "assets": ("*",),
+    ".eval_results": ("*.yaml",),
+    "wheels": ("*.whl",),
+    "runs": ("*",),
+}
+_WITH_FOLDERS = ("assets", "runs")  # TensorBoard's logs lie in a folder a run
 NETWORK_FILES = ("critic/*", "model*.safetensors", "model.safetensors.index.json", "adapter_*")
 # what a push deletes where the new release has none, so that no file of another agent is taken for this one's; `*`
 # matches folders, too, and checkpoints in folders of their own stay
@@ -54,6 +59,28 @@ _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 def is_private(name: str) -> bool:
     """Whether a file (relative, with `/`) never leaves the machine."""
     return any(fnmatch(name, pattern) for pattern in PRIVATE_FILES)
+
+
+def published_files(folder: Path) -> list[str]:
+    """
+    List what a push uploads of an agent's folder: the files of a release where a release has them, and no others.
+
+    Args:
+        folder (`Path`): Of a run, a checkpoint or an agent.
+
+    Returns:
+        `list[str]`: relative paths, with `/`.
+    """
+    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+    return [name for name in names if not is_private(name) and _is_published(PurePosixPath(name))]
+
+
+def _is_published(path: PurePosixPath) -> bool:
+    parts = path.parts[:-1]
+    place = parts[0] if parts else ""
+    if len(parts) > 1 and place not in _WITH_FOLDERS:
+        return False
+    return any(fnmatch(path.name, pattern) for pattern in _PUBLISHED.get(place, ()))
 
 
 def check_names(names: Iterable[str], where: str) -> None:
@@ -196,6 +223,26 @@ def agent_files(folder: Path, *, networks_only: bool = False) -> set[Path]:
     """Return the files of an agent's folder that are the agent's own: what a push replaces, but for wheels."""
     patterns = NETWORK_FILES if networks_only else [item for item in OWNED_FILES if not item.startswith("wheels/")]
     return {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+
+
+def read_text(path: Path, where: str) -> str:
+    """
+    Read a text that somebody may have written by hand.
+
+    Args:
+        path (`Path`): Local copy.
+        where (`str`): What it is, for the message.
+
+    Raises:
+        `ReleaseError`: it is not in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ReleaseError(
+            f"{where} is no text in UTF-8 ({error}), so what was written there could not be kept. Save it as UTF-8, "
+            "or move it away."
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -66,7 +66,9 @@ def _find_in_file(name: str, content: bytes) -> str | None:
     path = PurePosixPath(name)
     if path.name in _OF_VOCABULARY or name.endswith(".safetensors.index.json"):
         return find_form(content.decode("utf-8", "replace"))  # its keys are tokens, or names of weights
-    if path.suffix in (".json", ".jsonl", ".yaml", ".yml"):
+    if path.suffix == ".jsonl":
+        return _find_in_lines(content)
+    if path.suffix in (".json", ".yaml", ".yml"):
         found = _find_in_data(path.suffix, content)
         return found or _find_in_text(content.decode("utf-8", "replace"))
     if path.suffix == ".parquet":
@@ -81,12 +83,24 @@ def _find_in_file(name: str, content: bytes) -> str | None:
     return next((f"text within it ({found})" for text in texts if (found := _find_in_text(text))), None)
 
 
+def _find_in_lines(content: bytes) -> str | None:
+    """
+    Look through lines of JSON by what they say, and as text through those that are none: escaped, two settings without
+    values, one below the other, read as one with a value.
+    """
+    for number, line in enumerate(content.splitlines(), 1):
+        try:
+            place = find_secret(json.loads(line)) if line.strip() else None
+            found = None if place is None else f"`{place}` of line {number}"
+        except (ValueError, RecursionError):
+            found = _find_in_text(line.decode("utf-8", "replace")) and f"line {number}"
+        if found is not None:
+            return found
+    return None
+
+
 def _find_in_data(suffix: str, content: bytes) -> str | None:
     try:
-        if suffix == ".jsonl":
-            lines = content.splitlines()
-            found = ((number, find_secret(json.loads(line))) for number, line in enumerate(lines, 1) if line.strip())
-            return next((f"`{place}` of line {number}" for number, place in found if place is not None), None)
         data = json.loads(content) if suffix == ".json" else yaml.safe_load(content)
     except (ValueError, RecursionError, yaml.YAMLError):  # read as text then
         return None

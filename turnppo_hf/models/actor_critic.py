@@ -354,7 +354,7 @@ def critic_from_actor(actor: PreTrainedModel, kind: str = "separate", layers: in
     config = copy.deepcopy(plain.config) if layers is None else first_layers(plain.config, layers)
     config.num_labels = 1
     config.dtype = actor.dtype  # else a file would be read in the dtype of the actor's
-    critic = _skeleton(config, plain, layers)
+    critic = _skeleton(config, plain)
     _stand_on(critic, plain, kind, layers)
     head = head_of(critic).to_empty(device=actor.device)
     if kind == "separate" and plain is actor:
@@ -369,7 +369,7 @@ def critic_from_actor(actor: PreTrainedModel, kind: str = "separate", layers: in
     return critic
 
 
-def _skeleton(config: Any, actor: PreTrainedModel, layers: int | None) -> PreTrainedModel:
+def _skeleton(config: Any, actor: PreTrainedModel) -> PreTrainedModel:
     """Build a critic without memory, whose backbone has the modules of the actor's, or the first of them."""
     try:
         with torch.device("meta"):
@@ -380,7 +380,7 @@ def _skeleton(config: Any, actor: PreTrainedModel, layers: int | None) -> PreTra
         raise ValueError(
             f"No critic can be built on {config.model_type!r} ({reason}). Pass a `value_model`: any token classifier "
             "with one label that reads the actor's tokens; or take an algorithm without a critic "
-            '(algorithm="grpo" or "rloo").'
+            '(algorithm="grpo", "rloo" or "gigpo").'
         ) from error
     if type(critic.base_model) is not type(backbone):
         raise ValueError(

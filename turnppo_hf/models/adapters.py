@@ -32,7 +32,7 @@ def is_adapted(model: Any) -> bool:
 def is_plain_lora(model: Any) -> bool:
     """Whether an adapter adds the product of two small matrices to what a layer gives, and reads nothing of it."""
     config = model.peft_config[_TRAINED]
-    return str(getattr(config.peft_type, "value", config.peft_type)).upper() == "LORA" and not config.use_dora
+    return config.peft_type == "LORA" and not config.use_dora
 
 
 def unadapted(model: Any) -> Any:
@@ -138,7 +138,7 @@ def _check_adapter_kind(config: Any) -> None:
             f"`init_lora_weights` of `peft_config` is {start!r}, which is computed from data before a training, and a "
             'rollout has none yet. Use `init_lora_weights=True` or "gaussian".'
         )
-    if str(getattr(config.peft_type, "value", config.peft_type)).upper() == "ADALORA":
+    if config.peft_type == "ADALORA":
         raise ValueError(
             "`peft_config` is an AdaLoraConfig, whose budget of ranks moves by a term of a supervised loss and a call "
             "in each step, so it would stay at its start. Use peft.LoraConfig."

@@ -29,8 +29,15 @@ from turnppo_hf.rollout.worker import EpisodePlan, Limits, RolloutTiming, Rollou
 from turnppo_hf.trainer.generators import make_generator, open_engine
 from turnppo_hf.trainer.group_filter import replace_equal_groups
 from turnppo_hf.trainer.replacement import FURTHER_TASKS, Replacements, first_group
+from turnppo_hf.trainer.rollout_batch import is_masked
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 from turnppo_hf.trajectory import GenerationError, RolloutError, StopReason, Trajectory
+
+# fields that make the sampler and the limits of an episode, once
+_OF_THE_SAMPLER = (
+    *("temperature", "top_p", "top_k", "min_p", "generation_kwargs", "max_turns", "max_turn_length"),
+    *("max_completion_length", "max_tool_calling_iterations", "environment_timeout_s"),
+)
 
 FurtherGroups = Callable[[int, int], list[EpisodePlan]]  # attempt, number of groups -> plans
 
@@ -75,6 +82,7 @@ class Collector:
         self._worker = self._make_worker(args.temperature)
         self.generator = self._worker.generator
         self._checked = False
+        self._began_with = {name: getattr(args, name) for name in _OF_THE_SAMPLER}
 
     def collect(
         self, rows: Sequence[Mapping[str, Any]], batch_number: int
@@ -91,9 +99,11 @@ class Collector:
             `tuple[list[Trajectory], list[Trajectory]]`: this rank's trajectories, and all ranks'.
 
         Raises:
+            `ValueError`: a callback changed how is sampled.
             [`~turnppo_hf.trajectory.GenerationError`]: on every rank, where one of them could not sample.
             [`~turnppo_hf.trajectory.RolloutError`]: on every rank of several, where one raised anything else.
         """
+        self._check_unchanged()
         seed, rank = self.args.seed, self.args.process_index
         per_task = int(self.args.num_generations or 1)
         first = first_group(self.args, batch_number)
@@ -161,6 +171,16 @@ class Collector:
         )
         needs_states = ALGORITHMS[args.algorithm].credits_states
         return RolloutWorker(self.environments, generator, chat, limits, needs_states)
+
+    def _check_unchanged(self) -> None:
+        """Refuse new values of what the sampler was made with: the update would read them, and the sampler not."""
+        for name, before in self._began_with.items():
+            if (now := getattr(self.args, name)) != before:
+                raise ValueError(
+                    f"`{name}` was {before!r} when the trainer was made and is {now!r} now, and the sampler keeps "
+                    "what it was made with, so what is learned would not be what was sampled. Leave it as it is in "
+                    "callbacks, or train a second run from the first one's folder with the other value."
+                )
 
     def _further_groups(self, batch_number: int, num_episodes: int, attempt: int, count: int) -> list[EpisodePlan]:
         """Plan groups of further tasks for this rank, numbered after those of the batch and of earlier attempts."""
@@ -230,7 +250,8 @@ class Collector:
                 timing = timing.plus(spent)
                 return others
 
-            trajectories, replaced = replace_equal_groups(trajectories, play_groups, self.args.filter_groups)
+            masked = partial(is_masked, args=self.args)
+            trajectories, replaced = replace_equal_groups(trajectories, play_groups, self.args.filter_groups, masked)
             timing = replace(timing, num_replaced=replaced)
         if self.args.oversampling_rest == "drop":
             worker.give_up()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -21,11 +20,12 @@ from turnppo_hf.hub.card.card import Published, prepare_release
 from turnppo_hf.hub.client import (
     check_write_access,
     create_repository,
+    names_as_patterns,
     push_checkpoint,
     push_release,
 )
 from turnppo_hf.hub.exceptions import PushError
-from turnppo_hf.hub.files import PUBLISHED_FILES
+from turnppo_hf.hub.files import CHECKPOINT_FILE, published_files
 from turnppo_hf.hub.http_errors import explain, redact
 from turnppo_hf.hub.run_record import read_run
 from turnppo_hf.hub.secret_check import check_no_secrets
@@ -85,7 +85,8 @@ class HubPusher:
         Raises:
             [`~turnppo_hf.hub.exceptions.PushError`]: a file holds a secret, or the token may not write.
         """
-        check_no_secrets(folder, called=str(self.args.output_dir), allow_patterns=PUBLISHED_FILES)
+        sent = names_as_patterns(published_files(folder))
+        check_no_secrets(folder, called=str(self.args.output_dir), allow_patterns=sent)
         if self.repo_id is None or "/" not in self.repo_id:
             return  # the Hub did not answer at the start
         try:
@@ -165,26 +166,21 @@ class HubPusher:
     def _push_copy(self, copy: Path, message: str, checkpoint: Path) -> CommitInfo:
         """Push the release in a copy of a checkpoint, and the whole of it where the strategy keeps checkpoints."""
         target = {**self._target(), "called": str(checkpoint)}
+        release = copy.with_name(f"{copy.name}-release")
         names = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: checkpoint.name}
         try:
             self._find_namespace(target)
-            saved = {path.relative_to(copy).as_posix() for path in copy.rglob("*")}
-            prepare_release(copy, self.repo_id)
-            commit = self._push_folder(copy, message, target)
+            stage(copy, release)
+            (release / CHECKPOINT_FILE).unlink(missing_ok=True)  # of the checkpoint, which stays as it was saved
+            prepare_release(release, self.repo_id)
+            commit = self._push_folder(release, message, target)
             if folder := names.get(self.args.hub_strategy):  # type: ignore[call-overload]  # an enum after __post_init__
                 # what a run resumes from, pickles of its optimizer included, because the strategy asks for it
-                added = {path.relative_to(copy).as_posix() for path in copy.rglob("*")} - saved
-                push_checkpoint(
-                    copy,
-                    str(self.repo_id),
-                    folder,
-                    message=f"{message}, checkpoint",
-                    ignore_patterns=tuple(glob.escape(name) for name in added),
-                    **target,
-                )
+                push_checkpoint(copy, str(self.repo_id), folder, message=f"{message}, checkpoint", **target)
             return commit
         finally:
-            shutil.rmtree(copy, ignore_errors=True)
+            for folder_of_mine in (copy, release):
+                shutil.rmtree(folder_of_mine, ignore_errors=True)
 
     def _push_folder(self, folder: Path, message: str, target: dict[str, Any]) -> CommitInfo:
         """Push a release with the sections of its card that the repository's users wrote meanwhile."""

@@ -86,7 +86,6 @@ REFUSED: Mapping[str, tuple[str, str]] = {
 _NEUTRAL: Mapping[str, Collection[Any]] = {
     "ddp_broadcast_buffers": (False,),
     "include_num_input_tokens_seen": (False,),
-    "accelerator_config": (AcceleratorConfig(), AcceleratorConfig().to_dict()),
     "neftune_noise_alpha": (0,),
 }
 
@@ -195,6 +194,8 @@ def check_inherited(config: Any) -> None:
         value = getattr(config, name, None)
         if value in (None, "", [], {}, defaults.get(name)) or value in _NEUTRAL.get(name, ()):
             continue
+        if name == "accelerator_config" and _asks_for_defaults(value):
+            continue
         raise ValueError(f"`{name}` is {value!r}, but {why}. {instead}.")
     optimizer = _name_of(config.optim)
     if optimizer.startswith(_OF_LAYERS):
@@ -202,6 +203,14 @@ def check_inherited(config: Any) -> None:
             f"`optim` is {optimizer!r}, which is made of a model's layers and steps them with one rate, but actor and "
             'critic have a rate each. Use "adamw_torch", or "adamw_8bit" or "adafactor" to save memory.'
         )
+
+
+def _asks_for_defaults(accelerator_config: Any) -> bool:
+    """Whether each given setting is the default, as in a saved configuration, which lacks some of them."""
+    given = accelerator_config
+    if isinstance(given, AcceleratorConfig):
+        given = given.to_dict()
+    return isinstance(given, Mapping) and given.items() <= AcceleratorConfig().to_dict().items()
 
 
 def check_optimizer_arguments(config: Any) -> None:

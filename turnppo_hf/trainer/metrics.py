@@ -7,6 +7,7 @@ Every logged number: its name, its formula and its healthy range.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -154,6 +155,9 @@ METRICS = (
 )
 
 IN_ENTRY = {metric.name: metric.in_entry for metric in METRICS}
+# `reward/<environment>` is the name of many
+_NAMES = [re.compile(re.sub(r"<\w+>", ".+", re.escape(metric.name))) for metric in METRICS]
+_OF_TRANSFORMERS = ("epoch", "step", "total_flos", "train_loss")
 
 
 def rollout_metrics(
@@ -203,6 +207,23 @@ def rollout_metrics(
     # absent reasons too: a mean over several batches must count their zeros
     reasons = [reason for reason in StopReason if reason is not StopReason.ERROR]
     return metrics | {f"stop/{reason.value}": per_episode(stops[reason]) for reason in reasons}
+
+
+def checked_names(of_rewards: Mapping[str, float]) -> Mapping[str, float]:
+    """
+    Return what reward functions log, under names of their own.
+
+    Raises:
+        `ValueError`: one is the name of a figure of the run, which it would change.
+    """
+    for name in of_rewards:
+        if name in _OF_TRANSFORMERS or any(pattern.fullmatch(name) for pattern in _NAMES):
+            raise ValueError(
+                f"A reward function logs {name!r} with `log_metric`, and the run logs a figure of its own by this "
+                "name, which would become a mixture of both, also where it chooses the best checkpoint. Log it by "
+                f'another name, such as "mine/{name}".'
+            )
+    return of_rewards
 
 
 def check_best_metric(name: str | None, environments: Sequence[str], *, logs_own: bool) -> None:

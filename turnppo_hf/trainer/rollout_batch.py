@@ -77,9 +77,12 @@ def pending_file(checkpoint: str | Path, args: TurnPPOConfig) -> Path:
 def learned_from(trajectories: Sequence[Trajectory], args: TurnPPOConfig) -> list[Trajectory]:
     """Leave out episodes that failed, and with `mask_truncated_completions` those that a limit of tokens cut."""
     played = [trajectory for trajectory in trajectories if trajectory.stop_reason is not StopReason.ERROR]
-    if not args.mask_truncated_completions:
-        return played
-    return [trajectory for trajectory in played if not trajectory.stop_reason.is_out_of_tokens]
+    return [trajectory for trajectory in played if not is_masked(trajectory, args)]
+
+
+def is_masked(trajectory: Trajectory, args: TurnPPOConfig) -> bool:
+    """Whether `mask_truncated_completions` leaves an episode out."""
+    return args.mask_truncated_completions and trajectory.stop_reason.is_out_of_tokens
 
 
 def check_failures(trajectories: Sequence[Trajectory], max_failed_share: float) -> None:

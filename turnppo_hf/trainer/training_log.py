@@ -6,6 +6,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from turnppo_hf.ppo.credit import record_credit
 from turnppo_hf.rollout.parquet import save_trajectories
 from turnppo_hf.rollout.worker import RolloutTiming
 from turnppo_hf.trainer.group_filter import equal_share
-from turnppo_hf.trainer.metrics import IN_ENTRY, rollout_metrics
-from turnppo_hf.trainer.rollout_batch import RolloutBatch, learned_from
+from turnppo_hf.trainer.metrics import IN_ENTRY, checked_names, rollout_metrics
+from turnppo_hf.trainer.rollout_batch import RolloutBatch, is_masked, learned_from
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
 from turnppo_hf.trajectory import StopReason, Trajectory
 
@@ -65,11 +66,11 @@ class TrainingLog:
         of_rewards: Mapping[str, float],
     ) -> None:
         """Add the numbers of a rollout batch: all ranks' trajectories, its times, and what reward functions log."""
-        bootstraps = self.args.bootstrap_truncated
+        bootstraps = self.args.uses_critic and self.args.bootstrap_truncated
         self.add(rollout_metrics(trajectories, bootstrap_truncated=bootstraps, is_mixed=self._is_mixed))
-        self.add(of_rewards)
+        self.add(checked_names(of_rewards))
         if int(self.args.num_generations or 1) > 1:
-            self.add({"groups/equal_share": equal_share(trajectories)})
+            self.add({"groups/equal_share": equal_share(trajectories, partial(is_masked, args=self.args))})
         if self.args.filter_groups:
             self.add({"groups/replaced": float(timing.num_replaced)})
         self.add(

@@ -38,7 +38,7 @@ from turnppo_hf.trainer.collector import Collector
 from turnppo_hf.trainer.distributed import Sharding, shard_on_cpu
 from turnppo_hf.trainer.ending import Ending
 from turnppo_hf.trainer.hub_push import HubPusher
-from turnppo_hf.trainer.metrics import check_best_metric, rollout_metrics
+from turnppo_hf.trainer.metrics import check_best_metric, checked_names, rollout_metrics
 from turnppo_hf.trainer.networks import build_networks
 from turnppo_hf.trainer.optimizer import check_optimizer, groups_of, learning_rates, make_optimizer
 from turnppo_hf.trainer.optimizer_step import pick_minibatch, update_again, update_once
@@ -60,7 +60,7 @@ from turnppo_hf.trajectory import Trajectory
 
 class TurnPPOTrainer(BaseTrainer):
     """
-    Trainer for turn-level PPO on multi-turn environments, with token-level PPO, GRPO and RLOO as baselines.
+    Trainer for turn-level PPO on multi-turn environments, with token-level PPO, GRPO, RLOO and GiGPO as baselines.
 
     Example:
     ```python
@@ -288,7 +288,7 @@ class TurnPPOTrainer(BaseTrainer):
         if update_number == 0 or self._rollout is None:
             rows = inputs if self._task_values is None else self._task_values.rows(batch_number, args)
             played = self._play_rollout_batch(rows, batch_number)  # 1. collect
-            batch = stack(played, bootstrap_truncated=args.bootstrap_truncated)  # 2. stack
+            batch = stack(played, bootstrap_truncated=args.uses_critic and args.bootstrap_truncated)  # 2. stack
             self._rollout = RolloutBatch(batch.to(device), episodes=describe_episodes(played))
             num_tokens = self.sharding.sum(batch.attention_mask.sum().double())
             self._log.count_tokens(float(num_tokens), self.state.log_history)
@@ -363,7 +363,7 @@ class TurnPPOTrainer(BaseTrainer):
         with judged_weights(self.optimizer), self.whole_networks("actor"):
             played = self.collector.evaluate(dataset, self.args.eval_temperature)
         check_failures(played, self.args.max_failed_share)
-        found = {**rollout_metrics(played), **self.rewards.take_metrics(gather_object)}
+        found = {**rollout_metrics(played), **checked_names(self.rewards.take_metrics(gather_object))}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]

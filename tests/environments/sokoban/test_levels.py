@@ -16,13 +16,7 @@ from hypothesis import strategies as st
 from turnppo_hf.environments.sokoban.environment import Sokoban
 from turnppo_hf.environments.sokoban.levels import generate_level, level_split, load_levels
 from turnppo_hf.environments.sokoban.rules import SokobanState
-from turnppo_hf.environments.sokoban.solver import (
-    SearchLimitError,
-    best_plan,
-    optimal_return,
-    random_return,
-    shortest_solution,
-)
+from turnppo_hf.environments.sokoban.solver import SearchLimitError, best_plan, shortest_solution
 
 UNSOLVABLE = "#######\n#@ $  #\n#.    #\n#######"  # the box is in the top row, the target in the one below
 TWO_STEPS = "######\n#@$ .#\n######"
@@ -235,20 +229,6 @@ def test_best_plan_by_hand() -> None:
     nothing_pays = best_plan(SokobanState.from_text(UNSOLVABLE), 10)
     assert (nothing_pays.actions, nothing_pays.total_reward, nothing_pays.is_optimal) == ((), 0.0, True)
     assert best_plan(two_boxes, 0).actions == ()
-
-
-def test_reference_players_by_hand() -> None:
-    one_push = SokobanState.from_text("#####\n#@$.#\n#####")
-    assert optimal_return([one_push], max_actions=3).mean_return == pytest.approx(10.9)
-    # One action: right with probability 1/4 earns 10.9, any other -0.1, so 0.25 * 10.9 - 0.75 * 0.1 = 2.65.
-    score = random_return([one_push], max_actions=1, num_episodes=4000)
-    assert score.success_rate == pytest.approx(0.25, abs=0.03)
-    assert score.mean_return == pytest.approx(11 * score.success_rate - 0.1)
-    assert score == random_return([one_push], max_actions=1, num_episodes=4000)
-    assert score != random_return([one_push], max_actions=1, num_episodes=4000, seed=1)
-    for reference_return in (random_return, optimal_return):
-        with pytest.raises(ValueError, match="`levels` is empty"):
-            reference_return([], max_actions=1)
 
 
 def test_boxoban_levels_are_read_and_solved(shared_data: Path) -> None:

@@ -1,6 +1,6 @@
 """
-A Sokoban position goes in; the shortest solution, the best play within an action budget, or the score of a random
-player comes out. These are the reference rows that stand beside every score, and the source of demonstrations.
+A Sokoban position goes in; the shortest solution, or the best play within an action budget, comes out: the reference
+that stands beside every score, and the source of demonstrations.
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from turnppo_hf.environments.sokoban.rules import (
     DOWN,
@@ -139,65 +137,6 @@ def best_plan(state: SokobanState, max_actions: int, *, max_nodes: int = 500_000
         if reward + rest.total_reward > best.total_reward:
             best = Plan((action, *rest.actions), reward + rest.total_reward, rest.solved, True)
     return Plan(best.actions, best.total_reward, best.solved, is_optimal)
-
-
-@dataclass(frozen=True)
-class PlayerScore:
-    """How a reference player did on a list of levels, e.g. `PlayerScore(mean_return=0.9, success_rate=0.16)`."""
-
-    mean_return: float  # mean over episodes of the undiscounted sum of rewards, environment units
-    success_rate: float  # share of episodes that were solved, 0 to 1
-
-
-def random_return(
-    levels: Sequence[SokobanState], *, max_actions: int, num_episodes: int = 10, seed: int = 0
-) -> PlayerScore:
-    """
-    The score of a player that draws up, down, left and right with equal probability until the budget is spent.
-
-    Args:
-        levels (`Sequence[SokobanState]`):
-            Where the episodes start.
-        max_actions (`int`):
-            The budget of primitive actions of an episode.
-        num_episodes (`int`, *optional*, defaults to `10`):
-            Episodes on each level.
-        seed (`int`, *optional*, defaults to `0`):
-            The same seed gives the same score.
-    Raises:
-        `ValueError`: `levels` is empty.
-    """
-    if not levels:
-        raise ValueError("`levels` is empty. A mean over no episode has no value. Pass at least one level.")
-    rng = np.random.default_rng(seed)
-    actions = rng.integers(UP, RIGHT + 1, size=(len(levels), num_episodes, max_actions)).tolist()
-    total_reward, num_solved = 0.0, 0
-    for level, episodes in zip(levels, actions, strict=True):
-        for episode in episodes:
-            state = level
-            for action in episode:
-                state, reward, solved = state.step(action)
-                total_reward += reward
-                if solved:
-                    num_solved += 1
-                    break
-    count = len(levels) * num_episodes
-    return PlayerScore(total_reward / count, num_solved / count)
-
-
-def optimal_return(levels: Sequence[SokobanState], *, max_actions: int) -> PlayerScore:
-    """
-    The score of a player that follows `best_plan` on every level; a lower bound of it where a search hit its limit.
-
-    Raises:
-        `ValueError`: `levels` is empty.
-    """
-    if not levels:
-        raise ValueError("`levels` is empty. A mean over no episode has no value. Pass at least one level.")
-    plans = [best_plan(level, max_actions) for level in levels]
-    return PlayerScore(
-        sum(plan.total_reward for plan in plans) / len(plans), sum(plan.solved for plan in plans) / len(plans)
-    )
 
 
 def _best_plan(state: SokobanState, max_actions: int, max_nodes: int) -> Plan:

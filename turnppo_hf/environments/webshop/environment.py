@@ -93,7 +93,9 @@ class WebShop(gymnasium.Env[str, str]):
     Terminated by the purchase. Truncated after `max_turns`; `info["truncation"]` is `"task_budget"` in the mode
     `"prompt"`, which shows the turns left, else `"time_limit"`.
 
-    ## Information `clickables` (`list[str]`), `has_search_bar` (`bool`), `state` (`str`, the page, without the turn),
+    ## Information
+
+    `clickables` (`list[str]`), `has_search_bar` (`bool`), `state` (`str`, the page, without the turn),
     `synthetic` (`bool`: the catalogue is generated), `action` (`str`, what was carried out, empty if nothing),
     `penalty` (`float`, only where it is not 0), `truncation` (only where truncated), `solved` (`bool`, whether the
     score is 1); after `reset` also `goal` (`dict`) and `world` (`str`); after the purchase also `terms` (`dict`), the
@@ -264,7 +266,7 @@ class WebShop(gymnasium.Env[str, str]):
         return self.completion(commands[rng.integers(len(commands))])
 
     def expert_completions(self) -> list[str]:
-        """The completion of the scripted shopper for this turn, see `webshop_shopper`."""
+        """The completion of the scripted shopper for this turn, see `shopper.next_action`."""
         return [self.completion(next_action(self.session))]
 
     def _info(self) -> dict[str, Any]:

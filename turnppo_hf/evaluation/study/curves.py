@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from turnppo_hf.evaluation.pictures.chart import finish_chart, new_chart, save_chart
-from turnppo_hf.evaluation.pictures.theme import ThemeName, read_theme
+from turnppo_hf.evaluation.pictures.theme import read_theme
 from turnppo_hf.evaluation.study.result import StudyResult
 from turnppo_hf.evaluation.study.statistics import bootstrap_interval
 
@@ -31,7 +31,6 @@ def draw_curves(
     *,
     title: str,
     scale: Scale = "episodes",
-    theme: ThemeName = "light",
 ) -> Path:
     """
     Draw held-out scores over training: each run thin, the mean of a group's runs thick, with its bootstrap interval.
@@ -42,12 +41,11 @@ def draw_curves(
         output (`str`): Picture to write.
         title (`str`): Of the picture.
         scale (`str`, *optional*, defaults to `"episodes"`): What the horizontal axis counts, a key of `SCALES`.
-        theme (`"light"` or `"dark"`, *optional*, defaults to `"light"`): Of the page that shows it.
 
     Raises:
         `ImportError`: matplotlib is missing.
     """
-    colors = read_theme(theme)
+    colors = read_theme("light")
     figure, axes = new_chart(colors, (_WIDTH, _HEIGHT))
     for (name, results), color in zip(groups.items(), itertools.cycle(colors.series), strict=False):
         drawn = [(_positions(result, scale), result.curve_scores) for result in results if result.curve]
@@ -72,7 +70,6 @@ def draw_levels(
     title: str,
     axis: str,
     values: Sequence[str],
-    theme: ThemeName = "light",
 ) -> Path:
     """
     Draw final held-out scores over the values of an axis, such as the limit on turns.
@@ -83,9 +80,8 @@ def draw_levels(
         title (`str`): Of the picture.
         axis (`str`): Name of the axis.
         values (`Sequence[str]`): Its values, from left to right.
-        theme (`"light"` or `"dark"`, *optional*, defaults to `"light"`): Of the page that shows it.
     """
-    colors = read_theme(theme)
+    colors = read_theme("light")
     figure, axes = new_chart(colors, (_WIDTH, _HEIGHT))
     for number, ((name, levels), color) in enumerate(
         zip(groups.items(), itertools.cycle(colors.series), strict=False)
@@ -108,15 +104,13 @@ def draw_levels(
     return save_chart(figure, output)
 
 
-def draw_calibration(
-    groups: Mapping[str, Sequence[StudyResult]], output: str | Path, *, title: str, theme: ThemeName = "light"
-) -> Path:
+def draw_calibration(groups: Mapping[str, Sequence[StudyResult]], output: str | Path, *, title: str) -> Path:
     """
     Draw the return that followed over the critic's value, held out: a dot for turns with similar values of one run.
 
     Args: as those of [`draw_curves`]; runs without `calibration` are left out.
     """
-    colors = read_theme(theme)
+    colors = read_theme("light")
     figure, axes = new_chart(colors, (_WIDTH, _HEIGHT))
     for (name, results), color in zip(groups.items(), itertools.cycle(colors.series), strict=False):
         found = [group for run in results for group in run.calibration]
@@ -136,15 +130,13 @@ def draw_calibration(
     return save_chart(figure, output)
 
 
-def draw_advantages(
-    groups: Mapping[str, Sequence[StudyResult]], output: str | Path, *, title: str, theme: ThemeName = "light"
-) -> Path:
+def draw_advantages(groups: Mapping[str, Sequence[StudyResult]], output: str | Path, *, title: str) -> Path:
     """
     Draw the mean size of an advantage over its turn, in the last batches of training: each run thin, their mean thick.
 
     Args: as those of [`draw_curves`]; runs that credit tokens are left out.
     """
-    colors = read_theme(theme)
+    colors = read_theme("light")
     figure, axes = new_chart(colors, (_WIDTH, _HEIGHT))
     for (name, results), color in zip(groups.items(), itertools.cycle(colors.series), strict=False):
         found = [run.advantages_by_turn for run in results if run.advantages_by_turn]

@@ -30,16 +30,15 @@ class Comparison:
     verdict: Verdict
 
 
-def bootstrap_interval(numbers: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+def bootstrap_interval(numbers: Sequence[float]) -> tuple[float, float]:
     """
-    Return the percentile bootstrap interval of a mean; equal numbers always give equal bounds.
+    Return the 95 % percentile bootstrap interval of a mean; equal numbers always give equal bounds.
 
     It shows how far seeds lie apart and decides nothing: of 95 % it covers 82 to 90 with five to eight numbers. With
     less than three numbers, of which it would show these alone, its bounds are NaN.
 
     Args:
         numbers (`Sequence[float]`): Scores, say.
-        confidence (`float`, *optional*, defaults to 0.95): Of the interval.
 
     Source: Efron 1979, "Bootstrap methods: another look at the jackknife".
     """
@@ -47,7 +46,7 @@ def bootstrap_interval(numbers: Sequence[float], confidence: float = 0.95) -> tu
     if len(values) < _LEAST:
         return math.nan, math.nan
     drawn = np.random.default_rng(0).integers(len(values), size=(_DRAWS, len(values)))
-    low, high = np.quantile(values[drawn].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975])
     return float(low), float(high)
 
 

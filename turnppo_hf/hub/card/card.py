@@ -18,10 +18,10 @@ from turnppo_hf.distribution import DISTRIBUTION, declared
 from turnppo_hf.evaluation.summary import Summary
 from turnppo_hf.hub.agent_record import AgentRecord
 from turnppo_hf.hub.card import text as card_text
-from turnppo_hf.hub.card.merge import TEMPLATE, merge_cards, read_front_matter
+from turnppo_hf.hub.card.merge import TEMPLATE, merge_cards, read_front_matter, texts_of
 from turnppo_hf.hub.card.pictures import draw_pictures, picture_facts
 from turnppo_hf.hub.client import read_published
-from turnppo_hf.hub.files import read_json
+from turnppo_hf.hub.files import CHECKPOINT_FILE, read_json, read_text
 from turnppo_hf.hub.run_record import RunRecord, read_run
 from turnppo_hf.hub.wheel import build_wheel
 from turnppo_hf.redaction import redact, redact_text
@@ -58,14 +58,14 @@ class Published:
     @classmethod
     def of(cls, folder: Path) -> Published:
         """Read card and evaluation that an earlier release left in a folder."""
-        texts = [file.read_text(encoding="utf-8") if file.exists() else None for file in map(folder.joinpath, _PARTS)]
+        texts = [read_text(file, str(file)) if file.exists() else None for file in map(folder.joinpath, _PARTS)]
         return cls(texts[0], parse_results(texts[1]))
 
     @property
     def dataset(self) -> str | None:
         """The episodes that `turnppo push --episodes` published with the release."""
         named = {str(entry["dataset"]["id"]) for entry in self.results}
-        shown = read_front_matter(self.card or "")[0].get("datasets") or []
+        shown = texts_of(read_front_matter(self.card or "")[0], "datasets")
         return next((name for name in named if name in shown), None)
 
     def is_of_other_figures(self, run: RunRecord) -> bool:
@@ -97,7 +97,7 @@ def parse_results(text: str | None) -> list[Mapping[str, Any]]:
     """Read a file of `.eval_results`; entries that are not of the Hub's format are left out."""
     try:
         entries = yaml.safe_load(text or "")
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # PyYAML raises the latter for a date that is none
         entries = None
     return [entry for entry in entries if _is_result(entry)] if isinstance(entries, list) else []
 
@@ -137,7 +137,9 @@ def prepare_release(
     path = Path(folder)
     run = read_run(path)
     earlier = [Published.of(path), *([published] if published else [])]
-    _forget_places(path, run.record)
+    if not (path / CHECKPOINT_FILE).exists():  # whose files are sealed: a run goes on from them
+        _forget_places(path)
+    _warn_of_places(run.record)
     draw_pictures(run, path)
     build_wheel(path / WHEELS)
     _write_results(path, run, dataset or f"{repo_id or run.name}-episodes")
@@ -158,8 +160,8 @@ def _write_results(folder: Path, run: RunRecord, dataset: str) -> None:
     results.write_text(yaml.safe_dump(redact(eval_result_entries_to_yaml(entries)), sort_keys=False), encoding="utf-8")
 
 
-def _forget_places(folder: Path, record: AgentRecord) -> None:
-    """Shorten the paths of this machine in what is published, mask secrets, and warn of paths that the agent needs."""
+def _forget_places(folder: Path) -> None:
+    """Shorten the paths of this machine in what the trainer logged, and mask secrets."""
     state = folder / "trainer_state.json"
     if state.exists():
         content = read_json(state)
@@ -168,6 +170,10 @@ def _forget_places(folder: Path, record: AgentRecord) -> None:
             shared["best_model_checkpoint"] = Path(best).name
         if shared != content:
             state.write_text(json.dumps(shared, indent=2) + "\n")
+
+
+def _warn_of_places(record: AgentRecord) -> None:
+    """Warn of paths of this machine that the agent needs."""
     for kwargs in (record.environment_kwargs, record.evaluation.environment_kwargs):
         for name, value in (kwargs or {}).items():
             if isinstance(value, str) and Path(value).is_absolute():
@@ -179,16 +185,9 @@ def _forget_places(folder: Path, record: AgentRecord) -> None:
                 )
 
 
-def render_card(
-    folder: Path,
-    repo_id: str | None = None,
-    *,
-    title: str | None = None,
-    dataset: str | None = None,
-    tags: Sequence[str] | None = None,
-) -> str:
-    """Return the card of an agent, written from its record alone; the arguments are those of `prepare_release`."""
-    return _render(read_run(folder), folder, repo_id, title=title, dataset=dataset, tags=tags)
+def render_card(folder: Path, repo_id: str | None = None) -> str:
+    """Return the card of an agent, written from its record alone."""
+    return _render(read_run(folder), folder, repo_id)
 
 
 def _render(
@@ -196,9 +195,9 @@ def _render(
     folder: Path,
     repo_id: str | None,
     *,
-    title: str | None,
-    dataset: str | None,
-    tags: Sequence[str] | None,
+    title: str | None = None,
+    dataset: str | None = None,
+    tags: Sequence[str] | None = None,
 ) -> str:
     repo = repo_id or run.name
     text = _template().render(

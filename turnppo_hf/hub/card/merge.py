@@ -17,7 +17,11 @@ _HEADING = re.compile(r"^## +(.+?) *$", re.MULTILINE)
 _KEEP = re.compile(r"<!--\s*keep: *true\s*-->")
 _FRONT = re.compile(r"\A---[ \t]*\n(.*?)^---[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 # what looks like a heading inside of these is none
-_CODE = re.compile(r"^[ \t]*(`{3,}|~{3,})[^\n]*\n.*?^[ \t]*\1[`~]*[ \t]*$", re.MULTILINE | re.DOTALL)
+_CODE = re.compile(  # a line of backticks with another one after them is inline code, and opens nothing
+    r"^[ \t]*(?:(?P<ticks>`{3,})[^`\n]*\n.*?^[ \t]*(?P=ticks)`*"
+    r"|(?P<tildes>~{3,})[^\n]*\n.*?^[ \t]*(?P=tildes)~*)[ \t]*$",
+    re.MULTILINE | re.DOTALL,
+)
 _HIDDEN = re.compile(r"<!--.*?-->|<details\b.*?</details>", re.DOTALL | re.IGNORECASE)
 _ALWAYS_OURS = ("metrics", "model-index")  # absent where the new card has none
 _BEFORE = "as written before"
@@ -73,7 +77,7 @@ def read_front_matter(card: str) -> tuple[dict[str, Any], str]:
         return {}, text
     try:
         data = yaml.safe_load(found.group(1))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # PyYAML raises the latter for a date that is none
         data = error
     if not isinstance(data, Mapping):
         if data is not None:
@@ -111,14 +115,14 @@ def _users_view(body: str) -> list[tuple[str, str]]:
 
 
 def _merge_data(stale: Mapping[str, Any], fresh: Mapping[str, Any], without: str | None) -> dict[str, Any]:
-    tags = list(dict.fromkeys([*_texts(fresh, "tags"), *_texts(stale, "tags")]))
-    theirs = [name for name in _texts(stale, "datasets") if name != without]
-    datasets = list(dict.fromkeys([*_texts(fresh, "datasets"), *theirs]))
+    tags = list(dict.fromkeys([*texts_of(fresh, "tags"), *texts_of(stale, "tags")]))
+    theirs = [name for name in texts_of(stale, "datasets") if name != without]
+    datasets = list(dict.fromkeys([*texts_of(fresh, "datasets"), *theirs]))
     users = {name: value for name, value in stale.items() if name not in (*_ALWAYS_OURS, "datasets", *fresh)}
     return {**fresh, "tags": tags, **({"datasets": datasets} if datasets else {}), **users}
 
 
-def _texts(data: Mapping[str, Any], name: str) -> list[str]:
+def texts_of(data: Mapping[str, Any], name: str) -> list[str]:
     """What a key of the front matter lists; a single text is a list of one."""
     found = data.get(name) or []
     found = [found] if isinstance(found, str) else found if isinstance(found, list) else []

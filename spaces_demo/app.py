@@ -18,8 +18,8 @@ import gradio as gr
 from compare import MY_LEVEL, compare, contestants, score_game
 from elements import element, page_head, page_theme
 from leaderboard import leaderboard_tab
-from levels import MAX_SEED, LevelError, checked_seed, judge_level, level_of_seed, world_arguments
-from live import SHOP, SOKOBAN, live_agents, load_agent, play_live, world_of
+from levels import MAX_SEED, LevelError, checked_seed, judge_level, level_of_seed
+from live import SHOP, SOKOBAN, limits_of, live_agents, load_agent, new_world, play_live, sokoban_agent, world_of
 from player import REPLAYS, agents_of, episodes_of, read_replays
 from starlette.middleware import Middleware
 from wishes import chosen_wish, wishes
@@ -74,11 +74,12 @@ def choose_episode(key: str) -> dict[str, Any]:
 
 def level_values(text: str, seed: int | None) -> list[Any]:
     """Return what the page shows of a level: the state, the game, then seed, editor, text and note of each picker."""
-    report = judge_level(text, world_arguments()["max_actions"])
+    max_actions = limits_of(sokoban_agent()).max_actions
+    report = judge_level(text, max_actions)
     note = {"text": report.message, "kind": "good" if report.is_playable else "bad"}
     game: Any = gr.skip()
     if report.is_playable:
-        game = {"level": text, "max_actions": world_arguments()["max_actions"]}
+        game = {"level": text, "max_actions": max_actions}
     drawing = text if report.state is not None else gr.skip()
     return [text, game, *[seed, drawing, text, note] * 2]
 
@@ -93,9 +94,10 @@ def level_from_seed(seed: Any) -> list[Any]:
 
 def level_from_chance() -> list[Any]:
     """Return `level_values` of any held-out level that takes some thought, or of the last one tried."""
+    max_actions = limits_of(sokoban_agent()).max_actions
     for _ in range(30):
         seed = random.randrange(1_000_000, MAX_SEED)
-        if (judge_level(level_of_seed(seed), MAX_SEED).moves or 0) >= MIN_MOVES:
+        if MIN_MOVES <= (judge_level(level_of_seed(seed), MAX_SEED).moves or 0) <= max_actions:
             break
     return level_from_seed(seed)
 
@@ -127,7 +129,7 @@ def watch_live(agent: str, level: str, seed: float | None, wish: int | None) -> 
                 raise ValueError(report.message)
             options = {"level": report.state.to_text()}
         elif world == SHOP:
-            options = {"goal": chosen_wish(wish)}
+            options = {"goal": chosen_wish(agent, wish)}
         yield from play_live(agent, checked_seed(seed or 0), options)
     except (ValueError, RuntimeError) as error:
         raise gr.Error(str(error), print_exception=False) from None
@@ -143,19 +145,14 @@ def choose_live_agent(agent: str) -> tuple[Any, Any]:
 def judge_play(played: gr.EventData) -> tuple[Any, ...]:
     """Return how a visitor did beside an agent and the best play, and both of these to watch."""
     try:
-        return score_game(details(played), first_player())
+        return score_game(details(played), sokoban_agent())
     except ValueError as error:
         raise gr.Error(str(error), print_exception=False) from None
 
 
-def first_player() -> str:
-    """Return the first agent that plays Sokoban."""
-    return next(agent for agent in live_agents() if world_of(agent) == SOKOBAN)
-
-
 def warm_up() -> None:
     """Load the agent that is most likely to be asked for."""
-    load_agent(first_player())
+    load_agent(sokoban_agent())
 
 
 def open_link(request: gr.Request) -> list[Any]:
@@ -192,8 +189,9 @@ def level_picker() -> tuple[list[Any], gr.Button]:
         with gr.Column(min_width=260):
             editor = element("level-editor", first, event="changed")
         text = gr.Textbox(first, label="The same as text (XSB)", lines=6, max_length=200, elem_classes="pg-text")
-    report = judge_level(first, world_arguments()["max_actions"])
-    note = element("page-note", {"text": report.message, "kind": "good"}, elem_classes="pg-says")
+    report = judge_level(first, limits_of(sokoban_agent()).max_actions)
+    says = {"text": report.message, "kind": "good" if report.is_playable else "bad"}
+    note = element("page-note", says, elem_classes="pg-says")
     return [seed, editor, text, note], another
 
 
@@ -221,10 +219,12 @@ def live_tab(level: gr.State) -> tuple[list[Any], gr.Button]:
     with gr.Row(elem_classes="pg-low"):
         agent = gr.Radio(agents, value=agents[0], label="Agent", scale=4, min_width=320, elem_id="live-agent")
         start = gr.Button("Watch it play", variant="primary", scale=0, min_width=180, elem_id="live-start")
-    with gr.Column(visible=True) as of_sokoban:
+    world = world_of(agents[0])
+    with gr.Column(visible=world == SOKOBAN) as of_sokoban:
         picker, another = level_picker()
-    with gr.Column(visible=False) as of_shop:
-        wish = gr.Dropdown([], label="Wish (a generated, synthetic shop)", elem_id="live-wish")
+    with gr.Column(visible=world == SHOP) as of_shop:
+        menu = wish_menu(agents[0]) if world == SHOP else {}
+        wish = gr.Dropdown(**menu, elem_id="live-wish")
     player = element("turn-player", None, elem_id="live-player")
     agent.input(choose_live_agent, agent, [of_sokoban, of_shop], **AT_ONCE)
     agent.input(offer_wishes, agent, wish, **AT_ONCE)
@@ -236,13 +236,20 @@ def offer_wishes(agent: str) -> Any:
     """Return the menu of wishes where the agent shops."""
     if world_of(agent) != SHOP:
         return gr.skip()
-    return gr.update(choices=[(text, number) for number, (text, _) in enumerate(wishes())], value=0)
+    return gr.update(**wish_menu(agent))
+
+
+def wish_menu(agent: str) -> dict[str, Any]:
+    """Return what the menu of an agent's wishes holds, and says of the shop."""
+    choices = [(text, number) for number, (text, _) in enumerate(wishes(agent))]
+    is_synthetic = new_world(agent).world.data.synthetic
+    return {"choices": choices, "value": 0, "label": f"Wish{' (a generated, synthetic shop)' * is_synthetic}"}
 
 
 def you_tab() -> tuple[list[Any], gr.Button, gr.HTML]:
     """Lay out the tab in which a person plays."""
     picker, another = level_picker()
-    first = {"level": level_of_seed(FIRST_SEED), "max_actions": world_arguments()["max_actions"]}
+    first = {"level": level_of_seed(FIRST_SEED), "max_actions": limits_of(sokoban_agent()).max_actions}
     game = element("sokoban-game", first, event="finished", elem_id="game")
     table = element("score-table", [], elem_id="game-score")
     duel = element("turn-duel", None, elem_id="game-duel")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from levels import judge_level, read_level, world_arguments
-from live import SOKOBAN, live_agents, play_live, world_of
+from levels import judge_level, read_level
+from live import SOKOBAN, Limits, limits_of, live_agents, play_live, sokoban_agents
 from player import moves_view, plan_view, read_replays
 
 from turnppo_hf.environments.sokoban.environment import ACTIONS
@@ -22,8 +22,7 @@ _SEED = 0  # of the sampling
 def contestants() -> list[str]:
     """Return who can be compared on Sokoban: recorded agents, those that play here, and the solver."""
     recorded = [replay.agent for replay in read_replays().values() if replay.group == SOKOBAN]
-    playing = [agent for agent in live_agents() if world_of(agent) == SOKOBAN]
-    return [*dict.fromkeys([*recorded, *playing]), BEST]
+    return [*dict.fromkeys([*recorded, *sokoban_agents()]), BEST]
 
 
 def compare(
@@ -37,7 +36,7 @@ def compare(
         task (`str`): A recorded level, or `MY_LEVEL`.
         level (`str`): The visitor's, as XSB text.
     """
-    found = [episode(agent, task, level) for agent in (left, right)]
+    found = [episode(agent, task, level, beside) for agent, beside in ((left, right), (right, left))]
     missing = [agent for agent, view in zip((left, right), found, strict=True) if view is None]
     note = {"text": "", "kind": ""}
     if missing:
@@ -46,15 +45,19 @@ def compare(
     return {"left": found[0], "right": found[1]}, [score(view) for view in found if view is not None], note
 
 
-def episode(agent: str, task: str, level: str) -> dict[str, Any] | None:
-    """Return an agent's episode: the recorded one, else one played now; None where neither is possible."""
+def episode(agent: str, task: str, level: str, beside: str) -> dict[str, Any] | None:
+    """
+    Return an agent's episode: the recorded one, else one played now; None where neither is possible.
+
+    The best play has as much room as the player beside it.
+    """
     replays = [replay for replay in read_replays().values() if replay.group == SOKOBAN and replay.task == task]
     for replay in replays:
         if replay.agent == agent:
             return replay.view
     state = read_level(replays[0].view["level"] if replays else level)
     if agent == BEST:
-        return best_view(state)
+        return best_view(state, limits_of(beside) if beside in sokoban_agents() else recorded_limits())
     if agent not in (names := contestants()):
         raise ValueError(f"There is no player {str(agent)[:60]!r} here. Choose one of {', '.join(names)}.")
     if agent not in live_agents():
@@ -63,11 +66,15 @@ def episode(agent: str, task: str, level: str) -> dict[str, Any] | None:
     return view
 
 
-def best_view(state: SokobanState) -> dict[str, Any]:
+def best_view(state: SokobanState, limits: Limits) -> dict[str, Any]:
     """Return the best play within an episode's moves, as the solver finds it."""
-    rules = world_arguments()
-    plan = best_plan(state, rules["max_actions"], max_nodes=_MAX_NODES)
-    return plan_view(state, plan, rules["max_actions_per_turn"], BEST)
+    plan = best_plan(state, limits.max_actions, max_nodes=_MAX_NODES)
+    return plan_view(state, plan, limits.moves_per_turn, BEST)
+
+
+def recorded_limits() -> Limits:
+    """Return what a recorded episode has room for: as much as one of the agent in the package."""
+    return limits_of(next(agent.name for agent in live_agents().values() if agent.model == "tiny-trained"))
 
 
 def score(view: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,21 +94,21 @@ def score_game(played: Mapping[str, Any], agent: str) -> tuple[list[dict[str, An
     Raises:
         `ValueError`: the level or a move is none.
     """
-    rules = world_arguments()
+    limits = limits_of(agent)
     text, moves = str(played.get("level", "")), played.get("moves", [])
-    report = judge_level(text, rules["max_actions"])
+    report = judge_level(text, limits.max_actions)
     if report.state is None or not report.is_playable:
         raise ValueError(report.message)
     if (
         not isinstance(moves, list)
-        or len(moves) > rules["max_actions"]
+        or len(moves) > limits.max_actions
         or not all(isinstance(move, str) and move in ACTIONS for move in moves)
     ):
         raise ValueError(
-            f"The moves must be at most {rules['max_actions']} of {', '.join(ACTIONS)}. Others cannot be carried out. "
+            f"The moves must be at most {limits.max_actions} of {', '.join(ACTIONS)}. Others cannot be carried out. "
             "Start the level again."
         )
-    mine = moves_view(report.state, moves, rules["max_actions_per_turn"], "you")
-    best = best_view(report.state)
+    mine = moves_view(report.state, moves, limits.moves_per_turn, "you")
+    best = best_view(report.state, limits)
     *_, agents = play_live(agent, _SEED, {"level": report.state.to_text()})
     return [score(view) for view in (mine, agents, best)], {"left": agents, "right": best}

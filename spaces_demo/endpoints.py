@@ -3,7 +3,8 @@ What programs call: `reset`, `step`, `play`, `values`, `judge` and `replay`, ove
 Context Protocol.
 
 Nothing is kept between calls. A state of the game is its level and the answers given since, so no caller can see or
-disturb another's game, and the same calls give the same answers.
+disturb another's game, and the same calls give the same answers. The game is the named agent's own: its prompt, what
+it may answer, its limits. So what `reset` shows, `step` plays and `values` judges is what `play` plays.
 """
 
 from __future__ import annotations
@@ -11,23 +12,24 @@ from __future__ import annotations
 from typing import Any
 
 from gymnasium.error import ResetNeeded
-from levels import LevelError, checked_seed, judge_level, level_of_seed, new_world, read_level, world_arguments
-from live import SOKOBAN, live_agents, load_agent, play_live, world_of
+from levels import LevelError, checked_seed, judge_level, level_of_seed, read_level
+from live import limits_of, load_agent, new_world, play_live, sokoban_agent
 from player import read_replays
 
-MAX_ANSWERS, MAX_ANSWER_LENGTH = 50, 2000
+from turnppo_hf.environments.sokoban.environment import MAX_TEXT_LENGTH
 
 
-def reset(seed: int = 1_000_000, level: str = "") -> dict[str, Any]:
+def reset(seed: int = 1_000_000, level: str = "", agent: str = "") -> dict[str, Any]:
     """
     Start a game of Sokoban and return what a player reads first.
 
     Args:
         seed: Chooses one of the held-out levels; ignored where a level is given.
         level: A level in XSB notation (# wall, @ player, $ box, . target, space floor), rows on lines.
+        agent: Name of an agent on this page, whose game it is; the first one that plays Sokoban by default.
     """
     state = read_level(level or level_of_seed(seed))
-    world = new_world()
+    world = new_world(sokoban_agent(agent))
     observation, info = world.reset(seed=0, options={"level": state})
     return {
         "level": info["level"],
@@ -38,16 +40,17 @@ def reset(seed: int = 1_000_000, level: str = "") -> dict[str, Any]:
     }
 
 
-def step(level: str, answers: list[str], answer: str) -> dict[str, Any]:
+def step(level: str, answers: list[str], answer: str, agent: str = "") -> dict[str, Any]:
     """
     Play one turn: the state is the level and the answers given before, so nothing is kept between calls.
 
     Args:
         level: As `reset` returned it.
         answers: What was answered in the turns before, in order; an empty list for the first turn.
-        answer: What is answered now, such as "Up Left": one or two of Up, Down, Left, Right.
+        answer: What is answered now, in the grammar that `reset` returned, such as "Up Left".
+        agent: As given to `reset`.
     """
-    world, _ = _replayed(level, answers)
+    world, _ = _replayed(level, answers, sokoban_agent(agent))
     try:
         observation, reward, terminated, truncated, info = world.step(_checked_answer(answer))
     except ResetNeeded as error:
@@ -74,7 +77,7 @@ def play(seed: int = 1_000_000, level: str = "", agent: str = "") -> dict[str, A
         agent: Name of an agent on this page; the first one that plays Sokoban by default.
     """
     state = read_level(level or level_of_seed(seed))
-    *_, last = play_live(_sokoban_agent(agent), checked_seed(seed), {"level": state.to_text()})
+    *_, last = play_live(sokoban_agent(agent), checked_seed(seed), {"level": state.to_text()})
     return dict(last["record"])
 
 
@@ -87,20 +90,22 @@ def values(level: str, answers: list[str], agent: str = "") -> list[float]:
         answers: What was answered so far, in order; an empty list for the first state.
         agent: Name of an agent on this page; the first one that plays Sokoban by default.
     """
-    world, messages = _replayed(level, answers)
+    player = sokoban_agent(agent)
+    world, messages = _replayed(level, answers, player)
     if world.state.solved or world.actions_left == 0:
         messages = messages[:-2]  # the game is over: nothing follows its last state
-    return load_agent(_sokoban_agent(agent)).values(messages)
+    return load_agent(player).values(messages)
 
 
-def judge(level: str) -> dict[str, Any]:
+def judge(level: str, agent: str = "") -> dict[str, Any]:
     """
     Find whether a level of Sokoban can be won within an episode, in how many moves, or why not.
 
     Args:
         level: A level in XSB notation (# wall, @ player, $ box, . target, space floor), rows on lines.
+        agent: Name of an agent on this page, whose episode it is; the first one that plays Sokoban by default.
     """
-    report = judge_level(level, world_arguments()["max_actions"])
+    report = judge_level(level, limits_of(sokoban_agent(agent)).max_actions)
     return {"is_playable": report.is_playable, "moves": report.moves, "message": report.message}
 
 
@@ -119,27 +124,14 @@ def replay(episode: str) -> dict[str, Any]:
     return recorded.view
 
 
-def _sokoban_agent(name: str) -> str:
-    if name:
-        load_agent(name)
-    players = [agent for agent in live_agents() if world_of(agent) == SOKOBAN]
-    chosen = name or players[0]
-    if chosen not in players:
-        raise ValueError(
-            f"The agent {chosen!r} does not play Sokoban. It could not read the board. Choose one of "
-            f"{', '.join(players)}."
-        )
-    return chosen
-
-
-def _replayed(level: str, answers: list[str]) -> tuple[Any, list[dict[str, str]]]:
+def _replayed(level: str, answers: list[str], agent: str) -> tuple[Any, list[dict[str, str]]]:
     """Play the answers given so far; return the world and the messages."""
-    if not isinstance(answers, list) or len(answers) > MAX_ANSWERS:
+    world = new_world(agent)
+    if not isinstance(answers, list) or len(answers) > world.max_turns:
         raise LevelError(
-            f"`answers` must be a list of at most {MAX_ANSWERS} texts. A game has fewer turns. Pass what was answered "
-            "since `reset`."
+            f"`answers` must be a list of at most {world.max_turns} texts. A game has no more turns. Pass what was "
+            "answered since `reset`."
         )
-    world = new_world()
     observation, _ = world.reset(seed=0, options={"level": read_level(level)})
     messages = [{"role": "user", "content": observation}]
     for answer in answers:
@@ -152,9 +144,9 @@ def _replayed(level: str, answers: list[str]) -> tuple[Any, list[dict[str, str]]
 
 
 def _checked_answer(answer: object) -> str:
-    if not isinstance(answer, str) or len(answer) > MAX_ANSWER_LENGTH:
+    if not isinstance(answer, str) or len(answer) > MAX_TEXT_LENGTH:
         raise LevelError(
-            f"An answer must be a text of at most {MAX_ANSWER_LENGTH} characters. No turn is longer. Pass "
-            'something like "Up Left".'
+            f"An answer must be a text of at most {MAX_TEXT_LENGTH} characters. No turn is longer. Pass one "
+            "in the grammar that `reset` returned."
         )
     return answer

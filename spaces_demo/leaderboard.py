@@ -23,7 +23,7 @@ Shown = tuple[tuple[Entry, ...], tuple[str, ...]]  # what could be read, and wha
 def published() -> Shown:
     """Read the results that lie beside the page."""
     entries, problems = [], []
-    for file in sorted(RESULTS.rglob("*.json")):
+    for file in sorted(path for path in RESULTS.rglob("*.json") if path.is_file()):
         found = _read(file.relative_to(RESULTS).as_posix(), file.read_text(encoding="utf-8", errors="replace"))
         (entries if isinstance(found, Entry) else problems).append(found)
     return tuple(entries), tuple(problems)

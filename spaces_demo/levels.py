@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
-from typing import Any, cast
+from typing import Any
 
 from turnppo_hf.environments import make_environment
-from turnppo_hf.environments.sokoban.environment import Sokoban
 from turnppo_hf.environments.sokoban.rules import SokobanState
 from turnppo_hf.environments.sokoban.solver import SearchLimitError, pushes_to_nearest_target, shortest_solution
 from turnppo_hf.hub.agent_record import AgentRecord
@@ -112,24 +111,24 @@ def judge_level(text: str, max_actions: int) -> LevelReport:
 
 @cache
 def world_arguments() -> dict[str, Any]:
-    """Return what the released tiny agents' Sokoban is built with, as recorded."""
+    """Return what the released tiny agents' Sokoban is built with, as recorded: the page's levels come from it."""
     record = AgentRecord.from_folder(str(files("turnppo_hf") / "models" / "sokoban_tiny"))
     return dict(record.environment_kwargs or {})
 
 
-def new_world(**changes: Any) -> Sokoban:
-    """Return the Sokoban that this page plays; its levels are those that no agent met in training."""
-    return cast(Sokoban, make_environment("turnppo_hf/Sokoban-v0", **{**world_arguments(), **changes}).unwrapped)
-
-
 def level_of_seed(seed: object) -> str:
-    """Return the held-out level that a seed stands for, as XSB text: the one that evaluations play at that seed."""
+    """
+    Return the held-out level that a seed stands for, as XSB text, the same one for every agent.
+
+    It is the one that evaluations of the tiny agents play at that seed, and no agent met it in training.
+    """
     return _level_of(checked_seed(seed))
 
 
 @lru_cache(maxsize=4096)
 def _level_of(seed: int) -> str:
-    _, info = new_world(split="test").reset(seed=seed)
+    world = make_environment("turnppo_hf/Sokoban-v0", **{**world_arguments(), "split": "test"})
+    _, info = world.reset(seed=seed)
     return str(info["level"])
 
 

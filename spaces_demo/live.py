@@ -1,4 +1,4 @@
-"""A level or a wish in; the turns of an agent that plays it here and now, out, one after the other."""
+"""Who plays here, and in which world; a level or a wish in, the turns of an agent that plays it now, out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from importlib.resources import files
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from shop import shop_page
 
 from turnppo_hf.environments.webshop.environment import WebShop
 from turnppo_hf.evaluation.replay import ending
+from turnppo_hf.hub.agent_record import AgentRecord, resolve_environment
 from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 SOKOBAN, SHOP, OTHER = "Sokoban", "WebShop", "other"
 SYNTHETIC_NOTE = "A generated, synthetic shop: its scores compare with no published ones."
 
+# name -> folder in turnppo_hf/models, whose record is read without loading the networks
+_PACKAGED = {"tiny-trained": "sokoban_turnppo", "tiny": "sokoban_tiny", "tiny-webshop": "webshop_tiny"}
 _WORLDS = {"turnppo_hf/Sokoban-v0": SOKOBAN, "turnppo_hf/SokobanLarge-v0": SOKOBAN, "turnppo_hf/WebShop-v0": SHOP}
 _LOADING = threading.Lock()
 _LOADED: dict[str, TurnPPOAgent] = {}
@@ -37,6 +41,14 @@ class LiveAgent:
     name: str
     model: str  # what TurnPPOAgent.from_pretrained takes; never a visitor's text
     revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an episode of Sokoban has room for, e.g. `Limits(max_actions=12, moves_per_turn=2)`."""
+
+    max_actions: int
+    moves_per_turn: int
 
 
 class StoppedError(Exception):
@@ -95,10 +107,78 @@ def load_agent(name: str) -> TurnPPOAgent:
 
 
 def world_of(name: str) -> str:
-    """Return `SOKOBAN`, `SHOP` or `OTHER`: where an agent plays. Those of the package are known without loading."""
-    packaged = {"tiny-trained": SOKOBAN, "tiny": SOKOBAN, "tiny-webshop": SHOP}
-    model = find_agent(name).model
-    return packaged.get(model) or _WORLDS.get(load_agent(name).record.environment or "", OTHER)
+    """
+    Return `SOKOBAN`, `SHOP` or `OTHER`: where an agent plays.
+
+    A world that cannot be built here is `OTHER`, too: there is nothing to choose in it, and playing says why.
+    """
+    agent = find_agent(name)
+    world = _WORLDS.get(_record_of(agent).environment or "", OTHER)
+    try:
+        return world if world == OTHER or _environment_of(agent) else OTHER
+    except ValueError:
+        return OTHER
+
+
+def new_world(name: str) -> Any:
+    """
+    Return the environment that an agent is judged in: what it reads and may answer, and how long it has.
+
+    Raises:
+        `ValueError`: there is no agent of that name, or its environment cannot be built here.
+    """
+    return _environment_of(find_agent(name))().unwrapped
+
+
+def sokoban_agents() -> list[str]:
+    """Return the agents that play Sokoban."""
+    return [agent for agent in live_agents() if world_of(agent) == SOKOBAN]
+
+
+def sokoban_agent(name: str = "") -> str:
+    """
+    Return the agent of a name that plays Sokoban, the first of them where none is named.
+
+    Raises:
+        `ValueError`: there is none of that name, or it plays something else.
+    """
+    if name:
+        find_agent(name)
+    players = sokoban_agents()
+    chosen = name or players[0]
+    if chosen not in players:
+        raise ValueError(
+            f"The agent {chosen!r} does not play Sokoban. It could not read the board. Choose one of "
+            f"{', '.join(players)}."
+        )
+    return chosen
+
+
+def limits_of(name: str) -> Limits:
+    """Return what an episode of an agent that plays Sokoban has room for."""
+    return _limits_of(find_agent(name))
+
+
+@cache
+def _limits_of(agent: LiveAgent) -> Limits:
+    world = _environment_of(agent)().unwrapped
+    turns = world.max_turns * world.max_actions_per_turn
+    return Limits(min(world.max_actions, turns), world.max_actions_per_turn)
+
+
+@cache
+def _record_of(agent: LiveAgent) -> AgentRecord:
+    if agent.model not in _PACKAGED:
+        return load_agent(agent.name).record
+    return AgentRecord.from_folder(str(files("turnppo_hf") / "models" / _PACKAGED[agent.model]))
+
+
+@cache
+def _environment_of(agent: LiveAgent) -> Callable[[], Any]:
+    """Return what builds the agent's held-out environment."""
+    if agent.model not in _PACKAGED:
+        return load_agent(agent.name).environment()[1]
+    return resolve_environment(_record_of(agent), None, {}, model=agent.model, is_local=True)[1]
 
 
 def play_live(
@@ -122,7 +202,8 @@ def play_live(
     left = threading.Event()
     task = {**(options or {}), "seed": seed}
     watched = partial(_Watched, factory, agent, steps.put, left)
-    note = SYNTHETIC_NOTE if "WebShop" in environment else ""
+    is_synthetic = "WebShop" in environment and new_world(name).world.data.synthetic
+    note = SYNTHETIC_NOTE if is_synthetic else ""
 
     def play() -> Trajectory:
         try:

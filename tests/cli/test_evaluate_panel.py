@@ -205,6 +205,35 @@ def test_mistakes_are_one_error(
     assert message in error_of(capsys, "evaluate", *given)
 
 
+@pytest.mark.parametrize("place", ["file/below", "taken"])
+def test_place_that_takes_no_results_is_named_before_anything_is_played(
+    place: str, panel: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AgentPlayer, "play", None)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "taken" / "results.json").mkdir(parents=True)
+    words = ["evaluate", "tiny-trained", "--panel", panel, "--output", str(tmp_path / place)]
+    error = error_of(capsys, *words)
+    assert f"written into {tmp_path / place} (" in error and "nothing was played" in error
+
+
+def test_score_is_shown_though_it_cannot_be_written(
+    panel: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(PanelResults, "save", full)
+    words = ["evaluate", "tiny-trained", "--panel", panel, "--episodes", "2", "--output", str(tmp_path / "full")]
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert "tiny-trained on the panel" in captured.out and "success" in captured.out and "Wrote" not in captured.out
+    assert str(tmp_path / "full") in captured.err and "No space left" in captured.err
+    assert main([*words, "--json"]) == 2
+    kept = PanelResults.from_text(capsys.readouterr().out, "kept.json")
+    assert len(kept.outcomes) == 2 and list((tmp_path / "full").iterdir()) == []
+
+
 def test_result_of_another_is_not_replaced_and_nothing_is_played_for_it(
     scored: Path, panel: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,11 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import HfApi
 
 pytest.importorskip("gradio", reason='needs Gradio: pip install "turnppo-hf[space]"')
 
@@ -29,6 +31,28 @@ from turnppo_hf.hub.space import (
     run_space,
     write_space,
 )
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The sources of a page of two files, and a package of none: what is pushed is small."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "README.md").write_bytes((find_space() / "README.md").read_bytes())
+    (source / "app.py").write_text("page = 1\n")
+
+    def empty_wheel(folder: Path) -> Path:
+        zipfile.ZipFile(folder / "empty.whl", "w").close()
+        return folder / "empty.whl"
+
+    monkeypatch.setattr(turnppo_hf.hub.space, "find_space", lambda: source)
+    monkeypatch.setattr(turnppo_hf.hub.space, "build_wheel", empty_wheel)
+    return source
+
+
+def variables_of(hub: Hub, space: str) -> dict[str, str]:
+    found = hub.repos["space", space].space["variables"]
+    return {name: str(item["value"]) for name, item in found.items()}
 
 
 def front_matter(card: bytes) -> dict[str, object]:
@@ -74,6 +98,77 @@ def test_space_pushed_again_changes_only_what_changed(hub: Hub) -> None:
     push_space("alice/playground", "cpu", agent="alice/agent")
     changed = hub.commits("alice/playground", repo_type="space")[0].files
     assert set(changed) == {"README.md"}
+
+
+def test_agent_and_revision_that_are_not_named_any_longer_are_unset(hub: Hub, small: Path) -> None:
+    push_space("alice/playground", "cpu", agent="alice/a", revision="v1")
+    HfApi().add_space_variable("alice/playground", "RESULTS_FOLDER", "/data")
+    push_space("alice/playground", "cpu", agent="alice/b")
+    assert variables_of(hub, "alice/playground") == {"AGENT_REPO": "alice/b", "RESULTS_FOLDER": "/data"}
+    push_space("alice/playground", "cpu")
+    assert variables_of(hub, "alice/playground") == {"RESULTS_FOLDER": "/data"}
+
+
+def test_update_deletes_what_an_earlier_push_wrote_and_nothing_of_the_owners(hub: Hub, small: Path) -> None:
+    dropped = ["replays/9_old_episodes.json", "old.py", "assets/a [1].js"]
+    for name in dropped:
+        (small / name).parent.mkdir(exist_ok=True)
+        (small / name).write_text("{}")
+    push_space("alice/playground", "cpu")
+    assert set(dropped) <= set(hub.files("alice/playground", repo_type="space"))
+    theirs = ["results/mine.json", "extra.py", "replays/7_mine_episodes.json", "assets/a 1.js"]
+    for name in theirs:
+        HfApi().upload_file(path_or_fileobj=b"{}", path_in_repo=name, repo_id="alice/playground", repo_type="space")
+    for name in dropped:
+        (small / name).unlink()
+    push_space("alice/playground", "cpu")
+    left = set(hub.files("alice/playground", repo_type="space"))
+    assert set(theirs) | {"app.py", "README.md"} <= left and not left & set(dropped)
+
+
+def test_results_in_folders_are_written_as_the_page_reads_them(small: Path, tmp_path: Path) -> None:
+    nested = small / "results" / "sokoban_5x5_bare" / "tiny" / "results.json"
+    nested.parent.mkdir(parents=True)
+    nested.write_text("{}")
+    (small / "results" / "plain.json").write_text("{}")
+    (small / "assets" / "__pycache__").mkdir(parents=True)
+    (tmp_path / "space").mkdir()
+    write_space(tmp_path / "space", "cpu")
+    folder = tmp_path / "space" / "results"
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.json")}
+    assert found == {"plain.json", "sokoban_5x5_bare/tiny/results.json"}
+
+
+def test_packaged_agent_is_named_as_no_repository(hub: Hub, small: Path) -> None:
+    push_space("alice/playground", "cpu", agent="tiny-webshop")
+    card = front_matter(hub.files("alice/playground", repo_type="space")["README.md"])
+    assert "models" not in card and "preload_from_hub" not in card
+    assert variables_of(hub, "alice/playground") == {"AGENT_REPO": "tiny-webshop"}
+
+
+def test_agent_that_a_space_could_not_load_is_refused(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs" / "x").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for agent in ("runs/x", str(tmp_path / "runs" / "x"), "runs"):
+        with pytest.raises(ValueError, match="Push the agent first"):
+            push_space("alice/playground", "cpu", agent=agent)
+    assert main(["space", "push", "alice/playground", "--cpu", "--agent", "runs/x"]) == 2
+    assert "a stranger's repository" in capsys.readouterr().err
+    for agent in (None, "tiny-webshop"):
+        with pytest.raises(ValueError, match="names a commit on the Hub"):
+            push_space("alice/playground", "cpu", agent=agent, revision="v1")
+    assert not hub.repos
+
+
+def test_page_of_another_agent_gets_no_revision_of_the_shells(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], small: Path
+) -> None:
+    (small / "app.py").write_text("import os; print(os.environ.get('AGENT_REPO'), os.environ.get('AGENT_REVISION'))")
+    monkeypatch.setenv("AGENT_REPO", "alice/a"), monkeypatch.setenv("AGENT_REVISION", "v1")
+    assert run_space() == run_space(agent="alice/b") == run_space(agent="alice/b", revision="v2") == 0
+    assert capfd.readouterr().out.splitlines() == ["alice/a v1", "alice/b None", "alice/b v2"]
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compare import best_view
+from compare import best_view, recorded_limits
 from levels import level_of_seed, read_level
 
 from tests.spaces_demo.conftest import APP, CHROMIUM, WAIT_MS
@@ -156,7 +156,8 @@ def test_live_shopper_plays_the_chosen_wish(visit: Callable[..., Any]) -> None:
 
 def test_person_plays_to_a_win_against_the_agent_and_the_best(visit: Callable[..., Any]) -> None:
     page = visit("?tab=you&seed=1000004")
-    moves = [move for turn in best_view(read_level(level_of_seed(1_000_004)))["turns"] for move in turn["moves"]]
+    best = best_view(read_level(level_of_seed(1_000_004)), recorded_limits())
+    moves = [move for turn in best["turns"] for move in turn["moves"]]
     game = page.locator("#game")
     expect(game.locator(".sg-says")).to_contain_text("12 moves")
     field = game.locator(".sg-field")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
 import string
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import endpoints
 import leaderboard
 import pytest
 from levels import level_of_seed
+
+from tests.helpers.panel_results import results
 
 app = pytest.importorskip("app", reason='needs Gradio: pip install "turnppo-hf[space]"')
 gr = app.gr
@@ -57,6 +61,8 @@ def kinds() -> list[Callable[[random.Random], Any]]:
         lambda rng: next(app.watch_live("before training", anything(rng), anything(rng), None)),
         lambda rng: app.explained(app.compare)(anything(rng), "Best play", anything(rng), anything(rng)),
         lambda rng: app.explained(endpoints.reset)(anything(rng), anything(rng)),
+        lambda rng: app.explained(endpoints.reset)(1_000_004, "", anything(rng)),
+        lambda rng: app.explained(endpoints.step)(level_of_seed(1_000_004), [], "Up", anything(rng)),
         lambda rng: app.explained(endpoints.step)(random_level(rng), anything(rng), anything(rng)),
         lambda rng: app.explained(endpoints.values)(random_level(rng), anything(rng), anything(rng)),
         lambda rng: app.explained(endpoints.judge)(anything(rng)),
@@ -71,7 +77,8 @@ def kinds() -> list[Callable[[random.Random], Any]]:
 @pytest.mark.slow
 def test_random_events_are_answered_or_refused_with_a_message() -> None:
     outcomes = {"answered": 0, "refused": 0}
-    app.load_agent("before training"), app.load_agent("Turn-PPO"), app.wishes()  # what takes its time once
+    app.load_agent("before training"), app.load_agent("Turn-PPO")  # what takes its time once
+    app.wishes("shopper before training")
     for number in range(EVENTS):
         rng = random.Random(number)
         event = rng.choice(kinds())
@@ -90,3 +97,18 @@ def test_error_of_our_own_is_not_taken_for_a_refusal() -> None:
 
     with pytest.raises(ZeroDivisionError):
         app.explained(broken)()
+
+
+def test_published_file_that_is_no_result_is_named_beside_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    results("mine", 0.5).save(tmp_path / "panel" / "mine")
+    (tmp_path / "folder.json").mkdir()
+    odd = results("huge", 0.5).to_dict()
+    for outcome in odd["outcomes"][:2]:
+        outcome["total_reward"] = 1e308  # finite, and their sum is not
+    (tmp_path / "huge.json").write_text(json.dumps(odd))
+    monkeypatch.setattr(leaderboard, "RESULTS", tmp_path)
+    entries, problems = leaderboard.published.__wrapped__()
+    assert [entry.model for entry in entries] == ["mine"]
+    assert len(problems) == 1 and problems[0].startswith("huge.json: `outcomes[0].total_reward`")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,21 +14,33 @@ import endpoints
 import numpy as np
 import pytest
 from compare import BEST, MY_LEVEL, compare, contestants, score_game
-from levels import MAX_SIDE, LevelError, checked_seed, judge_level, level_of_seed, new_world, world_arguments
-from live import live_agents, load_agent, play_live, world_of
+from levels import MAX_SIDE, LevelError, checked_seed, judge_level, level_of_seed, world_arguments
+from live import limits_of, live_agents, load_agent, new_world, play_live, world_of
 from player import episode_view, plan_view, read_replays, realised_returns, td_errors
 from shop import shop_page
-from wishes import wishes
+from wishes import chosen_wish, wishes
 
 from turnppo_hf.environments import make_environment
 from turnppo_hf.environments.sokoban.rules import SokobanState
 from turnppo_hf.environments.sokoban.solver import best_plan
 from turnppo_hf.evaluation.pictures.theme import THEMES
+from turnppo_hf.models.pretrained import find_model
 from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
 SPACE = Path(__file__).parents[2] / "spaces_demo"
 LEVEL = "#####\n#.$@#\n#   #\n#   #\n#####"
+FAR = "########\n#      #\n# $    #\n#      #\n#      #\n#    @.#\n########"  # more moves than the tiny agent has
 CORNERED = "#####\n#$ @#\n#   #\n# . #\n#####"
+
+
+def own_agent(model: str, folder: Path, **world: Any) -> str:
+    """Copy a packaged agent into a folder, with other arguments of its environment; return its name on the page."""
+    shutil.copytree(find_model(model), folder, ignore=shutil.ignore_patterns("trajectories", "assets"))
+    record = json.loads((folder / "turnppo.json").read_text("utf-8"))
+    for part in (record, record.get("evaluation", record)):
+        part["environment_kwargs"] = {**part["environment_kwargs"], **world}
+    (folder / "turnppo.json").write_text(json.dumps(record), "utf-8")
+    return folder.name
 
 
 def played(**changes: Any) -> Trajectory:
@@ -185,7 +198,7 @@ def test_live_episode_that_nobody_watches_is_stopped() -> None:
 
 
 def test_shopper_plays_a_wish_and_its_pages_are_data() -> None:
-    text, number = wishes()[0]
+    text, number = wishes("shopper before training")[0]
     *_, view = play_live("shopper before training", 5, {"goal": number})
     assert view["turns"][0]["page"]["wish"] == text
     assert view["last_page"] is not None
@@ -254,7 +267,7 @@ def test_game_with_other_moves_is_refused(moves: Any) -> None:
 def test_endpoints_play_the_environment_itself() -> None:
     start = endpoints.reset(seed=1_000_001)
     rng = np.random.default_rng(0)
-    world = new_world()
+    world = new_world("Turn-PPO")
     world.reset(seed=0, options={"level": start["level"]})
     answers: list[str] = []
     while True:
@@ -280,12 +293,89 @@ def test_endpoint_play_returns_a_trajectory() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"level": LEVEL, "answers": ["Up"] * 99, "answer": "Up"}, "at most 50"),
+        ({"level": LEVEL, "answers": ["Up"] * 99, "answer": "Up"}, "at most 6 "),
         ({"level": LEVEL, "answers": "Up", "answer": "Up"}, "must be a list"),
-        ({"level": LEVEL, "answers": [], "answer": "x" * 5000}, "at most 2000 characters"),
+        ({"level": LEVEL, "answers": [], "answer": "x" * 9000}, "at most 8192 characters"),
         ({"level": "/etc/pw", "answers": [], "answer": "Up"}, "XSB"),
     ],
 )
 def test_endpoint_step_with_bad_input_says_what_to_do(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         endpoints.step(**arguments)
+
+
+def test_endpoints_are_of_the_world_of_the_owners_agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    name = own_agent("tiny-trained", tmp_path / "own_tags", action_format="tags", max_turns=10, max_actions=20)
+    monkeypatch.setenv("AGENT_REPO", str(tmp_path / name))
+    start, trajectory = endpoints.reset(seed=1_000_004), Trajectory.from_dict(endpoints.play(seed=1_000_004))
+    assert (start["max_turns"], start["actions_left"]) == (10, 20) and "<answer>" in start["grammar"]
+    assert start["observation"] == trajectory.turns[0].observation
+    assert endpoints.values(start["level"], []) == pytest.approx([trajectory.turns[0].value], abs=1e-4)
+    answers: list[str] = []
+    for turn in trajectory.turns:
+        told = endpoints.step(start["level"], answers, turn.completion)
+        assert (told["reward"], told["penalty"], told["action"]) == (turn.reward, turn.penalty, turn.action)
+        answers.append(turn.completion)
+    told = endpoints.step(start["level"], [], "<answer>Up</answer>")
+    assert (told["action"], told["penalty"], told["actions_left"]) == ("Up", 0.0, 18)
+    tiny = {"agent": "Turn-PPO"}
+    assert endpoints.reset(seed=1_000_004, **tiny)["max_turns"] == 6
+    assert endpoints.step(start["level"], [], "<answer>Up</answer>", **tiny)["penalty"] < 0
+    assert endpoints.values(start["level"], [], **tiny) != endpoints.values(start["level"], [])
+    with pytest.raises(ValueError, match="does not play Sokoban"):
+        endpoints.reset(agent="shopper before training")
+
+
+def test_limits_are_those_of_the_agent_that_plays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    name = own_agent("tiny-trained", tmp_path / "own_long", max_turns=20, max_actions=30)
+    assert not endpoints.judge(FAR)["is_playable"]
+    monkeypatch.setenv("AGENT_REPO", str(tmp_path / name))
+    assert endpoints.judge(FAR)["is_playable"] and not endpoints.judge(FAR, "Turn-PPO")["is_playable"]
+    assert limits_of(name).max_actions == 30 and limits_of("Turn-PPO").max_actions == 12
+    rows, pair = score_game({"level": FAR, "moves": ["Up"] * 13}, name)
+    assert pair["right"]["solved"] and [row["name"] for row in rows] == ["you", name, BEST]
+    pair, _, _ = compare(name, BEST, MY_LEVEL, FAR)
+    assert pair["right"]["solved"]
+    pair, _, _ = compare("before training", BEST, MY_LEVEL, FAR)
+    assert not pair["right"]["solved"]  # the best play has as much room as the player beside it
+
+
+def test_wish_of_the_owners_shopper_is_of_its_own_shop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    name = own_agent("tiny-webshop", tmp_path / "own_shop", num_products=60)
+    monkeypatch.setenv("AGENT_REPO", str(tmp_path / name))
+    assert world_of(name) == "WebShop" and wishes(name) != wishes("shopper before training")
+    for number, (text, _) in enumerate(wishes(name)[:3]):
+        view = next(play_live(name, 5, {"goal": chosen_wish(name, number)}))
+        assert view["turns"][0]["page"]["wish"] == text
+    with pytest.raises(ValueError, match="no wish number"):
+        chosen_wish(name, len(wishes(name)))
+
+
+def test_agent_whose_world_cannot_be_built_leaves_the_page_to_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    name = own_agent("tiny-webshop", tmp_path / "own_elsewhere", data=str(tmp_path / "nowhere"))
+    monkeypatch.setenv("AGENT_REPO", str(tmp_path / name))
+    assert world_of(name) == "other"
+    assert endpoints.reset(seed=1_000_004)["max_turns"] == 6
+    with pytest.raises(ValueError, match="nowhere"):
+        next(play_live(name, 5))
+
+
+@pytest.mark.slow
+def test_live_tab_opens_with_what_the_first_agent_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    app = pytest.importorskip("app", reason='needs Gradio: pip install "turnppo-hf[space]"')
+
+    def parts() -> tuple[list[bool], list[list[Any]]]:
+        """Whether the columns of level and wish are shown, and the menu of wishes."""
+        with app.gr.Blocks() as page:
+            app.live_tab(app.gr.State(""))
+        found = page.get_config_file()["components"]
+        columns = [item["props"]["visible"] for item in found if item["type"] == "column"]
+        (menu,) = [item["props"] for item in found if item["props"].get("elem_id") == "live-wish"]
+        return [columns[0], columns[-1]], [list(choice) for choice in menu["choices"]]
+
+    assert parts() == ([True, False], [])
+    name = own_agent("tiny-webshop", tmp_path / "own_first", num_products=60)
+    monkeypatch.setenv("AGENT_REPO", str(tmp_path / name))
+    assert parts() == ([False, True], [[text, number] for number, (text, _) in enumerate(wishes(name))])

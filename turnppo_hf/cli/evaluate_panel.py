@@ -30,7 +30,7 @@ def evaluate_panel(arguments: argparse.Namespace) -> int:
 
     from turnppo_hf.environments.conversation import TextEnvironment, warn_of_lost_rules
     from turnppo_hf.evaluation.panels.build import check_prompts
-    from turnppo_hf.evaluation.panels.results import check_same_panel, protocol_of
+    from turnppo_hf.evaluation.panels.results import RESULTS_FILE, check_same_panel, protocol_of
     from turnppo_hf.hub.panel.folder import find_panel, read_panel
 
     for name, why in _OWN.items():
@@ -60,6 +60,7 @@ def evaluate_panel(arguments: argparse.Namespace) -> int:
     else:
         player = EndpointPlayer(arguments, temperature, longest)
     name = panel.manifest.environment
+    _check_writable(folder)
     with tqdm(total=len(tasks), unit=" episodes", disable=None) as bar:
         played = player.play(
             panel.environment(),
@@ -69,13 +70,24 @@ def evaluate_panel(arguments: argparse.Namespace) -> int:
             on_finished=lambda _: bar.update(),
         )
     results = _results(panel, tasks, player, deviations, played)
-    file = results.save(folder)
     notes = _notes(results, player, earlier, other, arguments.compare)
+    failure = None
+    try:
+        results.save(folder)
+    except OSError as error:  # a disk that has filled up since: what was played is shown all the same
+        failure = error
     if arguments.json:
-        print(file.read_text(encoding="utf-8"), end="")
+        print(results.to_text(), end="")
         print("\n".join(notes), file=sys.stderr)
     else:
-        _print_results(results, file, notes)
+        _print_results(results, notes)
+    if failure is not None:
+        raise ValueError(
+            f"No results were written into {folder} ({failure}), so they stand nowhere but above; what --json prints "
+            "can be kept as a file. Make room, or name another folder with --output, and evaluate again."
+        ) from failure
+    if not arguments.json:
+        print(f"Wrote {folder / RESULTS_FILE}")
     return 0
 
 
@@ -138,6 +150,25 @@ def _earlier(folder: Path, model: str, protocol: str) -> PanelResults | None:
     return earlier
 
 
+def _check_writable(folder: Path) -> None:
+    """Find out whether results can be written into a folder, which is created, before an hour is played for them."""
+    from turnppo_hf.evaluation.panels.results import RESULTS_FILE
+
+    file = folder / RESULTS_FILE
+    is_new = not file.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(file, "a", encoding="utf-8"):
+            pass
+        if is_new:
+            file.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"No results could be written into {folder} ({error}), so nothing was played. Name another folder with "
+            "--output."
+        ) from error
+
+
 def _read(source: str | Path) -> PanelResults:
     from turnppo_hf.evaluation.panels.results import PanelResults
 
@@ -173,7 +204,7 @@ def _notes(
     return notes
 
 
-def _print_results(results: PanelResults, file: Path, notes: Sequence[str]) -> None:
+def _print_results(results: PanelResults, notes: Sequence[str]) -> None:
     from turnppo_hf.evaluation.summary import Summary, comparison_table
     from turnppo_hf.redaction import redact_text
 
@@ -187,7 +218,6 @@ def _print_results(results: PanelResults, file: Path, notes: Sequence[str]) -> N
     print(f"\nstop reasons: {reasons}")
     for note in notes:
         print(redact_text(note))
-    print(f"Wrote {file}")
 
 
 def _slug(model: str) -> str:

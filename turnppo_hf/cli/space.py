@@ -44,16 +44,15 @@ def run(arguments: argparse.Namespace) -> int:
             )
         if arguments.port is not None:
             check_port(arguments.port)
-        if arguments.agent is not None:
-            from turnppo_hf.models.pretrained import find_model
-
-            find_model(arguments.agent, revision=arguments.revision)  # here a mistake is one sentence
+        _check_agent(arguments)
         return run_space(agent=arguments.agent, revision=arguments.revision, port=arguments.port)
     if arguments.repo_id is None or not kinds:
         raise ValueError(
             "A Space needs a name and a kind of machine; nothing was pushed. Use for example `turnppo space push NAME "
             "--static`, or --cpu or --zero_gpu instead."
         )
+    if arguments.agent is not None and "/" not in arguments.agent:
+        _check_agent(arguments)
     commit = push_space(
         arguments.repo_id,
         kinds[0],
@@ -64,3 +63,11 @@ def run(arguments: argparse.Namespace) -> int:
     )
     print(commit.commit_url)
     return 0
+
+
+def _check_agent(arguments: argparse.Namespace) -> None:
+    """Look for the agent here, where a mistake is one sentence."""
+    if arguments.agent is not None:
+        from turnppo_hf.models.pretrained import find_model
+
+        find_model(arguments.agent, revision=arguments.revision)

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.helpers.panel_results import results
+from turnppo_hf.evaluation.outcome import summarize_outcomes
 from turnppo_hf.evaluation.panels.leaderboard import Entry, make_board
 from turnppo_hf.evaluation.panels.results import PanelResults
+
+HUGE = 10**400  # JSON has it, floats do not
 
 
 def entry(made: PanelResults, file: str = "results.json") -> Entry:
@@ -53,6 +60,52 @@ def test_result_of_other_tasks_under_the_same_checksum_is_refused_by_file_and_fi
     (problem,) = board["problems"]
     assert problem.startswith("few/results.json: `outcomes` holds 5 tasks that are not the 40")
     assert [row["model"] for row in board["tables"][0]["rows"]] == ["a", "b", "random"]
+
+
+def test_result_cut_to_its_solved_tasks_does_not_lead() -> None:
+    whole = results("whole", 0.5)
+    solved = tuple(outcome for outcome in whole.outcomes if outcome.success)
+    cut = replace(whole, model="cut", outcomes=solved, summary=summarize_outcomes(solved))
+    with pytest.raises(ValueError, match=r"cut\.json: `outcomes` is '20 outcomes', .* 40 tasks of reference\.random"):
+        entry(cut, "cut.json")
+    bare = entry(replace(cut, reference={}), "cut.json")
+    board = make_board([bare, bare, bare, entry(whole)])
+    assert [row["model"] for row in board["tables"][0]["rows"]] == ["whole", "random"]
+    assert len(board["problems"]) == 3 and board["problems"][0].startswith("cut.json: `outcomes` holds 20 tasks")
+    padded = [*whole.outcomes, replace(whole.outcomes[0], task_id="t-40")]
+    padded = replace(cut, reference={}, outcomes=tuple(padded), summary=summarize_outcomes(padded))
+    assert make_board([entry(padded), entry(whole)])["tables"][0]["rows"][0]["model"] == "whole"
+    few = results("few", 1.0, tasks=5, deviations={"episodes": 6})
+    with pytest.raises(ValueError, match=r"`outcomes` is '5 outcomes', .* deviations\.episodes, 6"):
+        entry(few)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("outcomes", 1, "total_reward"), 1e308),
+        (("outcomes", 1, "total_reward"), -HUGE),
+        (("outcomes", 1, "turns"), HUGE),
+        (("summary", "mean_return"), HUGE),
+        (("reference", "random", "mean_return"), HUGE),
+        (("reference", "random", "success_low"), 5),
+        (("player", "batch_size"), HUGE),
+        (("player", "context"), "\ud800"),
+        (("player", "\ud800"), 1),
+        (("model",), "\ud800 model"),
+    ],
+    ids=lambda part: f"{part!a:.50}",
+)
+def test_value_that_no_page_could_show_is_refused(path: tuple[Any, ...], value: Any) -> None:
+    content = results("a", 0.5).to_dict()
+    part: Any = content
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = value
+    with pytest.raises(ValueError, match=r"^odd\.json: `") as refused:
+        Entry.from_text(json.dumps(content), "odd.json")
+    assert str(refused.value).startswith(f"odd.json: `{path[0]}") and len(str(refused.value)) < 300
+    str(refused.value).encode()
 
 
 def test_nothing_is_an_empty_board() -> None:

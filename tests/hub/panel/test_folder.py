@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 from datasets import load_dataset
@@ -195,6 +196,31 @@ def test_changed_manifest_is_refused(panel: Path, field: str, value: Any, words:
     assert words in str(refused.value)
 
 
+def test_panel_is_read_from_its_file_and_from_no_cache(
+    panel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "kind=panel"
+    for count in (20, 21):
+        spec = replace(catalog.PANELS["sokoban_5x5_bare"], num_tasks=count)
+        monkeypatch.setitem(catalog.PANELS, "sokoban_5x5_bare", spec)
+        made = write_panel("sokoban_5x5_bare", place)
+        os.utime(place / "data" / "test.parquet", (1e9, 1e9))
+        assert read_panel(place).tasks == made.tasks
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "below")
+    assert len(read_panel(panel).tasks) == NUM_TASKS
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 nonsense PAR1", b"PAR1"])
+def test_table_that_is_none_is_named(panel: Path, content: bytes) -> None:
+    (panel / "data" / "test.parquet").write_bytes(content)
+    manifest = json.loads((panel / "panel.json").read_text())
+    manifest["files"] = {"data/test.parquet": hashlib.sha256(content).hexdigest()}
+    (panel / "panel.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"test\.parquet holds no tasks"):
+        read_panel(panel)
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", "nonsense", "[" * 100_000])
 def test_manifest_that_is_none_is_refused(panel: Path, content: str) -> None:
     (panel / "panel.json").write_text(content)
@@ -249,10 +275,12 @@ def test_command_writes_prints_and_replaces(tmp_path: Path, capsys: pytest.Captu
 
 @pytest.mark.parametrize("hub", ["lfs", "xet"], indirect=True)
 def test_pushed_panel_is_read_back_equal(hub: Hub, panel: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (panel / "notes.txt").write_text("mine")
+    for name in ("notes.txt", "answers [draft].txt", "data/more.parquet"):  # one of them looks like a pattern
+        (panel / name).write_text("mine")
     assert main(["push", str(panel), "frozen", "--private"]) == 0
     assert hub.repos["dataset", "alice/frozen"].private and "alice/frozen" in capsys.readouterr().out
-    assert "notes.txt" not in hub.files("alice/frozen", repo_type="dataset")
+    pushed = set(hub.files("alice/frozen", repo_type="dataset"))
+    assert pushed - {".gitattributes"} == {"README.md", "panel.json", "data/test.parquet"}
     assert read_panel(find_panel("alice/frozen")).tasks == read_panel(panel).tasks
     assert main(["push", str(panel), "frozen", "--episodes", "x"]) == 2
     with pytest.raises(ReleaseError, match="no panel of that name"):

@@ -74,7 +74,7 @@ def make_board(entries: Sequence[Entry], problems: Sequence[str] = ()) -> dict[s
         groups.setdefault(entry.protocol_checksum, []).append(entry)
     tables, wrong = [], list(problems)
     for checksum, group in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
-        tasks, _ = Counter(entry.tasks for entry in group).most_common(1)[0]
+        tasks = _whole_list(group)
         whole = [entry for entry in group if entry.tasks == tasks]
         wrong += [
             f"{entry.file}: `outcomes` holds {entry.num_tasks} tasks that are not the {whole[0].num_tasks} of the "
@@ -94,6 +94,18 @@ def make_board(entries: Sequence[Entry], problems: Sequence[str] = ()) -> dict[s
             }
         )
     return {"tables": tables, "problems": wrong}
+
+
+def _whole_list(entries: Sequence[Entry]) -> str:
+    """
+    Return the checksum of the tasks that make the panel, of those that results with one protocol hold.
+
+    It is the longest list whose number the reference players confirm: one that was cut to its solved tasks puts no
+    whole one off the board, however many files hold it.
+    """
+    counts = Counter((bool(entry.reference), entry.num_tasks, entry.tasks) for entry in entries)
+    *_, tasks = max(counts, key=lambda found: (*found[:2], counts[found], found[2]))
+    return tasks
 
 
 def _rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:

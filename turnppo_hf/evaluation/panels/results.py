@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from turnppo_hf.evaluation.json_fields import FieldError, read_fields, write_fields
-from turnppo_hf.evaluation.outcome import Outcome, Summary, summarize_outcomes
+from turnppo_hf.evaluation.outcome import Outcome, Summary, check_summary, summarize_outcomes
 from turnppo_hf.evaluation.panels.build import canonical_checksum
 from turnppo_hf.redaction import redacted_json
 from turnppo_hf.trajectory import StopReason
 
 RESULTS_FILE = "results.json"
 SCHEMA_VERSION = 1
+MAX_NUMBER = 1e12  # in the file; means and errors of such ones are finite, and a browser reads them exactly
 _CHECKSUM = re.compile(r"[0-9a-f]{64}")
 
 
@@ -72,6 +73,7 @@ class PanelResults:
         """
         try:
             found = json.loads(text)
+            _check_values(found, "")
             if isinstance(found, dict):
                 _check_version(found)
             results = read_fields(cls, found)
@@ -88,11 +90,15 @@ class PanelResults:
         """Return what `results.json` holds."""
         return write_fields(self)
 
+    def to_text(self) -> str:
+        """Return the text of `results.json`, without secrets."""
+        return redacted_json(self.to_dict(), indent=1)
+
     def save(self, folder: str | Path) -> Path:
-        """Write `results.json` into a folder, without secrets; return its path."""
+        """Write `results.json` into a folder; return its path."""
         file = Path(folder) / RESULTS_FILE
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(redacted_json(self.to_dict(), indent=1), encoding="utf-8")
+        file.write_text(self.to_text(), encoding="utf-8")
         return file
 
 
@@ -167,6 +173,24 @@ def _check_version(found: Mapping[str, Any]) -> None:
         raise FieldError("schema_version", version, str(SCHEMA_VERSION))
 
 
+def _check_values(found: Any, at: str) -> None:
+    """Refuse what could not be summed up or shown, wherever it stands: huge numbers, and halves of characters."""
+    if isinstance(found, dict):
+        for name, value in found.items():
+            _check_values(name, f"{at}.{name}".lstrip("."))
+            _check_values(value, f"{at}.{name}".lstrip("."))
+    elif isinstance(found, list):
+        for number, value in enumerate(found):
+            _check_values(value, f"{at}[{number}]")
+    elif isinstance(found, str):
+        try:
+            found.encode()
+        except UnicodeEncodeError:
+            raise FieldError(ascii(at)[1:-1], found, "a text without halves of characters") from None
+    elif isinstance(found, int | float) and MAX_NUMBER < abs(found) < math.inf:
+        raise FieldError(at, f"{found!s:.20}...", f"a number from {-MAX_NUMBER:g} to {MAX_NUMBER:g}")
+
+
 def _check(results: PanelResults) -> None:
     for name in ("panel_checksum", "protocol_checksum"):
         if not _CHECKSUM.fullmatch(getattr(results, name)):
@@ -183,8 +207,7 @@ def _check(results: PanelResults) -> None:
         if outcome.task_id in seen:
             raise FieldError(f"outcomes[{number}].task_id", outcome.task_id, "another in each outcome")
         seen.add(outcome.task_id)
-    for name, summary in results.reference.items():
-        read_fields(Summary, summary, f"reference.{name}")
+    _check_number(results)
     if all(outcome.failed for outcome in results.outcomes):
         raise FieldError("outcomes", "...", "with an episode that was played to its end")
     due_summary = summarize_outcomes(results.outcomes)
@@ -192,6 +215,20 @@ def _check(results: PanelResults) -> None:
         found, wanted = getattr(results.summary, item.name), getattr(due_summary, item.name)
         if not _agree(found, wanted):
             raise FieldError(f"summary.{item.name}", found, f"{wanted}, as the outcomes give")
+
+
+def _check_number(results: PanelResults) -> None:
+    """Check that no task was left out or added, by what else in the file is of the same tasks."""
+    number = len(results.outcomes)
+    for name, found in results.reference.items():
+        summary = read_fields(Summary, found, f"reference.{name}")
+        check_summary(summary, f"reference.{name}")
+        tasks = summary.episodes + summary.failed
+        if number != tasks:
+            raise FieldError("outcomes", f"{number} outcomes", f"of the {tasks} tasks of reference.{name}")
+    episodes = results.deviations.get("episodes", number)
+    if number != episodes:
+        raise FieldError("outcomes", f"{number} outcomes", f"of as many tasks as deviations.episodes, {episodes}")
 
 
 def _check_outcome(outcome: Outcome, at: str) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import pyarrow
+import pyarrow.parquet
 from datasets import Dataset, Features, Value
 from huggingface_hub import CommitInfo, snapshot_download
 
@@ -173,7 +175,7 @@ def protocol_checksum(manifest: Manifest, tasks: Sequence[PanelTask]) -> str:
     return canonical_checksum({**head, "tasks": [task.frozen() for task in tasks]})
 
 
-def find_panel(source: str, *, revision: str | None = None) -> Path:
+def find_panel(source: str) -> Path:
     """
     Return the folder of a panel: a local one, or a snapshot of a dataset on the Hub.
 
@@ -183,11 +185,7 @@ def find_panel(source: str, *, revision: str | None = None) -> Path:
     if Path(source).is_dir():
         return Path(source)
     try:
-        return Path(
-            snapshot_download(
-                source, repo_type="dataset", revision=revision, allow_patterns=[MANIFEST, DATA, WORLD, CARD]
-            )
-        )
+        return Path(snapshot_download(source, repo_type="dataset", allow_patterns=[MANIFEST, DATA, WORLD, CARD]))
     except HUB_ERRORS as error:
         raise ReleaseError(
             f"There is no folder {source!r} here, and no panel of that name could be had from the Hub: "
@@ -243,9 +241,8 @@ def push_panel(folder: str | Path, repo_id: str, **upload: Any) -> CommitInfo:
         `PushError`: nothing was committed.
     """
     panel = read_panel(folder)
-    known = {MANIFEST, CARD, *panel.manifest.files}
-    files = {path.relative_to(panel.folder).as_posix() for path in panel.folder.rglob("*") if path.is_file()}
-    return push_folder(folder, repo_id, repo_type="dataset", ignore_patterns=tuple(sorted(files - known)), **upload)
+    names = [MANIFEST, CARD, *panel.manifest.files]
+    return push_folder(folder, repo_id, repo_type="dataset", names=names, **upload)
 
 
 def _read_manifest(file: Path) -> Manifest:
@@ -305,9 +302,11 @@ def _write_rows(tasks: Sequence[PanelTask], file: Path) -> None:
 
 def _read_rows(file: Path) -> tuple[PanelTask, ...]:
     try:
-        rows = Dataset.from_parquet(str(file), keep_in_memory=True)
-        names = [name for name, kind in rows.features.items() if isinstance(kind, dict)]
-        facts = [name for name, kind in rows.features.items() if getattr(kind, "dtype", "") == "float64"]
+        # neither `datasets`, which would answer from a cache, nor a path, in which folders `a=1` would become columns
+        with open(file, "rb") as content:
+            rows = pyarrow.parquet.read_table(content)
+        names = [column.name for column in rows.schema if pyarrow.types.is_struct(column.type)]
+        facts = [column.name for column in rows.schema if pyarrow.types.is_float64(column.type)]
         return tuple(
             PanelTask(
                 task_id=row["task_id"],
@@ -318,9 +317,9 @@ def _read_rows(file: Path) -> tuple[PanelTask, ...]:
                 facts={name: row[name] for name in facts},
                 players={name: Outcome(task_id=row["task_id"], **row[name]) for name in names},
             )
-            for row in rows
+            for row in rows.to_pylist()
         )
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except (KeyError, TypeError, ValueError, OSError, RecursionError, pyarrow.ArrowException) as error:
         raise ValueError(
             f"{file} holds no tasks ({type(error).__name__}: {error}). Nothing could be played. Make the panel again."
         ) from error

@@ -1,7 +1,8 @@
-"""The page of the study and the README's rows of it hold what the committed results give."""
+"""The pages of the studies and the rows of them elsewhere hold what the committed results give."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -9,13 +10,15 @@ import pytest
 
 from turnppo_hf.cli.main import main
 from turnppo_hf.evaluation.study.finished import FinishedRuns
-from turnppo_hf.evaluation.study.plan import Study
+from turnppo_hf.evaluation.study.plan import Block, Claim, Study
 from turnppo_hf.evaluation.study.report import cells_of, cells_table, claims_table, judge_claim, levels_of
 from turnppo_hf.evaluation.study.result import StudyResult, weights_digest
 from turnppo_hf.evaluation.study.study_file import read_study
 
 ROOT = Path(__file__).parents[1]
 STUDY = "trainer_configs/studies/doorkey.yaml"
+SOKOBAN = "trainer_configs/studies/sokoban.yaml"
+PAGES = {STUDY: "evidence", SOKOBAN: "evidence_sokoban"}
 NAMES = {
     "turn_ppo": "**Turn-PPO**",
     "token_ppo": "token PPO, no discounts",
@@ -24,12 +27,10 @@ NAMES = {
     "gigpo": "GiGPO, groups of 8",
 }
 ONE_RATE = {**{key: NAMES[key] for key in ("turn_ppo", "grpo", "gigpo")}, "token_ppo": "token PPO, tuned"}
-NAMED_ONCE = {
-    "grpo": "GRPO",
-    "token_ppo_tuned": "token PPO, tuned",
-    "gigpo": "GiGPO",
-    "token_ppo": "token PPO, no discounts",
-}
+OF_SOKOBAN = {
+    "token_ppo_tuned": "token_ppo_discounted"
+}  # where nothing was tuned, it has the discounts of DoorKey's grid
+SOKOBAN_RATES = {OF_SOKOBAN.get(key, key): NAMES[key] for key in ("turn_ppo", "token_ppo_tuned", "grpo", "gigpo")}
 RATES = ("3e-4", "1e-3")
 # field -> value -> block and name of the runs that have it
 COMPARED = {
@@ -55,67 +56,116 @@ def results_of(study: Study) -> list[StudyResult]:
     return finished.planned()
 
 
-def headline_rows() -> list[str]:
-    """The README's table: each method with 16 turns, its seeds, and the verdict on Turn-PPO's claim against it."""
-    study = read_study(ROOT / STUDY)
-    results = results_of(study)
-    verdicts = {row[1]: row for row in claims_table(study.blocks, results).rows}
-    block = study.block("headline")
-    cells, rows = cells_of(block, results), []
+def scores_of(block: Block, results: Sequence[StudyResult], turns: str, method: str) -> str:
+    """The mean success of a method with so many turns, and that of each seed; all are there."""
+    scores = [run.score or 0.0 for run in cells_of(block, results)[("turns", turns), ("method", method)]]
+    assert len(scores) == len(block.seeds)
+    return f"{fmean(scores):.2f}: {' '.join(f'{score:.2f}' for score in scores)}"
+
+
+def verdict_on(block: Block, claim: Claim, results: Sequence[StudyResult]) -> str:
+    """The difference that a claim is about, its interval and p, and the verdict; no pair is missing."""
+    found = judge_claim(block, claim, results)
+    assert found.pairs == len(block.seeds)
+    return f"{found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f}), p = {found.p_value:.3f}: {found.verdict}"
+
+
+def lead_rows() -> list[str]:
+    """The README's table: Turn-PPO's lead over each method in two worlds, and the verdict on its claim."""
+    rows = {method: f"| {name} |" for method, name in NAMES.items() if method != "turn_ppo"}
+    for file, name, turns in ((SOKOBAN, "moves", "16"), (STUDY, "headline", "16"), (STUDY, "headline", "50")):
+        study = read_study(ROOT / file)
+        block, results = study.block(name), results_of(study)
+        claims = {claim.than: claim for claim in block.claims if claim.at["turns"] == turns and not claim.more_than_at}
+        for method in rows:
+            than = OF_SOKOBAN.get(method, method) if file == SOKOBAN else method
+            rows[method] += f" {verdict_on(block, claims[than], results)} |"
+    return list(rows.values())
+
+
+def sokoban_rows() -> list[str]:
+    """The table of docs/studies.md: each method with 16 and with four turns, and by how much the lead is larger."""
+    study = read_study(ROOT / SOKOBAN)
+    block, results = study.block("moves"), results_of(study)
+    claims = {claim.than: claim for claim in block.claims if claim.more_than_at}
+    rows = []
     for method, name in NAMES.items():
-        scores = [run.score for run in cells[("turns", "16"), ("method", method)]]
-        words, planned = ["", ""], len(block.seeds)
-        if len(scores) < planned:
-            name += f" ({len(scores)} of {planned} seeds)"
-        if method != "turn_ppo":
-            *_, difference, p, verdict = verdicts[f"headline: turn_ppo against {method}, turns 16"]
-            words = [f"{difference}, p = {p}", verdict.bold]
-        rows.append(
-            f"| {name} | {fmean(scores):.2f} | {' '.join(f'{score:.2f}' for score in scores)} | {' | '.join(words)} |"
-        )
+        method = OF_SOKOBAN.get(method, method)
+        cells = [scores_of(block, results, turns, method) for turns in ("16", "4")]
+        cells.append(verdict_on(block, claims[method], results) if method != "turn_ppo" else "")
+        rows.append(f"| {name} | {' | '.join(cells)} |")
     return rows
 
 
+def told_of_sokoban() -> list[str]:
+    """What docs/studies.md says of the Sokoban study beside its tables."""
+    study = read_study(ROOT / SOKOBAN)
+    results = results_of(study)
+    cells = cells_of(study.block("moves"), results)
+    scores = {(turns, method): [run.score or 0.0 for run in runs] for ((_, turns), (_, method)), runs in cells.items()}
+    ours = scores["16", "turn_ppo"]
+    ahead = {
+        method: sum(mine > its for mine, its in zip(ours, theirs, strict=True))
+        for (turns, method), theirs in scores.items()
+        if turns == "16"
+    }
+    short = [run for ((_, turns), _), runs in cells.items() for run in runs if turns == "4"]
+    below = sum((run.score or 0.0) < (run.start or 0.0) for run in short)
+    runs = {run.settings_hash: run for run in results}.values()
+    return [
+        f"{len(runs)} runs took {sum(run.cpu_s for run in runs) / 3600:.1f} CPU hours",
+        f"Turn-PPO ends above token PPO without discounts in {ahead['token_ppo']} of {len(ours)} seeds, above GRPO in "
+        f"{ahead['grpo']}, above GiGPO in {ahead['gigpo']}, and above token PPO with discounts in "
+        f"{ahead['token_ppo_discounted']}",
+        f"of {len(short)} runs {below} end below their start",
+    ]
+
+
 def level_rows() -> list[str]:
-    """The README's other table: the mean of each method by turns, and its number of seeds."""
-    study = read_study(ROOT / STUDY)
-    levels = next(found for found in levels_of(study.blocks, results_of(study)) if "headline" in found.blocks)
+    """The README's other table: the mean of each method by world and turns, and its number of seeds."""
     rows = []
-    for turns in levels.values:
-        found = [[run.score for run in levels.lines[method].get(turns, ())] for method in NAMES]
-        cells = [f"{fmean(scores):.2f} ({len(scores)})" if scores else "-" for scores in found]
-        rows.append(f"| {turns} | {' | '.join(cells)} |")
+    for file, world, name in ((SOKOBAN, "Sokoban", "moves"), (STUDY, "DoorKey", "headline")):
+        study = read_study(ROOT / file)
+        levels = next(found for found in levels_of(study.blocks, results_of(study)) if name in found.blocks)
+        methods = [OF_SOKOBAN.get(method, method) if file == SOKOBAN else method for method in NAMES]
+        for turns in sorted(levels.values, key=int):
+            found = [[run.score for run in levels.lines[method].get(turns, ())] for method in methods]
+            cells = [f"{fmean(scores):.2f} ({len(scores)})" if scores else "-" for scores in found]
+            rows.append(f"| {world}, {turns} | {' | '.join(cells)} |")
     return rows
 
 
 @pytest.mark.slow
-def test_page_of_the_study_is_what_the_results_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("file", PAGES)
+def test_page_of_a_study_is_what_the_results_give(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib", reason='needs matplotlib: pip install -e ".[report]"')
     monkeypatch.chdir(ROOT)
-    assert main(["report", STUDY, "--output", str(tmp_path / "evidence.md")]) == 0
-    made = (tmp_path / "evidence.md").read_text(encoding="utf-8").replace(str(tmp_path), "docs")
-    assert made == (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
-    pictures = {path.name for path in (tmp_path / "evidence").iterdir()}
-    assert pictures == {path.name for path in (ROOT / "docs" / "evidence").iterdir()}
+    name = PAGES[file]
+    assert main(["report", file, "--output", str(tmp_path / f"{name}.md")]) == 0
+    made = (tmp_path / f"{name}.md").read_text(encoding="utf-8").replace(str(tmp_path), "docs")
+    assert made == (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    pictures = {path.name for path in (tmp_path / name).iterdir()}
+    assert pictures == {path.name for path in (ROOT / "docs" / name).iterdir()}
 
 
-def test_kept_starts_are_those_of_the_runs() -> None:
-    study = read_study(ROOT / STUDY)
+@pytest.mark.parametrize("file", PAGES)
+def test_kept_starts_are_those_of_the_runs(file: str) -> None:
+    study = read_study(ROOT / file)
     for folder in (study.results / "starts").iterdir():
         runs = [run for run in results_of(study) if Path(str(run.settings["model"])).name == folder.name]
         assert {run.start_digest for run in runs} == {weights_digest(folder)}
 
 
-def rate_rows() -> list[str]:
-    """The table of docs/studies.md: the mean of each method by turns and learning rate, and its number of seeds."""
-    study = read_study(ROOT / STUDY)
+def rate_rows(file: str, methods: dict[str, str], turns: Sequence[str], rates: Sequence[str]) -> list[str]:
+    """A table of docs/studies.md: the mean of each method by turns and learning rate, and its number of seeds."""
+    study = read_study(ROOT / file)
     cells = cells_of(study.block("rates"), results_of(study))
     rows = []
-    for method, name in ONE_RATE.items():
+    for method, name in methods.items():
         found = []
-        for turns in ("4", "16", "50"):
-            for rate in RATES:
-                runs = cells.get((("turns", turns), ("method_and_rate", f"{method}_{rate}")), [])
+        for limit in turns:
+            for rate in rates:
+                runs = cells.get((("turns", limit), ("method_and_rate", f"{method}_{rate}")), [])
                 scores = [run.score for run in runs if run.score is not None]
                 found.append(f"{fmean(scores):.2f} ({len(scores)})" if scores else "-")
         rows.append(f"| {name} | {' | '.join(found)} |")
@@ -179,35 +229,48 @@ def lead_with_32_turns() -> str:
     )
 
 
-def lead_with_50_turns() -> str:
-    """The README's sentence about the row at 50 turns: the lead over each method, and whether it grows."""
-    study = read_study(ROOT / STUDY)
-    block, results = study.block("headline"), results_of(study)
-    claims = {(claim.than, bool(claim.more_than_at)): claim for claim in block.claims if claim.at["turns"] == "50"}
-    leads, growths = [], []
-    for than, name in NAMED_ONCE.items():
-        lead, growth = (judge_claim(block, claims[than, grows], results) for grows in (False, True))
-        growths.append(growth.verdict)
-        interval = f"({lead.low:+.3f} to {lead.high:+.3f}), p = {lead.p_value:.3f}: {lead.verdict}"
-        leads.append(f"over {name} {lead.difference:+.3f} {interval}")
-    assert "holds" not in growths  # the page says that none grows
-    return f"With 50 turns it leads {'; '.join(leads)}; no claim that one grew from 16 turns holds"
-
-
 def lead_over_grpo_at_one_rate() -> str:
     """What the README says of the lead over GRPO with 50 turns where both have Turn-PPO's rate."""
     study = read_study(ROOT / STUDY)
     block, results = study.block("rates"), results_of(study)
-    (claim,) = [
-        claim
+    claims = {claim.than: claim for claim in block.claims if claim.at["turns"] == "50" and not claim.more_than_at}
+    return f"over GRPO {verdict_on(block, claims['grpo_1e-3'], results)}"
+
+
+def leads_over_the_slower_rate(ours: str, turns: str) -> str:
+    """What the pages say of Turn-PPO's leads in Sokoban, at a rate of its own, over GRPO and GiGPO at 1e-4."""
+    study = read_study(ROOT / SOKOBAN)
+    block, results = study.block("rates"), results_of(study)
+    claims = {
+        claim.than: claim
         for claim in block.claims
-        if (claim.better, claim.than, claim.at["turns"]) == ("turn_ppo_1e-3", "grpo_1e-3", "50")
-        and not claim.more_than_at
-    ]
-    lead = judge_claim(block, claim, results)
-    assert lead.pairs == len(block.seeds)
-    interval = f"({lead.low:+.3f} to {lead.high:+.3f}), p = {lead.p_value:.3f}: {lead.verdict}"
-    return f"with GRPO at 1e-3, too, {lead.difference:+.3f} {interval}"
+        if (claim.better, claim.at["turns"]) == (f"turn_ppo_{ours}", turns) and not claim.more_than_at
+    }
+    return "; ".join(
+        f"over {name} at 1e-4 {verdict_on(block, claims[f'{method}_1e-4'], results)}"
+        for method, name in (("grpo", "GRPO"), ("gigpo", "GiGPO"))
+    )
+
+
+def larger_with_four_moves() -> str:
+    """The README's leads over GRPO and GiGPO with four moves a turn, all at 1e-4: larger than any with 16 turns."""
+    study = read_study(ROOT / SOKOBAN)
+    block, results = study.block("rates"), results_of(study)
+    leads: dict[str, list[float]] = {"4": [], "16": []}
+    for claim in block.claims:
+        found = judge_claim(block, claim, results)
+        if not claim.more_than_at and found.pairs == len(block.seeds):
+            leads[claim.at["turns"]].append(found.difference)
+    assert len(leads["4"]) == 2 and min(leads["4"]) > max(leads["16"])
+    return " and ".join(f"{lead:+.3f}" for lead in leads["4"])
+
+
+def leads_that_grow_in_sokoban() -> set[str]:
+    """The methods over which Turn-PPO's lead is larger with 16 turns than with four moves a turn."""
+    study = read_study(ROOT / SOKOBAN)
+    block, results = study.block("moves"), results_of(study)
+    claims = [claim for claim in block.claims if claim.more_than_at]
+    return {claim.than for claim in claims if judge_claim(block, claim, results).verdict == "holds"}
 
 
 def told_of_50_turns() -> list[str]:
@@ -251,20 +314,26 @@ def test_runs_below_their_start_had_the_rate_that_is_told() -> None:
     assert {run.settings["learning_rate"] for run in below} == {0.001}
 
 
-def verdicts_that_a_lead_grows(name: str) -> set[str]:
+def verdicts_that_a_lead_grows(name: str, turns: str) -> set[str]:
+    """Verdicts on the claims of a block that leads are larger with so many turns than with the next fewer."""
     study = read_study(ROOT / STUDY)
     block, results = study.block(name), results_of(study)
-    return {judge_claim(block, claim, results).verdict for claim in block.claims if claim.more_than_at}
+    claims = [claim for claim in block.claims if claim.more_than_at and claim.at["turns"] == turns]
+    return {judge_claim(block, claim, results).verdict for claim in claims}
 
 
 def test_readme_states_the_headline() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for row in [*headline_rows(), *level_rows()]:
+    for row in [*lead_rows(), *level_rows()]:
         assert row in text
     studies = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
-    for row in [*rate_rows(), *choice_rows()]:
+    of_rates = [
+        *rate_rows(STUDY, ONE_RATE, ("4", "16", "50"), RATES),
+        *rate_rows(SOKOBAN, SOKOBAN_RATES, ("16", "4"), ("3e-4", "1e-4")),
+    ]
+    for row in [*of_rates, *choice_rows(), *sokoban_rows()]:
         assert row in studies
-    for sentence in told_of_50_turns():
+    for sentence in [*told_of_50_turns(), *told_of_sokoban()]:
         assert sentence in " ".join(studies.split())
     for row in default_rows():
         assert row in (ROOT / "docs" / "paper_index.md").read_text(encoding="utf-8")
@@ -272,16 +341,23 @@ def test_readme_states_the_headline() -> None:
     assert runs_below_their_start() in " ".join(text.split())
     assert lead_with_32_turns() in " ".join(studies.split())
     assert lead_over_grpo_at_one_rate() in " ".join(text.split())
-    assert lead_with_50_turns() in " ".join(text.split())
-    assert verdicts_that_a_lead_grows("rates") == {"not decided", "does not hold"}
-    assert "o claim that a lead grows from 4 to 16 turns holds at one rate" in " ".join(text.split())
-    assert "holds" in verdicts_that_a_lead_grows("headline")
+    assert leads_over_the_slower_rate("3e-4", "16") in " ".join(text.split())
+    assert leads_over_the_slower_rate("1e-4", "4") in " ".join(studies.split())
+    assert "holds" not in verdicts_that_a_lead_grows("rates", "16") | verdicts_that_a_lead_grows("rates", "50")
+    assert "at one rate for both methods none holds" in " ".join(text.split())
+    assert verdicts_that_a_lead_grows("headline", "16") == {"holds"}
+    assert "holds" not in verdicts_that_a_lead_grows("headline", "50")
+    assert "every lead is larger with 16 turns than with 4, none with 50 than with 16" in " ".join(text.split())
+    assert larger_with_four_moves() in " ".join(text.split())
+    assert leads_that_grow_in_sokoban() == {"token_ppo"}
+    assert "larger with 16 turns than with 4 over token PPO without discounts alone" in " ".join(text.split())
     study = read_study(ROOT / STUDY)
     results = results_of(study)
     runs = [run for run in results if run.block == "headline" and run.cell["turns"] == "16"]
-    assert {f"(success {run.start:.2f})" for run in runs} == {"(success 0.26)"} and "(success 0.26)" in text
+    assert {f"DoorKey 5x5 ({run.start:.2f})" in text for run in runs} == {True}
+    runs += [run for run in results_of(read_study(ROOT / SOKOBAN)) if run.block == "moves"]
     episodes = {run.episodes_per_step * run.settings["max_steps"] for run in runs}
-    assert [f"{number:,.0f} episodes each" in text for number in episodes] == [True]
+    assert [f"{number:,.0f} episodes" in text for number in episodes] == [True]
 
 
 def test_pages_state_what_the_rate_does_with_four_turns() -> None:

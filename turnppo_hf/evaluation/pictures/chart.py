@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from turnppo_hf.evaluation.pictures.theme import Theme
+
+_COLUMNS = 4  # of a legend
 
 
 def new_chart(theme: Theme, size: tuple[float, float] = (7.6, 4.2)) -> tuple[Any, Any]:
@@ -34,9 +37,9 @@ def finish_chart(axes: Any, theme: Theme, *, title: str, x_label: str, y_label: 
     """Write title, labels and, where something is named, a legend; leave of the frame what is read."""
     axes.set_xlabel(x_label, color=theme.muted)
     axes.set_ylabel(y_label, color=theme.muted)
-    has_legend = bool(axes.get_legend_handles_labels()[1])
-    axes.set_title(title, color=theme.ink, loc="left", fontsize=11, pad=30 if has_legend else 12)
-    if has_legend:
+    rows = math.ceil(len(axes.get_legend_handles_labels()[1]) / _COLUMNS)
+    axes.set_title(title, color=theme.ink, loc="left", fontsize=11, pad=12 + 18 * rows)
+    if rows:
         style = {
             "frameon": False,
             "fontsize": 9,
@@ -44,7 +47,7 @@ def finish_chart(axes: Any, theme: Theme, *, title: str, x_label: str, y_label: 
             "handletextpad": 0.4,
             "borderaxespad": 0.0,
         }
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.01), ncols=4, columnspacing=1.6, **style)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.01), ncols=_COLUMNS, columnspacing=1.6, **style)
     axes.grid(axis="y", color=theme.muted, alpha=0.2, linewidth=0.8)
     axes.tick_params(colors=theme.muted, length=0)
     for side in ("top", "right", "left"):

@@ -121,6 +121,16 @@ def told_of_sokoban() -> list[str]:
     ]
 
 
+def cost_of_the_studies() -> str:
+    """What the README says of the CPU hours of all runs of both studies."""
+    runs = {run.settings_hash: run for file in PAGES for run in results_of(read_study(ROOT / file))}.values()
+    minutes = sorted(run.cpu_s / 60 for run in runs)
+    return (
+        f"{len(runs)} different runs took {sum(minutes) / 60:.0f} CPU hours, {minutes[0]:.0f} to {minutes[-1]:.0f} "
+        "minutes each"
+    )
+
+
 def level_rows() -> list[str]:
     """The README's other table: the mean of each method by world and turns, and its number of seeds."""
     rows = []
@@ -337,6 +347,7 @@ def test_readme_states_the_headline() -> None:
         assert sentence in " ".join(studies.split())
     for row in default_rows():
         assert row in (ROOT / "docs" / "paper_index.md").read_text(encoding="utf-8")
+    assert cost_of_the_studies() in " ".join(text.split())
     assert verdicts_at_one_rate() in " ".join(text.split())
     assert runs_below_their_start() in " ".join(text.split())
     assert lead_with_32_turns() in " ".join(studies.split())

@@ -121,9 +121,9 @@ def test_game_with_a_score_trains(make):
 
 
 @pytest.mark.slow
-def test_sampled_responses_train_too(make):
-    trainer = make(environment_factory=Tiles, reward_funcs=reward_score)
-    trainer.args.max_turn_length = 8
+def test_sampled_responses_train_too(make, tmp_path):
+    args = TurnPPOConfig(str(tmp_path / "run"), **{**SMALL, "max_turn_length": 8})
+    trainer = make(environment_factory=Tiles, reward_funcs=reward_score, args=args)
     trainer.train()
     assert logs(trainer)["sampling/logprob_gap_max"] < 1e-3 and logs(trainer)["tools/call_frequency"] == 0.0
 

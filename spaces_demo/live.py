@@ -19,6 +19,7 @@ from shop import shop_page
 from turnppo_hf.environments.webshop.environment import WebShop
 from turnppo_hf.evaluation.replay import ending
 from turnppo_hf.hub.agent_record import AgentRecord, resolve_environment
+from turnppo_hf.hub.files import EMBEDDED_MODELS
 from turnppo_hf.trajectory import StopReason, Trajectory, Turn
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 SOKOBAN, SHOP, OTHER = "Sokoban", "WebShop", "other"
 SYNTHETIC_NOTE = "A generated, synthetic shop: its scores compare with no published ones."
 
-# name -> folder in turnppo_hf/models, whose record is read without loading the networks
-_PACKAGED = {"tiny-trained": "sokoban_turnppo", "tiny": "sokoban_tiny", "tiny-webshop": "webshop_tiny"}
 _WORLDS = {"turnppo_hf/Sokoban-v0": SOKOBAN, "turnppo_hf/SokobanLarge-v0": SOKOBAN, "turnppo_hf/WebShop-v0": SHOP}
 _LOADING = threading.Lock()
 _LOADED: dict[str, TurnPPOAgent] = {}
@@ -168,15 +167,15 @@ def _limits_of(agent: LiveAgent) -> Limits:
 
 @cache
 def _record_of(agent: LiveAgent) -> AgentRecord:
-    if agent.model not in _PACKAGED:
+    if agent.model not in EMBEDDED_MODELS:
         return load_agent(agent.name).record
-    return AgentRecord.from_folder(str(files("turnppo_hf") / "models" / _PACKAGED[agent.model]))
+    return AgentRecord.from_folder(str(files("turnppo_hf") / "models" / EMBEDDED_MODELS[agent.model]))
 
 
 @cache
 def _environment_of(agent: LiveAgent) -> Callable[[], Any]:
     """Return what builds the agent's held-out environment."""
-    if agent.model not in _PACKAGED:
+    if agent.model not in EMBEDDED_MODELS:
         return load_agent(agent.name).environment()[1]
     return resolve_environment(_record_of(agent), None, {}, model=agent.model, is_local=True)[1]
 

@@ -24,11 +24,11 @@ from turnppo_hf.hub.agent_record import RECORD_FILE, AgentRecord, EnvironmentSou
 from turnppo_hf.hub.card.card import Published, prepare_release, render_card
 from turnppo_hf.hub.card.merge import is_ours, merge_cards
 from turnppo_hf.hub.client import create_repository, push_release, read_account
-from turnppo_hf.hub.files import CRITIC_FOLDER, agent_files, check_folder, copy_evidence
+from turnppo_hf.hub.files import CRITIC_FOLDER, EMBEDDED_MODELS, agent_files, check_folder, copy_evidence
 from turnppo_hf.models.actor_critic import ActorCritic
 from turnppo_hf.models.adapters import ADAPTER_CONFIG, check_mergeable, is_adapted
 from turnppo_hf.models.checkpoint import save_networks
-from turnppo_hf.models.pretrained import EMBEDDED_MODELS, find_model, load_agent_networks, load_tokenizer
+from turnppo_hf.models.pretrained import find_model, load_agent_networks, load_tokenizer
 from turnppo_hf.ppo.algorithms import ALGORITHMS
 from turnppo_hf.ppo.batch import stack
 from turnppo_hf.ppo.credit import Credit, critic_credit, record_credit

@@ -13,7 +13,8 @@ from turnppo_hf.environments import make_environment
 from turnppo_hf.evaluation.results import HeldOut, Package
 from turnppo_hf.hub.agent_record import RECORD_FILE, SCHEMA_VERSION, AgentRecord, Example, resolve_environment
 from turnppo_hf.hub.exceptions import ReleaseError
-from turnppo_hf.models.pretrained import EMBEDDED_MODELS, find_model
+from turnppo_hf.hub.files import EMBEDDED_MODELS
+from turnppo_hf.models.pretrained import find_model
 
 FULL = AgentRecord(
     package=Package(name="turnppo-hf", version="0.1.0", commit="abc+"),

@@ -23,11 +23,11 @@ from turnppo_hf.hub.client import (
     with_retries,
 )
 from turnppo_hf.hub.exceptions import PushError, ReleaseError
-from turnppo_hf.hub.files import CHECKPOINT_FILE, check_folder
+from turnppo_hf.hub.files import CHECKPOINT_FILE, EMBEDDED_MODELS, check_folder
 from turnppo_hf.hub.run_record import RunRecord, add_comparison, read_run
 from turnppo_hf.hub.secret_check import check_no_secrets
 from turnppo_hf.hub.trajectory_dataset import push_dataset, write_dataset
-from turnppo_hf.models.pretrained import EMBEDDED_MODELS, find_model
+from turnppo_hf.models.pretrained import find_model
 
 
 def make_card(folder: str, *, repo_id: str | None, compare: Sequence[str]) -> Path:

@@ -30,11 +30,11 @@ from turnppo_hf.evaluation.outcome import wilson_interval
 from turnppo_hf.evaluation.replay import describe_replay, shown_episode
 from turnppo_hf.evaluation.results import RESULTS_FILE, HeldOut, LearningPoint, RunResults
 from turnppo_hf.evaluation.summary import Summary, comparison_table, describe_openings, reference_players, summarize
-from turnppo_hf.hub.files import CRITIC_FOLDER
+from turnppo_hf.hub.files import CRITIC_FOLDER, EMBEDDED_MODELS
 from turnppo_hf.hub.run_record import EPISODES_FILE, TRAIN_CONFIG, package_version
 from turnppo_hf.models.adapters import ADAPTER_CONFIG, is_adapted, number_in, trained
 from turnppo_hf.models.critic_layers import depth_of
-from turnppo_hf.models.pretrained import EMBEDDED_MODELS, find_model
+from turnppo_hf.models.pretrained import find_model
 from turnppo_hf.ppo.algorithms import ALGORITHMS
 from turnppo_hf.redaction import redact, redact_text
 from turnppo_hf.rollout.parquet import save_trajectories

@@ -13,6 +13,8 @@ from typing import Any
 from turnppo_hf.hub.exceptions import ReleaseError
 
 CRITIC_FOLDER = "critic"
+# name -> folder in turnppo_hf/models
+EMBEDDED_MODELS = {"tiny": "sokoban_tiny", "tiny-webshop": "webshop_tiny", "tiny-trained": "sokoban_turnppo"}
 
 CHECKPOINT_FILE = "checkpoint.json"  # of a checkpoint, with settings and checksums of a run: for resuming alone
 # a pickle runs code where it is read; the rest is the trainer's own state, or other people's cache

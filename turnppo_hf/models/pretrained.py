@@ -20,12 +20,9 @@ from transformers.utils import logging
 
 from turnppo_hf.hub.client import fetch
 from turnppo_hf.hub.exceptions import ReleaseError
-from turnppo_hf.hub.files import CRITIC_FOLDER, check_is_model, read_json
+from turnppo_hf.hub.files import CRITIC_FOLDER, EMBEDDED_MODELS, check_is_model, read_json
 from turnppo_hf.models.adapters import ADAPTER_CONFIG, load_adapted
 from turnppo_hf.models.critic_layers import first_layers
-
-# name -> folder in turnppo_hf/models
-EMBEDDED_MODELS = {"tiny": "sokoban_tiny", "tiny-webshop": "webshop_tiny", "tiny-trained": "sokoban_turnppo"}
 
 
 def find_model(model: str, *, revision: str | None = None, **download: Any) -> Path:

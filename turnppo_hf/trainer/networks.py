@@ -19,7 +19,7 @@ from transformers import (
 
 from turnppo_hf._trl import create_model_from_path
 from turnppo_hf.generation.adapter_transfer import travels_alone
-from turnppo_hf.hub.files import check_critic
+from turnppo_hf.hub.files import EMBEDDED_MODELS, check_critic
 from turnppo_hf.models.actor_critic import ActorCritic, critic_from_actor, disable_dropout
 from turnppo_hf.models.adapters import (
     ADAPTER_CONFIG,
@@ -37,7 +37,7 @@ from turnppo_hf.models.adapters import (
     unadapted,
 )
 from turnppo_hf.models.critic_layers import depth_of
-from turnppo_hf.models.pretrained import EMBEDDED_MODELS, find_model
+from turnppo_hf.models.pretrained import find_model
 from turnppo_hf.trainer.first_rank_weights import load_on
 from turnppo_hf.trainer.memory_check import check_memory
 from turnppo_hf.trainer.turn_ppo_config import TurnPPOConfig
